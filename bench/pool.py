@@ -1,0 +1,105 @@
+"""The other end of :mod:`bench.worker`: starting providers' processes and talking to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .problem import Outputs
+from .registry import Case, Provider
+from .timing import Turn
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 300.0  # seconds for one answer
+
+
+class ProviderError(Exception):
+    """A provider could not do what it was asked; the message says why."""
+
+
+class Worker:
+    """A provider's process. A request is sent at once; :meth:`receive` waits for its answer."""
+
+    def __init__(self, provider: Provider, threads: int, scratch: Path) -> None:
+        self.provider = provider
+        self._results = scratch / f"{provider.name}.npz"
+        self._errors = scratch / f"{provider.name}.stderr"
+        with self._errors.open("w") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "bench.worker", provider.module, str(threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment(threads),
+            )
+
+    def send(self, do: str, **arguments: Any) -> None:
+        assert self._process.stdin
+        try:
+            print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # it died: receive() says why
+
+    def receive(self) -> dict[str, Any]:
+        """The answer to the oldest open request.
+
+        Raises:
+            ProviderError: the answer is an error, or the process ended or gave none in time.
+        """
+        assert self._process.stdout
+        watchdog = threading.Timer(PATIENCE, self._process.kill)
+        watchdog.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            watchdog.cancel()
+        if not line:
+            last = self._errors.read_text(errors="replace").strip().splitlines()[-1:]
+            raise ProviderError(f"process ended with status {self._process.wait()}: {''.join(last)}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ProviderError(answer["error"])
+        return answer
+
+    def send_prepare(self, case: Case, mode: str) -> None:
+        self.send("prepare", case=asdict(case), mode=mode, path=str(self._results))
+
+    def receive_outputs(self) -> Outputs:
+        """The arrays of the ``prepare`` that was sent."""
+        self.receive()
+        with np.load(self._results, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def time(self, mode: str, target: float) -> Turn:
+        self.send("time", mode=mode, target=target)
+        return Turn(**self.receive())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The same for every provider: thread counts, and a path that finds gpulstm whether installed or not."""
+    counts = (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "PJRT_NPROC",
+    )
+    path = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return (
+        os.environ
+        | dict.fromkeys(counts, str(threads))
+        | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(path)}
+    )

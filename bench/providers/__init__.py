@@ -1,0 +1,1 @@
+"""One module a provider; the interface is :class:`bench.registry.Provider`."""

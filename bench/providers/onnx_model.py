@@ -1,0 +1,43 @@
+"""The ONNX model that ONNX Runtime and OpenVINO run: one LSTM node, weights inside."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from ..problem import Problem
+
+INPUTS = ("x", "h0", "c0")
+OUTPUTS = ("y", "h", "c")
+
+
+def serialized(problem: Problem) -> bytes:
+    """Inputs x (T, B, I), h0, c0 (1, B, H); outputs y (T, 1, B, H), h, c (1, B, H)."""
+    steps, batch, hidden = problem.x.shape
+
+    def reordered(name: str) -> np.ndarray:
+        i, f, g, o = np.split(problem.params[name], 4)
+        return np.concatenate([i, o, f, g])[None]  # ONNX has the gates as i, o, f, c
+
+    weights = {
+        "W": reordered("weight_ih_l0"),
+        "R": reordered("weight_hh_l0"),
+        "bias": np.concatenate([reordered("bias_ih_l0"), reordered("bias_hh_l0")], axis=1),
+    }
+
+    def tensor(name: str, shape: tuple[int, ...]):  # type: ignore[no-untyped-def]
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    state = (1, batch, hidden)
+    node = helper.make_node(
+        "LSTM", ["x", "W", "R", "bias", "", "h0", "c0"], list(OUTPUTS), hidden_size=hidden
+    )
+    graph = helper.make_graph(
+        [node],
+        "lstm",
+        [tensor("x", problem.x.shape), tensor("h0", state), tensor("c0", state)],
+        [tensor("y", (steps, 1, batch, hidden)), tensor("h", state), tensor("c", state)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    return model.SerializeToString()

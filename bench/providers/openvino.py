@@ -1,0 +1,34 @@
+"""OpenVINO: the same ONNX model, read by its own front end; inputs set once, float32 kept as float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openvino
+
+from ..problem import Outputs, Problem, Runner
+from .onnx_model import INPUTS, OUTPUTS, serialized
+
+config: dict[str, Any] = {
+    "PERFORMANCE_HINT": "LATENCY",
+    "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
+    "NUM_STREAMS": 1,
+}
+
+
+def setup(threads: int) -> None:
+    config["INFERENCE_NUM_THREADS"] = threads
+
+
+def inference(problem: Problem) -> Runner:
+    core = openvino.Core()
+    model = core.read_model(model=serialized(problem), weights=b"")
+    request = core.compile_model(model, "CPU", config).create_infer_request()
+    for name in INPUTS:
+        request.set_tensor(name, openvino.Tensor(getattr(problem, name), shared_memory=True))
+
+    def outputs(_: Any) -> Outputs:
+        shapes = problem.outputs("inference")
+        return {name: request.get_tensor(name).data.reshape(shapes[name]) for name in OUTPUTS}
+
+    return request.infer, outputs

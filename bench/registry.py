@@ -1,0 +1,128 @@
+"""What is timed and who is timed: cases, modes and providers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MODES = ("inference", "training")
+SUBJECT = "gpulstm"  # the provider that the others are compared with
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer, I = H: ``batch`` sequences of ``steps`` steps with ``hidden`` units, in ``dtype``."""
+
+    batch: int
+    steps: int
+    hidden: int
+    dtype: str = "float32"
+
+    @property
+    def label(self) -> str:
+        return f"({self.batch},{self.steps},{self.hidden})"
+
+    @property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Shapes under torch's names."""
+        gates = 4 * self.hidden
+        return {
+            "weight_ih_l0": (gates, self.hidden),
+            "weight_hh_l0": (gates, self.hidden),
+            "bias_ih_l0": (gates,),
+            "bias_hh_l0": (gates,),
+        }
+
+    def flops(self, mode: str) -> int:
+        """Of the matrix products alone: two forward; for training the products with dgates, twice as many, too."""
+        forward = 2 * self.steps * self.batch * 4 * self.hidden * (self.hidden + self.hidden)
+        return forward if mode == "inference" else 3 * forward
+
+    @property
+    def resident_bytes(self) -> int:
+        """What a step reads again: the recurrent weights, and the input weights too where there is one step."""
+        return self._matrix_bytes * (2 if self.steps == 1 else 1)
+
+    def read_bytes(self, mode: str) -> int:
+        """The least that is read of weights: the recurrent ones every step, the input ones once; twice to train."""
+        forward = self._matrix_bytes * (self.steps + 1)
+        return forward if mode == "inference" else 2 * forward
+
+    @property
+    def _matrix_bytes(self) -> int:
+        return 4 * self.hidden * self.hidden * {"float32": 4}[self.dtype]
+
+
+CPU_GRID = tuple(
+    Case(*sizes)
+    for sizes in (
+        (1, 1, 128),
+        (1, 1, 512),
+        (1, 128, 256),
+        (16, 128, 256),
+        (64, 128, 256),
+        (64, 128, 512),
+        (32, 64, 1024),
+        (1, 256, 1024),
+        (256, 32, 128),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An LSTM that is timed: ``module`` builds it, ``requires`` are the packages it needs, ``modes`` what it does.
+
+    The module has ``setup(threads)``, called once, and for each mode a function of that name: given a
+    :class:`bench.problem.Problem` it returns ``call, outputs``. ``call()`` is what is timed and ends when its results
+    are there; ``outputs(result)`` turns what it returned into arrays under the names of :mod:`bench.problem`.
+    """
+
+    name: str
+    module: str
+    requires: tuple[str, ...]
+    modes: tuple[str, ...] = MODES
+
+
+CPU_PROVIDERS = {
+    provider.name: provider
+    for provider in (
+        Provider("gpulstm", "bench.providers.gpulstm", ("gpulstm",)),
+        Provider("torch", "bench.providers.torch", ("torch",)),
+        Provider(
+            "onnxruntime", "bench.providers.onnxruntime", ("onnxruntime", "onnx"), modes=("inference",)
+        ),
+        Provider("openvino", "bench.providers.openvino", ("openvino", "onnx"), modes=("inference",)),
+        Provider("jax", "bench.providers.jax", ("jax",)),
+    )
+}
+REFERENCE = Provider("reference", "bench.providers.reference", ("gpulstm",))
+
+
+def parse_case(text: str) -> Case:
+    """``"16,128,256"`` as a case.
+
+    Raises:
+        ValueError: not three positive integers.
+    """
+    try:
+        batch, steps, hidden = (int(part) for part in text.strip("()").split(","))
+    except ValueError:
+        raise ValueError(f"case: expected three integers B,T,H such as 16,128,256, got {text!r}") from None
+    if min(batch, steps, hidden) < 1:
+        raise ValueError(f"case: expected B, T and H of at least 1, got {text!r}")
+    return Case(batch, steps, hidden)
+
+
+def select(names: str | None, providers: dict[str, Provider]) -> list[Provider]:
+    """The providers of a comma-separated list, all for None, in the registry's order.
+
+    Raises:
+        ValueError: a name that is not registered; the message lists those that are.
+    """
+    if names is None:
+        return list(providers.values())
+    wanted = {name.strip() for name in names.split(",") if name.strip()}
+    unknown = sorted(wanted - providers.keys())
+    if unknown or not wanted:
+        raise ValueError(f"providers: unknown {unknown}, got {names!r}; known are {', '.join(providers)}")
+    return [provider for name, provider in providers.items() if name in wanted]

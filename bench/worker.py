@@ -1,0 +1,82 @@
+"""A provider's process: ``python -m bench.worker MODULE THREADS``, one JSON object a line in, one out.
+
+Between requests it is blocked in a read. Large results go through ``.npz`` files, never through a pickle.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .problem import Problem
+from .registry import Case
+from .timing import turn
+
+
+class Session:
+    """The provider's module and the callables of the case at hand."""
+
+    def __init__(self, module: str, threads: int) -> None:
+        self.provider = importlib.import_module(module)
+        self.provider.setup(threads)
+        self.calls: dict[str, Callable[[], Any]] = {}
+
+    def clear(self) -> dict[str, Any]:
+        """Forget the last case."""
+        self.calls = {}
+        return {}
+
+    def prepare(self, case: dict[str, Any], mode: str, path: str) -> dict[str, Any]:
+        """Build ``mode`` of ``case``, run it once and write what it returned to ``path``."""
+        call, outputs = getattr(self.provider, mode)(Problem.of(Case(**case)))
+        np.savez(Path(path), **outputs(call()))
+        self.calls[mode] = call
+        return {}
+
+    def time(self, mode: str, target: float) -> dict[str, Any]:
+        """One turn of the callable whose result :meth:`prepare` wrote."""
+        return asdict(turn(self.calls[mode], target))
+
+
+def main() -> None:
+    module, threads = sys.argv[1], int(sys.argv[2])
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints goes to stderr, not between the replies
+    limit_cores(threads)
+
+    def reply(answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=replies, flush=True)
+
+    def attempt(action: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
+        try:
+            return action(**arguments)
+        except Exception as error:  # the parent shows it beside the provider's name
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    try:
+        session = Session(module, threads)
+    except Exception as error:
+        reply({"error": f"{type(error).__name__}: {error}"})
+        return
+    reply({})
+    for line in sys.stdin:
+        request = json.loads(line)
+        reply(attempt(getattr(session, request.pop("do")), **request))
+
+
+def limit_cores(threads: int) -> None:
+    """Confine the process to ``threads`` cores: the one limit that every runtime heeds (Linux)."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Batches for truncated backpropagation: documents laid end to end and cut into lanes that run side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step's data, time-major: ``inputs`` and ``targets`` (T, B, ...).
+
+    ``fresh`` says that new sequences begin, so that no state is carried into them; ``lengths`` (B,) or None.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    fresh: bool = True
+    lengths: np.ndarray | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Steps of all sequences together."""
+        return int(self.inputs.shape[0] * self.inputs.shape[1] if self.lengths is None else self.lengths.sum())
+
+
+class Lanes:
+    """Endless (T, B) batches of bytes and of the bytes that follow them, lane b going on where it stopped.
+
+    Each epoch shuffles the documents, joins them with ``separator``, starts the ring so made at a random byte
+    and cuts it into ``batch`` lanes; the order depends on ``seed`` and the epoch's number alone.
+
+    Raises:
+        ValueError: ``batch`` or ``seq_len`` below 1, or less data than one batch takes.
+    """
+
+    def __init__(
+        self, documents: Sequence[bytes], batch: int, seq_len: int, *, seed: int = 0, separator: bytes = b"\0"
+    ) -> None:
+        for name, value in (("batch", batch), ("seq_len", seq_len)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        self._documents = [np.frombuffer(document + separator, np.uint8) for document in documents]
+        self._size = sum(map(len, self._documents))
+        self.batch, self.seq_len, self.seed = batch, seq_len, seed
+        self.steps_per_epoch = (self._size - 1) // batch // seq_len
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"data: too short: {self._size} bytes for training; expected more than batch {batch} × "
+                f"seq_len {seq_len} = {batch * seq_len}"
+            )
+        self.epoch = self._window = 0
+        self._shuffle()
+
+    def next(self) -> Batch:
+        """The next window of every lane; ``fresh`` at the start of an epoch."""
+        start = self._window * self.seq_len
+        window = self._lanes[:, start : start + self.seq_len + 1].T.astype(np.int64, order="C")
+        batch = Batch(window[:-1], window[1:], fresh=self._window == 0)
+        self._window += 1
+        if self._window == self.steps_per_epoch:
+            self.epoch, self._window = self.epoch + 1, 0
+            self._shuffle()
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, with what it is a position in; JSON holds it."""
+        return {
+            "epoch": self.epoch,
+            "window": self._window,
+            "bytes": self._size,
+            "batch": self.batch,
+            "seq_len": self.seq_len,
+            "seed": self.seed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the position of ``state_dict()``.
+
+        Raises:
+            ValueError: it is a position in other data, or in lanes of another size, order or number.
+        """
+        for name, value in self.state_dict().items():
+            if name not in ("epoch", "window") and state[name] != value:
+                raise ValueError(f"data position: made for {name} {state[name]}, expected {value}")
+        self.epoch, self._window = state["epoch"], state["window"]
+        self._shuffle()
+
+    def _shuffle(self) -> None:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self._documents))
+        ring = np.concatenate([self._documents[i] for i in order])
+        ring = np.roll(ring, -int(rng.integers(self._size)))
+        length = (self._size - 1) // self.batch
+        starts = range(0, self.batch * length, length)
+        self._lanes = np.stack([ring[at : at + length + 1] for at in starts])  # they share their border bytes

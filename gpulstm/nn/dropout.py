@@ -1,0 +1,49 @@
+"""Dropout: each element is zero with probability p while training, and untouched in inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import arrays, checks
+from .model import Layer, Params
+
+
+class Dropout(Layer):
+    """Zero elements with probability ``p`` and divide the others by 1 - p, in ``vjp`` only.
+
+    The mask comes from ``rng`` alone (a Generator, a seed, or None for a fresh one), so a seed repeats it exactly.
+
+    Raises:
+        ValueError: p outside [0, 1); x empty; dy of another shape than x.
+        TypeError: x that is neither float32 nor float64; dy of another dtype than x.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = checks.real(p, "p", "[0, 1)")
+        self.params = {}
+
+    def __call__(self, x: Any) -> np.ndarray:
+        return checks.array(x, "x", None, (...,))
+
+    def vjp(
+        self, x: Any, *, rng: Any = None
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, Params]]]:
+        x = checks.array(x, "x", None, (...,))
+        shape, dtype = x.shape, x.dtype
+        rng = arrays.generator(rng)
+        keep = rng.random(shape, dtype=np.float32) >= self.p if self.p else None
+
+        def masked(value: np.ndarray) -> np.ndarray:
+            if keep is None:
+                return value
+            result = np.multiply(value, keep, out=arrays.empty(shape, dtype))
+            result *= 1 / (1 - self.p)
+            return result
+
+        def pullback(dy: Any) -> tuple[np.ndarray, Params]:
+            return masked(checks.array(dy, "dy", dtype, shape)), {}
+
+        return masked(x), pullback

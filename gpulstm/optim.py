@@ -1,0 +1,428 @@
+"""Optimizers, gradient clipping and learning-rate schedules over dicts of arrays, with torch.optim's maths.
+
+An update runs over blocks that fit a core's cache: a parameter, its gradient and its moments cross memory once, and
+the scratch is two blocks, whatever the size of the model. Every operation is elementwise and correctly rounded, so a
+state that is saved and loaded goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import arrays, checks
+
+Params = dict[str, np.ndarray]
+
+BLOCK = 32768  # elements: 128 KiB of float32
+
+
+def _blocks(*operands: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """One-dimensional blocks of arrays of one shape, in any memory layout; all but the second are written to."""
+    access = [["readonly"] if i == 1 else ["readwrite"] for i in range(len(operands))]
+    flags: Any = ["external_loop", "buffered", "zerosize_ok"]
+    with np.nditer(operands, flags, access, buffersize=BLOCK) as blocks:  # type: ignore[arg-type]
+        for block in blocks:
+            yield block
+
+
+class Optimizer:
+    """Base of all optimizers: ``step(params, grads)`` updates the arrays of ``params`` in place.
+
+    ``lr`` may be set between steps, as a schedule does; ``steps`` counts the steps taken. State arrays (``slots``)
+    start as zeros on the first step, one a parameter and slot.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range.
+        TypeError: a hyper-parameter that is no number.
+    """
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, lr: float, weight_decay: float) -> None:
+        self.lr = lr
+        self.weight_decay = checks.real(weight_decay, "weight_decay", "[0, inf)")
+        self.steps = 0
+        self._state: dict[str, tuple[np.ndarray, ...]] = {}
+
+    @property
+    def lr(self) -> float:
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = checks.real(value, "lr", "[0, inf)")
+
+    def step(self, params: Params, grads: Mapping[str, np.ndarray]) -> None:
+        """Update ``params`` in place from ``grads``, which are only read; nothing changes if anything does not fit.
+
+        Raises:
+            ValueError: keys, shapes, or the state's shapes differ, or a parameter is read-only.
+            TypeError: a value that is no float32 or float64 array, or a gradient of another dtype.
+        """
+        self._check(params, grads)
+        if not self._state and self.slots:
+            self._state = {
+                name: tuple(np.zeros(value.shape, value.dtype) for _ in self.slots)
+                for name, value in params.items()
+            }
+        self.steps += 1
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite gradients do what arithmetic says
+            for name, param in params.items():
+                scratch = arrays.empty((2, min(BLOCK, param.size)), param.dtype)
+                for p, g, *state in _blocks(param, grads[name], *self._state.get(name, ())):
+                    a, b = scratch[:, : p.size]
+                    self._update(p, self._decay(p, g, b), a, *state)
+
+    def _update(self, p: np.ndarray, g: np.ndarray, a: np.ndarray, *state: np.ndarray) -> None:
+        """Step ``p`` and ``state`` by the gradient ``g``; ``a`` is scratch. All are 1-D blocks of one size."""
+        raise NotImplementedError
+
+    def _decay(self, p: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """The gradient with weight decay as an L2 penalty, in the scratch ``b`` if it is not ``g`` itself."""
+        if not self.weight_decay:
+            return g
+        np.multiply(p, self.weight_decay, out=b)
+        b += g
+        return b
+
+    def _check(self, params: Params, grads: Mapping[str, np.ndarray]) -> None:
+        _same_keys("grads", grads, params)
+        if self._state:
+            _same_keys("params", params, self._state)
+        for name, param in params.items():
+            _check_array(param, f"params[{name!r}]")
+            if not param.flags.writeable:
+                raise ValueError(f"params[{name!r}]: expected a writeable array, got a read-only one")
+            checks.array(grads[name], f"grads[{name!r}]", param.dtype, param.shape)
+            for slot, value in zip(self.slots, self._state.get(name, ()), strict=False):
+                if (value.shape, value.dtype) != (param.shape, param.dtype):
+                    raise ValueError(
+                        f"params[{name!r}]: expected {value.dtype} of shape {value.shape}, as the optimizer's {slot}, "
+                        f"got {param.dtype} of shape {param.shape}"
+                    )
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of the whole state: ``"step"`` (int64) and ``"lr"`` (float64), 0-d, and ``"<slot>/<parameter>"``."""
+        result = {"step": np.array(self.steps, np.int64), "lr": np.array(self.lr, np.float64)}
+        for i, slot in enumerate(self.slots):
+            result |= {f"{slot}/{name}": state[i].copy() for name, state in self._state.items()}
+        return result
+
+    def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
+        """Take over a copy of :meth:`state_dict`; nothing changes if anything does not fit.
+
+        Raises:
+            ValueError: keys missing or left over, as of another kind of optimizer, or shapes that differ.
+            TypeError: a value of the wrong dtype.
+        """
+        names = sorted({key.split("/", 1)[1] for key in state_dict if "/" in key})
+        keys = ["step", "lr", *(f"{slot}/{name}" for slot in self.slots for name in names)]
+        _same_keys(f"state_dict of {type(self).__name__}", state_dict, keys)
+        steps = checks.integer(_scalar(state_dict["step"]), "state_dict['step']", 0)
+        lr = checks.real(_scalar(state_dict["lr"]), "state_dict['lr']", "[0, inf)")
+        state = {}
+        for name in names:
+            values = [(f"state_dict['{slot}/{name}']", state_dict[f"{slot}/{name}"]) for slot in self.slots]
+            for key, value in values:
+                _check_array(value, key)
+                first = values[0][1]
+                checks.array(value, key, first.dtype, first.shape)
+            state[name] = tuple(value.copy() for _, value in values)
+        if steps and self.slots and not state:
+            raise ValueError(
+                f"state_dict: expected {self.slots} of every parameter after {steps} steps, got none"
+            )
+        self.steps, self.lr, self._state = steps, lr, state
+
+
+class SGD(Optimizer):
+    """``v = momentum·v + g; p -= lr·v``, or with Nesterov's look-ahead ``p -= lr·(g + momentum·v)``."""
+
+    def __init__(
+        self, lr: float = 0.01, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
+    ) -> None:
+        super().__init__(lr, weight_decay)
+        self.momentum = checks.real(momentum, "momentum", "[0, 1)")
+        if nesterov and not self.momentum:
+            raise ValueError(f"nesterov: expected a momentum above 0 with it, got momentum={momentum!r}")
+        self.nesterov = nesterov
+        self.slots = ("momentum_buffer",) if self.momentum else ()
+
+    def _update(self, p: np.ndarray, g: np.ndarray, a: np.ndarray, *state: np.ndarray) -> None:
+        for v in state:
+            v *= self.momentum
+            v += g
+            if self.nesterov:
+                np.multiply(v, self.momentum, out=a)
+                a += g
+                g = a
+            else:
+                g = v
+        np.multiply(g, self.lr, out=a)
+        p -= a
+
+
+class RMSProp(Optimizer):
+    """``s = alpha·s + (1 - alpha)·g²; p -= lr·g/(√s + eps)``, the quotient through a momentum buffer if asked."""
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+    ) -> None:
+        super().__init__(lr, weight_decay)
+        self.alpha = checks.real(alpha, "alpha", "[0, 1)")
+        self.eps = checks.real(eps, "eps", "[0, inf)")
+        self.momentum = checks.real(momentum, "momentum", "[0, 1)")
+        self.slots = ("square_avg", "momentum_buffer") if self.momentum else ("square_avg",)
+
+    def _update(self, p: np.ndarray, g: np.ndarray, a: np.ndarray, *state: np.ndarray) -> None:
+        s, *buffer = state
+        _average_square(s, g, self.alpha, a)
+        np.sqrt(s, out=a)
+        a += self.eps
+        np.divide(g, a, out=a)
+        for v in buffer:
+            v *= self.momentum
+            v += a
+            a[...] = v
+        a *= self.lr
+        p -= a
+
+
+class Adam(Optimizer):
+    """``m = β₁·m + (1 - β₁)·g; v = β₂·v + (1 - β₂)·g²; p -= lr·m̂/(√v̂ + eps)``, m̂ and v̂ freed of their bias.
+
+    Weight decay is an L2 penalty, part of the gradient; :class:`AdamW` decouples it.
+    """
+
+    slots = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(lr, weight_decay)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
+        self.betas = (
+            checks.real(betas[0], "betas[0]", "[0, 1)"),
+            checks.real(betas[1], "betas[1]", "[0, 1)"),
+        )
+        self.eps = checks.real(eps, "eps", "[0, inf)")
+
+    def _update(self, p: np.ndarray, g: np.ndarray, a: np.ndarray, *state: np.ndarray) -> None:
+        m, v = state
+        beta1, beta2 = self.betas
+        np.subtract(g, m, out=a)
+        a *= 1 - beta1
+        m += a
+        _average_square(v, g, beta2, a)
+        root = math.sqrt(1 - beta2**self.steps)  # moved from v̂ to eps and lr: one pass less
+        np.sqrt(v, out=a)
+        a += self.eps * root
+        np.divide(m, a, out=a)
+        a *= self.lr * root / (1 - beta1**self.steps)
+        p -= a
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: ``p *= 1 - lr·weight_decay`` before each step."""
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(lr, betas, eps, weight_decay)
+
+    def _decay(self, p: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:
+        p *= 1 - self.lr * self.weight_decay
+        return g
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW}
+
+
+def create(name: str, lr: float, **options: Any) -> Optimizer:
+    """The optimizer called ``name`` (a key of :data:`OPTIMIZERS`).
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: an option that this optimizer does not have.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {name!r}")
+    known = [option for option in inspect.signature(OPTIMIZERS[name]).parameters if option != "lr"]
+    for option in options:
+        if option not in known:
+            raise TypeError(f"{option}: no option of {name}; expected one of {', '.join(known)}")
+    return OPTIMIZERS[name](lr, **options)
+
+
+def clip_by_norm(grads: Params, max_norm: float) -> float:
+    """Scale ``grads`` in place so that their joint Euclidean norm is at most ``max_norm``; give the norm before.
+
+    A norm that is NaN or infinite is returned and the gradients are left alone. ``max_norm`` may be infinite.
+
+    Raises:
+        ValueError: max_norm not above 0, or gradients that must shrink and are read-only.
+        TypeError: a gradient that is no float32 or float64 array.
+    """
+    max_norm = checks.real(max_norm, "max_norm", "(0, inf]")
+    for name, gradient in grads.items():
+        _check_array(gradient, f"grads[{name!r}]")
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = math.sqrt(sum(_square_sum(gradient) for gradient in grads.values()))
+    if math.isfinite(norm) and norm > max_norm:
+        for name, gradient in grads.items():
+            if not gradient.flags.writeable:
+                raise ValueError(f"grads[{name!r}]: expected a writeable array, got a read-only one")
+        for gradient in grads.values():
+            gradient *= max_norm / norm
+    return norm
+
+
+class Schedule:
+    """A learning rate as a function of progress: ``schedule(progress)``, from 0 at the start to 1 at the end.
+
+    ``update(validation_loss)`` after each validation; ``state_dict`` and ``load_state_dict`` as an optimizer's. Only
+    :class:`Plateau` has a use for them.
+    """
+
+    def __init__(self, lr: float) -> None:
+        self.lr = checks.real(lr, "lr", "[0, inf)")
+
+    def __call__(self, progress: float = 0.0) -> float:
+        raise NotImplementedError
+
+    def update(self, validation_loss: float) -> None:
+        """Take note of a validation loss."""
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
+        _same_keys(f"state_dict of {type(self).__name__}", state_dict, ())
+
+
+class Constant(Schedule):
+    """Always ``lr``."""
+
+    def __call__(self, progress: float = 0.0) -> float:
+        return self.lr
+
+
+class Cosine(Schedule):
+    """From ``final·lr`` up to ``lr`` in a line over the share ``warmup``, then down to ``final·lr`` in half a cosine.
+
+    Progress past 1 stays at the end.
+    """
+
+    def __init__(self, lr: float, warmup: float = 0.02, final: float = 0.05) -> None:
+        super().__init__(lr)
+        self.warmup = checks.real(warmup, "warmup", "[0, 1)")
+        self.final = checks.real(final, "final", "[0, 1]")
+
+    def __call__(self, progress: float = 0.0) -> float:
+        progress = min(checks.real(progress, "progress", "[0, inf)"), 1.0)
+        if progress < self.warmup:
+            height = progress / self.warmup
+        else:
+            height = (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
+        return self.lr * (self.final + (1 - self.final) * height)
+
+
+class Plateau(Schedule):
+    """``lr``, times ``factor`` each time that more than ``patience`` validations in a row bring nothing better.
+
+    Better is below the best so far by more than ``threshold`` of its size, as torch's ReduceLROnPlateau; a NaN loss
+    is not better. The rate stays at or above ``minimum``.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        factor: float = 0.5,
+        patience: int = 2,
+        threshold: float = 1e-4,
+        minimum: float = 0.0,
+    ) -> None:
+        super().__init__(lr)
+        self.factor = checks.real(factor, "factor", "(0, 1)")
+        self.patience = checks.integer(patience, "patience", 0)
+        self.threshold = checks.real(threshold, "threshold", "[0, inf)")
+        self.minimum = checks.real(minimum, "minimum", "[0, inf)")
+        self.best = math.inf
+        self.bad = 0
+
+    def __call__(self, progress: float = 0.0) -> float:
+        return self.lr
+
+    def update(self, validation_loss: float) -> None:
+        margin = self.threshold * abs(self.best) if math.isfinite(self.best) else 0.0
+        if validation_loss < self.best - margin:
+            self.best, self.bad = float(validation_loss), 0
+            return
+        self.bad += 1
+        if self.bad > self.patience:
+            self.lr = min(self.lr, max(self.lr * self.factor, self.minimum))
+            self.bad = 0
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """``"lr"`` and ``"best"`` (float64) and ``"bad"`` (int64), 0-d."""
+        return {"lr": np.array(self.lr), "best": np.array(self.best), "bad": np.array(self.bad, np.int64)}
+
+    def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
+        _same_keys("state_dict of Plateau", state_dict, ("lr", "best", "bad"))
+        lr = checks.real(_scalar(state_dict["lr"]), "state_dict['lr']", "[0, inf)")
+        best = checks.real(_scalar(state_dict["best"]), "state_dict['best']", "[-inf, inf]")
+        self.bad = checks.integer(_scalar(state_dict["bad"]), "state_dict['bad']", 0)
+        self.lr, self.best = lr, best
+
+
+def _average_square(average: np.ndarray, g: np.ndarray, decay: float, a: np.ndarray) -> None:
+    """``average = decay·average + (1 - decay)·g²`` in place, with scratch ``a``."""
+    average *= decay
+    np.multiply(g, g, out=a)
+    a *= 1 - decay
+    average += a
+
+
+def _square_sum(value: np.ndarray) -> float:
+    """The sum of squares in float64, block by block: float32 would overflow from 1e19 on."""
+    flags: Any = ["external_loop", "buffered", "zerosize_ok"]
+    with np.nditer([value], flags, [["readonly"]], op_dtypes=["f8"], buffersize=8192) as blocks:
+        return sum(float(np.dot(block, block)) for block in blocks)
+
+
+def _scalar(value: Any) -> Any:
+    """What a 0-d array holds; anything else as it is, for the check that follows."""
+    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
+def _check_array(value: Any, name: str) -> None:
+    if not isinstance(value, np.ndarray) or value.dtype not in checks.FLOATS:
+        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"{name}: expected a float32 or float64 array, got {kind}")
+
+
+def _same_keys(name: str, given: Any, expected: Any) -> None:
+    missing, extra = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+    if missing or extra:
+        raise ValueError(
+            f"{name}: expected the keys {sorted(expected)}, got missing {missing}, unexpected {extra}"
+        )

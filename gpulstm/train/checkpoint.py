@@ -1,0 +1,237 @@
+"""Checkpoints: directories that are either whole or not there.
+
+``OUT/step-00001234/`` holds ``model.safetensors`` (parameters), ``training.safetensors`` (optimizer, carried
+state) and ``checkpoint.json`` (everything else, with size and SHA-256 of the other two). It is written under a
+temporary name beside its place, synced, and renamed: a process killed at any moment, or a disk that fills up,
+leaves the earlier checkpoints as they were and never half a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = "gpulstm-checkpoint"
+VERSION = 1
+MODEL, TRAINING, RECORD = "model.safetensors", "training.safetensors", "checkpoint.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_TEMPORARY = ".tmp-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, or that is missing, damaged or not what was expected."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What :func:`load` read: ``model`` and ``training`` arrays by name, ``record`` the JSON given to save."""
+
+    path: Path
+    step: int
+    model: dict[str, np.ndarray]
+    training: dict[str, np.ndarray]
+    record: dict[str, Any]
+    versions: dict[str, str]
+
+
+def save(
+    out: str | Path,
+    step: int,
+    model: Mapping[str, np.ndarray],
+    training: Mapping[str, np.ndarray],
+    record: Mapping[str, Any],
+    *,
+    keep: int = 3,
+    protect: Collection[int] = (),
+) -> Path:
+    """Write ``out/step-<step>`` and delete all but the last ``keep`` checkpoints and those in ``protect``.
+
+    ``record`` is whatever JSON can hold (no NaN). Leftovers of a killed run are cleared first.
+
+    Raises:
+        ValueError: ``keep`` below 1.
+        CheckpointError: the checkpoint exists already, a parameter is not finite, or the disk refused (full,
+            read-only, a file-size limit); checkpoints written earlier are untouched.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    if keep < 1:
+        raise ValueError(f"keep: expected at least 1, got {keep}")
+    out = Path(out)
+    target = out / f"step-{step:08d}"
+    if target.exists():
+        raise CheckpointError(f"{target}: there is a checkpoint of this step already; expected a new step")
+    _finite(model, target / MODEL)
+    _finite(training, target / TRAINING)
+    contents = {MODEL: to_bytes(dict(model)), TRAINING: to_bytes(dict(training))}
+    body = {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": step,
+        "versions": versions(),
+        "files": {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in contents.items()},
+        "record": dict(record),
+    }
+    body = json.loads(json.dumps(body, allow_nan=False))  # as it will be read, for the digest
+    contents[RECORD] = json.dumps(body | {"sha256": _digest_of(body)}, indent=1).encode()
+
+    temporary = out / f"{_TEMPORARY}{target.name}-{os.getpid()}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _clear(out)
+        temporary.mkdir()
+        for name, data in contents.items():
+            _write(temporary / name, data)
+        _sync_directory(temporary)
+        os.rename(temporary, target)
+        _sync_directory(out)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        size = sum(map(len, contents.values()))
+        raise CheckpointError(
+            f"{target}: could not be written: {error.strerror or error}; expected a writable directory with room "
+            f"for {size} bytes; earlier checkpoints are untouched"
+        ) from error
+    _prune(out, keep, protect)
+    return target
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read and verify the checkpoint at ``path``: a ``step-…`` directory, or a run's (its latest is taken).
+
+    Raises:
+        CheckpointError: nothing there, a file missing, cut short, altered or of another format or version, or
+            an array that is not finite; the message names the file, what it holds and what was expected.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    path = Path(path)
+    if not _NAME.fullmatch(path.name) and not (path / RECORD).exists():
+        found = latest(path)
+        if found is None:
+            state = "it holds none" if path.is_dir() else "there is no such directory"
+            raise CheckpointError(f"{path}: expected a checkpoint, or a directory with step-… ones; {state}")
+        path = found
+    body = _read_record(path / RECORD)
+    arrays = {}
+    for name in (MODEL, TRAINING):
+        file, expected = path / name, body["files"][name]
+        data = _read(file)
+        if len(data) != expected["bytes"]:
+            raise CheckpointError(f"{file}: holds {len(data)} bytes, expected {expected['bytes']} ({RECORD})")
+        if _digest(data) != expected["sha256"]:
+            raise CheckpointError(f"{file}: SHA-256 is {_digest(data)}, expected {expected['sha256']} ({RECORD})")
+        try:
+            arrays[name] = from_bytes(data)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file}: expected a safetensors file, got {error}") from error
+        _finite(arrays[name], file)
+    return Checkpoint(path, body["step"], arrays[MODEL], arrays[TRAINING], body["record"], body["versions"])
+
+
+def latest(out: str | Path) -> Path | None:
+    """The checkpoint of the highest step in ``out``, or None where there is none."""
+    found = _steps(Path(out))
+    return found[max(found)] if found else None
+
+
+def path_of(out: str | Path, step: int) -> Path:
+    """Where :func:`save` puts the checkpoint of ``step``."""
+    return Path(out) / f"step-{step:08d}"
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result can depend on; gpulstm's is "source" when it runs uninstalled."""
+    try:
+        own = metadata.version("gpulstm")
+    except metadata.PackageNotFoundError:
+        own = "source"
+    return {"gpulstm": own, "numpy": np.__version__, "python": platform.python_version()}
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(_read(file))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: expected JSON, got {error}") from error
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        found = body.get("format") if isinstance(body, dict) else type(body).__name__
+        raise CheckpointError(f"{file}: format is {found!r}, expected {FORMAT!r}")
+    if body.get("version") != VERSION:
+        raise CheckpointError(f"{file}: version is {body.get('version')!r}, expected {VERSION}")
+    digest = body.pop("sha256", None)
+    if digest != _digest_of(body):
+        raise CheckpointError(f"{file}: was altered: SHA-256 is {_digest_of(body)}, expected {digest}")
+    return body
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file}: could not be read: {error.strerror}; expected a checkpoint's file") from error
+
+
+def _finite(arrays: Mapping[str, np.ndarray], file: Path) -> None:
+    for name, value in arrays.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise CheckpointError(f"{file}: {name!r} holds NaN or infinite values; expected finite ones")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _digest_of(body: Mapping[str, Any]) -> str:
+    return _digest(json.dumps(body, sort_keys=True).encode())
+
+
+def _write(file: Path, data: bytes) -> None:
+    with open(file, "xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == "nt":  # a directory cannot be opened there; the rename is journalled
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _steps(out: Path) -> dict[int, Path]:
+    if not out.is_dir():
+        return {}
+    names = ((_NAME.fullmatch(entry.name), entry) for entry in out.iterdir() if entry.is_dir())
+    return {int(match[1]): entry for match, entry in names if match}
+
+
+def _prune(out: Path, keep: int, protect: Iterable[int]) -> None:
+    found = _steps(out)
+    kept = {*sorted(found)[-keep:], *protect}
+    for step in found.keys() - kept:
+        doomed = out / f"{_TEMPORARY}old-{found[step].name}"
+        os.rename(found[step], doomed)  # so that a deletion cut short leaves no half a checkpoint
+        shutil.rmtree(doomed)
+
+
+def _clear(out: Path) -> None:
+    for entry in out.iterdir():
+        if entry.name.startswith(_TEMPORARY + "step-") or entry.name.startswith(_TEMPORARY + "old-"):
+            shutil.rmtree(entry)

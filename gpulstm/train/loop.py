@@ -1,0 +1,421 @@
+"""The training loop: any task, truncated backpropagation through time, stoppable and resumable at every step.
+
+With a limit in steps or epochs a run is deterministic: killed at any moment and resumed, it ends with the same
+parameters, bit for bit, as one left alone (same machine, thread count and versions). With a limit in minutes
+the schedule follows the clock, so that no two runs are the same.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import optim
+from ..data.lanes import Batch
+from . import checkpoint
+from .progress import Progress, Writer, writers
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss, the gradient or a parameter became NaN or infinite; the last checkpoint is from before."""
+
+
+class Batches(Protocol):
+    """An endless source of batches whose position can be stored as JSON."""
+
+    epoch: int
+    steps_per_epoch: int
+
+    def next(self) -> Batch: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Task(Protocol):
+    """What is trained: a model, its data, what is minimised and what is measured.
+
+    ``config`` (JSON) is what must be the same for a run to be resumed: the model's shape, the data's digest.
+    ``model`` has ``params``, ``load_state_dict`` and ``vjp(x, state, lengths=, rng=)`` as ``nn.Sequential``.
+    ``validate()`` gives {"loss": ..., metric: ...}; plateau and early stopping follow the loss.
+    """
+
+    config: Mapping[str, Any]
+    model: Any
+    batches: Batches
+    metric: str
+
+    def loss(self, output: Any, targets: Any) -> tuple[float, Any]: ...
+    def validate(self) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: ``reason`` is "finished", "stopped early" or "interrupted".
+
+    ``checkpoint`` is the last one, or the best validated one when early stopping is on (None without ``out``);
+    ``tokens_per_second`` counts training steps only and leaves out each process's first, which compiles.
+    """
+
+    reason: str
+    step: int
+    epoch: int
+    seconds: float
+    tokens_per_second: float
+    loss: float
+    validation: dict[str, float]
+    checkpoint: Path | None
+
+
+class Trainer:
+    """Trains ``task`` with ``optimizer``, whose ``lr`` follows ``schedule`` (None leaves it as it is).
+
+    clip: largest norm of the gradient, or None. seed: of dropout. out: directory of checkpoints and metrics
+    (None writes nothing). save_every, validate_every: in steps, 0 for never (with ``out`` the first and the
+    last state are saved in any case). keep: how many checkpoints stay. patience: validations without a better
+    loss after which training stops; the best checkpoint then stays too. metrics: formats, see
+    :func:`gpulstm.train.progress.writers`. settings: JSON that the checkpoint carries for the caller.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        optimizer: Any,
+        schedule: Any = None,
+        *,
+        clip: float | None = 1.0,
+        seed: int = 0,
+        out: str | Path | None = None,
+        save_every: int = 0,
+        keep: int = 3,
+        validate_every: int = 0,
+        patience: int | None = None,
+        metrics: Sequence[str] = ("jsonl",),
+        settings: Mapping[str, Any] | None = None,
+        shown: bool = True,
+    ) -> None:
+        for name, value, least in (
+            ("save_every", save_every, 0),
+            ("validate_every", validate_every, 0),
+            ("keep", keep, 1),
+            ("patience", patience, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip: expected a positive norm or None, got {clip}")
+        if patience is not None and validate_every == 0:
+            raise ValueError(f"patience: {patience} needs validation, expected validate_every above 0, got 0")
+        self.task, self.optimizer, self.schedule = task, optimizer, schedule
+        self.clip, self.out = clip, None if out is None else Path(out)
+        self.save_every, self.keep = save_every, keep
+        self.validate_every, self.patience = validate_every, patience
+        self.metrics, self.settings, self.shown = metrics, dict(settings or {}), shown
+        self.rng = np.random.default_rng(seed)
+        self.step = 0
+        self.state: Any = None  # of the recurrent layers, carried from window to window
+        self.loss = math.nan
+        self.validation: dict[str, float] = {}
+        self._best: float | None = None
+        self._best_step = self._waited = 0
+        self._elapsed = 0.0
+        self._timed_tokens, self._timed_seconds = 0, 0.0
+        self._saved: int | None = None
+
+    def run(
+        self, *, steps: int | None = None, epochs: float | None = None, minutes: float | None = None
+    ) -> Result:
+        """Train up to a limit, counted from the run's very beginning, and say how it ended.
+
+        Ctrl-C finishes the step, saves and returns "interrupted"; a second one raises KeyboardInterrupt.
+
+        Raises:
+            ValueError: not exactly one limit, or one that is not positive.
+            TrainingDiverged: a loss, gradient or parameter that is not finite; no update is made of it.
+            CheckpointError: a checkpoint could not be written.
+        """
+        limit = _Limit.of(steps, epochs, minutes, self.task.batches.steps_per_epoch)
+        validations = ["validation_loss", f"validation_{self.task.metric}"]
+        columns = ["step", "epoch", "loss", "gradient_norm", "lr", "tokens_per_second", "seconds", *validations]
+        with ExitStack() as stack:
+            log: list[Writer] = []
+            if self.out is not None:
+                if self._saved is None:  # so that --resume works from here on, and a full disk shows at once
+                    self.save()
+                log = writers(self.metrics, self.out, columns, self.step)
+                for writer in log:
+                    stack.enter_context(closing(writer))
+            bar = stack.enter_context(
+                closing(
+                    Progress(
+                        steps=limit.steps,
+                        minutes=limit.minutes,
+                        step=self.step,
+                        elapsed=self._elapsed,
+                        shown=self.shown,
+                    )
+                )
+            )
+            interrupt = stack.enter_context(_Interrupt())
+            begun = time.perf_counter() - self._elapsed
+            first = self.step
+            while True:
+                self._elapsed = time.perf_counter() - begun
+                if limit.progress(self.step, self._elapsed) >= 1:
+                    reason = "finished"
+                    break
+                if self.patience is not None and self._waited >= self.patience:
+                    reason = "stopped early"
+                    break
+                if interrupt.seen:
+                    reason = "interrupted"
+                    break
+                row = self._advance(limit.progress(self.step + 1, self._elapsed), warm=self.step > first)
+                self._elapsed = row["seconds"] = time.perf_counter() - begun
+                if self.validate_every and self.step % self.validate_every == 0:
+                    row |= self._validate()
+                for writer in log:
+                    writer.write(row)
+                shown = {"loss": self.loss, "tokens/s": row["tokens_per_second"]}
+                if self.validation:
+                    shown[self.task.metric] = self.validation[self.task.metric]
+                bar.update(self.step, self._elapsed, shown)
+                if self.save_every and self.step % self.save_every == 0:
+                    self._save_with(log)
+            if self._saved != self.step:
+                self._save_with(log)
+        return Result(
+            reason,
+            self.step,
+            self.task.batches.epoch,
+            self._elapsed,
+            self._timed_tokens / self._timed_seconds if self._timed_seconds else 0.0,
+            self.loss,
+            dict(self.validation),
+            self._result_path(),
+        )
+
+    def save(self) -> Path:
+        """Write a checkpoint of this step to ``out``, from which :meth:`resume` goes on exactly.
+
+        Raises:
+            ValueError: there is no ``out``.
+            TrainingDiverged: a parameter is not finite.
+            CheckpointError: it could not be written.
+        """
+        if self.out is None:
+            raise ValueError("out: None; expected a directory to save to")
+        for name, value in self.task.model.params.items():
+            if not np.isfinite(value).all():
+                raise TrainingDiverged(self._diverged(f"parameter {name!r} is not finite"))
+        arrays = {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
+        arrays |= _flatten(self.state, "state")
+        schedule = getattr(self.schedule, "state_dict", dict)()
+        record = {
+            "config": dict(self.task.config),
+            "settings": self.settings,
+            "rng": self.rng.bit_generator.state,
+            "data": self.task.batches.state_dict(),
+            "schedule": schedule,
+            "early_stopping": {"best": self._best, "best_step": self._best_step, "waited": self._waited},
+            "elapsed": self._elapsed,
+            "timed": [self._timed_tokens, self._timed_seconds],
+            "loss": None if math.isnan(self.loss) else self.loss,
+            "validation": self.validation,
+        }
+        best = [self._best_step] if self.patience is not None else []
+        path = checkpoint.save(
+            self.out, self.step, self.task.model.params, arrays, record, keep=self.keep, protect=best
+        )
+        self._saved = self.step
+        return path
+
+    def resume(self, saved: checkpoint.Checkpoint) -> None:
+        """Go on from ``saved``: parameters, optimizer, dropout's generator, data position, carried state.
+
+        Raises:
+            CheckpointError: it is of another model, other data or another optimizer.
+        """
+        record_file = saved.path / checkpoint.RECORD
+        record = saved.record
+        for name, value in self.task.config.items():
+            found = record["config"].get(name)
+            if found != value:
+                raise checkpoint.CheckpointError(f"{record_file}: made with {name} {found!r}, expected {value!r}")
+        prefix = "optimizer."
+        optimizer = {k.removeprefix(prefix): v for k, v in saved.training.items() if k.startswith(prefix)}
+        for file, load, value in (
+            (record_file, self.task.batches.load_state_dict, record["data"]),
+            (saved.path / checkpoint.MODEL, self.task.model.load_state_dict, saved.model),
+            (saved.path / checkpoint.TRAINING, self.optimizer.load_state_dict, optimizer),
+        ):
+            try:
+                load(value)
+            except (ValueError, TypeError, KeyError) as error:
+                raise checkpoint.CheckpointError(f"{file}: does not fit this run: {error}") from error
+        if record["schedule"] and hasattr(self.schedule, "load_state_dict"):
+            self.schedule.load_state_dict(record["schedule"])
+        self.rng.bit_generator.state = record["rng"]
+        self.state = _nest(saved.training, "state")
+        self.step = self._saved = saved.step
+        self.loss = math.nan if record["loss"] is None else record["loss"]
+        self.validation = record["validation"]
+        early = record["early_stopping"]
+        self._best, self._best_step, self._waited = early["best"], early["best_step"], early["waited"]
+        self._elapsed = record["elapsed"]
+        self._timed_tokens, self._timed_seconds = record["timed"]
+
+    def _advance(self, progress: float, warm: bool) -> dict[str, float]:
+        """One update; what it was like."""
+        started = time.perf_counter()
+        if self.schedule is not None:
+            self.optimizer.lr = self.schedule(progress)
+        batch = self.task.batches.next()
+        state = None if batch.fresh else self.state
+        model = self.task.model
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for below, with a message that helps
+            (output, state), pullback = model.vjp(batch.inputs, state, lengths=batch.lengths, rng=self.rng)
+            loss, doutput = self.task.loss(output, batch.targets)
+            if not math.isfinite(loss):
+                raise TrainingDiverged(self._diverged(f"the loss is {loss}"))
+            _, _, grads = pullback(doutput)
+            norm = optim.clip_by_norm(grads, math.inf if self.clip is None else self.clip)
+            if not math.isfinite(norm):
+                raise TrainingDiverged(self._diverged(f"the norm of the gradient is {norm}, the loss {loss:.4g}"))
+            self.optimizer.step(model.params, grads)
+        self.state, self.loss = state, float(loss)
+        self.step += 1
+        seconds = time.perf_counter() - started
+        if warm:
+            self._timed_tokens += batch.tokens
+            self._timed_seconds += seconds
+        return {
+            "step": self.step,
+            "epoch": self.task.batches.epoch,
+            "loss": self.loss,
+            "gradient_norm": float(norm),
+            "lr": float(self.optimizer.lr),
+            "tokens_per_second": round(batch.tokens / seconds, 1),
+        }
+
+    def _validate(self) -> dict[str, float]:
+        self.validation = self.task.validate()
+        loss = self.validation["loss"]
+        if hasattr(self.schedule, "update"):
+            self.schedule.update(loss)
+        if self._best is None or loss < self._best:
+            self._best, self._best_step, self._waited = loss, self.step, 0
+            if self.patience is not None and self.out is not None:
+                self.save()
+        else:
+            self._waited += 1
+        return {f"validation_{name}": value for name, value in self.validation.items()}
+
+    def _save_with(self, log: Sequence[Writer]) -> None:
+        if self.out is None or self._saved == self.step:
+            return
+        for writer in log:
+            writer.flush()
+        self.save()
+
+    def _result_path(self) -> Path | None:
+        if self.out is None:
+            return None
+        best = checkpoint.path_of(self.out, self._best_step)
+        if self.patience is not None and self._best is not None and best.is_dir():
+            return best
+        return checkpoint.path_of(self.out, self.step)
+
+    def _diverged(self, cause: str) -> str:
+        kept = None if self.out is None else checkpoint.latest(self.out)
+        saved = f"the last good checkpoint is {kept}" if kept else "nothing was saved"
+        return (
+            f"training diverged after step {self.step}: {cause}, expected a finite value (learning rate "
+            f"{self.optimizer.lr:.3g}, loss before {self.loss:.4g}); no update was made of it; {saved}; "
+            f"go on with a lower learning rate or a smaller clip"
+        )
+
+
+@dataclass(frozen=True)
+class _Limit:
+    steps: int | None
+    minutes: float | None
+
+    @classmethod
+    def of(
+        cls, steps: int | None, epochs: float | None, minutes: float | None, steps_per_epoch: int
+    ) -> _Limit:
+        given = {n: v for n, v in (("steps", steps), ("epochs", epochs), ("minutes", minutes)) if v is not None}
+        if len(given) != 1:
+            raise ValueError(f"limit: expected one of steps, epochs and minutes, got {given or 'none'}")
+        for name, value in given.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a positive number, got {value}")
+        if epochs is not None:
+            steps = max(1, round(epochs * steps_per_epoch))
+        return cls(steps, minutes)
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """The share of the run that is over; 1 or more at its end."""
+        if self.minutes is not None:
+            return elapsed / (60 * self.minutes)
+        assert self.steps is not None
+        return step / self.steps
+
+
+class _Interrupt:
+    """Notes the first Ctrl-C instead of raising; the second raises. Does nothing outside the main thread, or
+    where the signal is ignored already (as under nohup)."""
+
+    seen = False
+
+    def __enter__(self) -> _Interrupt:
+        self._before = signal.getsignal(signal.SIGINT)
+        self._active = (
+            threading.current_thread() is threading.main_thread() and self._before is not signal.SIG_IGN
+        )
+        if self._active:
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._active:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.seen:
+            raise KeyboardInterrupt
+        self.seen = True
+
+
+def _flatten(state: Any, name: str) -> dict[str, np.ndarray]:
+    """Nested tuples of arrays as a flat dict: "state.0.1" is ``state[0][1]``."""
+    if state is None:
+        return {}
+    if isinstance(state, np.ndarray):
+        return {name: state}
+    flat: dict[str, np.ndarray] = {}
+    for index, part in enumerate(state):
+        flat |= _flatten(part, f"{name}.{index}")
+    return flat
+
+
+def _nest(flat: Mapping[str, np.ndarray], name: str) -> Any:
+    """The inverse of :func:`_flatten`; None where nothing has that name."""
+    if name in flat:
+        return flat[name]
+    parts = []
+    while (part := _nest(flat, f"{name}.{len(parts)}")) is not None:
+        parts.append(part)
+    return tuple(parts) or None

@@ -1,0 +1,122 @@
+"""How kernels are compiled: cached on disk where that is possible, and specialised on the cell.
+
+A walk takes the cell as an ordinary argument. To Numba its type is :class:`CellType`, which carries the cell's name
+and a digest of the sources that decide the machine code; the disk cache is keyed on argument types, so an edited cell
+or tile is compiled anew (Numba itself watches only the file that holds the kernel).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit, types
+from numba.extending import (
+    NativeValue,
+    models,
+    overload,
+    overload_attribute,
+    register_model,
+    typeof_impl,
+    unbox,
+)
+
+from ..cells import Cell
+
+# 'contract' lets a*b + c become one fused multiply-add; nothing else is relaxed, so NaN and infinities stay.
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` at its first call, cached on disk unless no folder can hold the cache."""
+    try:
+        return njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # "no locator available": a read-only install without a writable home
+        return njit(**OPTIONS)(function)
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` as a part of the kernels that call it."""
+    return njit(**OPTIONS)(function)
+
+
+class CellType(types.Type):
+    """The Numba type of one cell."""
+
+    def __init__(self, name: str, digest: str) -> None:
+        self.cell_name, self.digest = name, digest
+        super().__init__(name=f"Cell({name}, {digest})")
+
+    @property
+    def cell(self) -> Cell:
+        return _cells[self.name]
+
+
+_cells: dict[str, Cell] = {}
+register_model(CellType)(models.OpaqueModel)
+
+
+@functools.cache
+def _cell_type(cell: Cell) -> CellType:
+    digest = hashlib.blake2b(repr(cell).encode(), digest_size=8)
+    here = Path(__file__).parent
+    for path in [*sorted(here.glob("*.py")), Path(inspect.getfile(cell.module))]:
+        digest.update(path.read_bytes())
+    typ = CellType(cell.name, digest.hexdigest())
+    _cells[typ.name] = cell
+    return typ
+
+
+@typeof_impl.register(Cell)
+def _typeof_cell(value: Cell, context: Any) -> CellType:
+    return _cell_type(value)
+
+
+@unbox(CellType)
+def _unbox_cell(typ: CellType, value: Any, context: Any) -> NativeValue:
+    return NativeValue(context.context.get_dummy_value())
+
+
+def _count(attribute: str, count: Callable[[Cell], int]) -> None:
+    @overload_attribute(CellType, attribute)
+    def constant(cell):
+        value = count(cell.cell)
+        return lambda cell: value
+
+
+_count("n_gates", lambda cell: len(cell.gates))
+_count("n_states", lambda cell: len(cell.states))
+_count("n_saved", lambda cell: cell.saved)
+
+
+def cell_forward(cell: Cell, gates: Any, states: Any) -> Any:
+    """``cell``'s forward, callable from a kernel."""
+    return cell.module.forward(gates, states)
+
+
+def cell_backward(
+    cell: Cell, dh: Any, dstates: Any, h: Any, saved: Any, states: Any, previous: Any
+) -> Any:
+    """``cell``'s backward, callable from a kernel."""
+    return cell.module.backward(dh, dstates, h, saved, states, previous)
+
+
+# Numba wants an overload's parameters to be those of its implementation, annotations included: hence none.
+
+
+@overload(cell_forward)
+def _cell_forward(cell, gates, states):
+    function = inline(cell.cell.module.forward)
+    return lambda cell, gates, states: function(gates, states)
+
+
+@overload(cell_backward)
+def _cell_backward(cell, dh, dstates, h, saved, states, previous):
+    function = inline(cell.cell.module.backward)
+    return lambda cell, dh, dstates, h, saved, states, previous: function(
+        dh, dstates, h, saved, states, previous
+    )

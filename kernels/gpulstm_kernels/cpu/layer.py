@@ -1,0 +1,225 @@
+"""The backend: one layer, both directions, as :mod:`gpulstm_kernels.reference` describes it, float32 and float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..cells import Cell
+from ..memory import empty, zeros
+from . import gemm, sequence
+from .sequence import Plan, Scratch, Tape, Weights
+from .threads import crew
+from .tile import ROWS, WIDTH, panel_vectors
+from .vector import lanes
+
+_PACKS_FROM = 16  # rows of input from which packing the weights pays
+_CHUNK_ROWS = 384  # rows of input that one pass projects: enough to reuse a panel, few enough to stay in the cache
+_WORTH_A_THREAD = 4_000_000  # multiply-adds below which waking a thread costs more than it brings
+_READ_COST = 8  # multiply-adds in the time it takes to read one weight
+_SHARED_FROM = 1 << 19  # bytes of recurrent weights from which threads share them rather than the batch
+
+
+class LayerTape(NamedTuple):
+    """What :func:`layer_forward` keeps for :func:`layer_backward`."""
+
+    cell: Cell
+    x: np.ndarray
+    lengths: np.ndarray
+    weights: list[Weights]
+    names: list[tuple[str, ...]]
+    plans: list[Plan]
+    tapes: list[Tape]
+
+
+def thread_split(cell: Cell, steps: int, batch: int, weights: Weights, directions: int) -> tuple[int, bool]:
+    """How many threads a call is worth, and whether each direction's threads split the batch (else the units)."""
+    read = weights.ih.size + weights.hh.size + weights.hr.size
+    work = steps * read * max(batch, _READ_COST) * directions
+    at_most = max(1, work // _WORTH_A_THREAD)
+    team = max(1, min(crew.size, at_most) // directions)
+    across = WIDTH * lanes(weights.hh.dtype)
+    can_share = -(-(weights.hh.shape[0] // len(cell.gates)) // across) >= team
+    by_batch = batch >= team and not (can_share and weights.hh.nbytes >= _SHARED_FROM)
+    return at_most, by_batch or not can_share
+
+
+def layer_forward(
+    cell: Cell,
+    x: np.ndarray,
+    state: tuple[np.ndarray, ...],
+    weights: Sequence[Mapping[str, np.ndarray]],
+    lengths: np.ndarray | None,
+    keep: bool,
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], LayerTape]:
+    """See :func:`gpulstm_kernels.reference.layer_forward`. ``y`` is a view of the tape's ``ys``."""
+    steps, batch, inputs = x.shape
+    dtype, directions = x.dtype, len(weights)
+    n_gates, width = len(cell.gates), panel_vectors(len(cell.gates)) * lanes(dtype)
+    own = [_weights(cell, w, width) for w in weights]
+    hidden, outputs = own[0].hh.shape[0] // n_gates, own[0].hh.shape[1]
+    projected = own[0].hr.size > 0
+    padded = -(-hidden // width) * width
+    kept = steps if keep else 0
+    at_most, by_batch = thread_split(cell, steps, batch, own[0], directions)
+    packs = steps * batch >= _PACKS_FROM
+    chunk = min(steps, max(1, -(-_CHUNK_ROWS // batch)))
+    lengths = np.full(batch, steps, np.int64) if lengths is None else lengths
+
+    ys = empty((steps + 2, batch, directions * outputs), dtype)
+    plans, tapes, gates, scratch = [], [], [], []
+    for d, w in enumerate(own):
+        plan = Plan(d == 1, d * outputs, keep, packs, by_batch)
+        states = empty((len(cell.states), kept + 1, batch, padded), dtype)
+        first = kept if plan.reverse else 0
+        states[:, first, :, hidden:] = 0
+        for k, initial in enumerate(state[1:]):
+            states[k, first, :, :hidden] = initial[d]
+        ys[steps + 1 if plan.reverse else 0, :, plan.column : plan.column + outputs] = state[0][d]
+        saved = empty((kept, batch, padded * cell.saved), dtype)
+        tapes.append(Tape(ys, states, saved, empty(((kept or 1) * projected, batch, hidden), dtype)))
+        plans.append(plan)
+        gates.append(empty((chunk, batch, padded * n_gates), dtype))
+        scratch.append(
+            Scratch(
+                empty(padded * n_gates * inputs * packs, dtype),
+                empty(padded * n_gates * outputs * packs, dtype),
+                empty(_padded(outputs, dtype) * hidden * projected, dtype),
+                _edges(dtype),
+            )
+        )
+
+    def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
+        sequence.forward(
+            cell, x, own[d], lengths, tapes[d], gates[d], scratch[d], plans[d], rank, size, barrier
+        )
+
+    _in_teams(walk, directions, at_most)
+    final = (np.stack([ys[1 if p.reverse else steps, :, p.column : p.column + outputs] for p in plans]),)
+    for k in range(len(cell.states)):
+        last = [tape.states[k, 0 if p.reverse else kept, :, :hidden] for tape, p in zip(tapes, plans, strict=True)]
+        final += (np.stack(last),)
+    names = [tuple(w) for w in weights]
+    return ys[1:-1], final, LayerTape(cell, x, lengths, own, names, plans, tapes)
+
+
+def layer_backward(
+    tape: LayerTape, dy: np.ndarray, dstate: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], list[dict[str, np.ndarray]]]:
+    """See :func:`gpulstm_kernels.reference.layer_backward`."""
+    cell, x, plans, own = tape.cell, tape.x, tape.plans, tape.weights
+    steps, batch, inputs = x.shape
+    dtype, directions, n_gates = x.dtype, len(own), len(cell.gates)
+    hidden, outputs = own[0].hh.shape[0] // n_gates, own[0].hh.shape[1]
+    width = panel_vectors(n_gates) * lanes(dtype)
+    padded = -(-hidden // width) * width
+    projected = own[0].hr.size > 0
+    at_most, _ = thread_split(cell, steps, batch, own[0], directions)
+
+    dh, dstates, dgates, dprojected, dhidden, scratch = [], [], [], [], [], []
+    for d in range(directions):
+        dh.append(empty((1, batch, outputs), dtype))
+        dh[d][0] = dstate[0][d]
+        dstates.append(zeros((len(cell.states), 1, batch, padded), dtype))
+        for k, final in enumerate(dstate[1:]):
+            dstates[d][k, 0, :, :hidden] = final[d]
+        dgates.append(empty((steps, batch, padded * n_gates), dtype))
+        dprojected.append(empty((steps * projected, batch, outputs), dtype))
+        dhidden.append(empty((1 * projected, batch, hidden), dtype))
+        nothing = empty(0, dtype)
+        hh = empty(_padded(outputs, dtype) * padded * n_gates, dtype)
+        hr = empty(_padded(hidden, dtype) * outputs * projected, dtype)
+        scratch.append(Scratch(nothing, hh, hr, _edges(dtype)))
+
+    def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
+        sequence.backward(
+            cell,
+            dy,
+            own[d],
+            tape.lengths,
+            tape.tapes[d],
+            dh[d],
+            dstates[d],
+            dgates[d],
+            dprojected[d],
+            dhidden[d],
+            scratch[d],
+            plans[d],
+            rank,
+            size,
+            barrier,
+        )
+
+    _in_teams(walk, directions, at_most)
+
+    rows, across = steps * batch, padded * n_gates
+    dx = zeros((rows, inputs), dtype)
+    grads = []
+    for d, plan in enumerate(plans):
+        of_gates = dgates[d].reshape(-1)
+        gemm.multiply(dx, dgates[d].reshape(rows, across), own[d].ih, gates=n_gates, width=width)
+        dih, dbias = gemm.outer(of_gates, x.reshape(-1), rows, across, inputs, (0, across), (0, inputs))
+        ys = tape.tapes[d].ys
+        before = (2 if plan.reverse else 0) * batch * ys.shape[2] + plan.column
+        dhh, _ = gemm.outer(of_gates, ys.reshape(-1), rows, across, outputs, (0, across), (before, ys.shape[2]))
+        grad = {
+            "weight_ih": _from_panels(dih, n_gates, hidden, width),
+            "weight_hh": _from_panels(dhh, n_gates, hidden, width),
+        }
+        if "bias_ih" in tape.names[d]:
+            grad["bias_ih"] = _from_panels(dbias[:, None], n_gates, hidden, width)[:, 0]
+            grad["bias_hh"] = grad["bias_ih"].copy()
+        if projected:
+            flat, through = dprojected[d].reshape(-1), tape.tapes[d].hidden.reshape(-1)
+            dhr, _ = gemm.outer(flat, through, rows, outputs, hidden, (0, outputs), (0, hidden))
+            grad["weight_hr"] = np.ascontiguousarray(dhr)
+        grads.append(grad)
+    initial = (np.stack([value[0] for value in dh]),)
+    for k in range(len(cell.states)):
+        initial += (np.stack([value[k, 0, :, :hidden] for value in dstates]),)
+    return dx.reshape(x.shape), initial, grads
+
+
+def _in_teams(walk: Callable[[int, int, int, np.ndarray], None], directions: int, at_most: int) -> None:
+    """Walk every direction: each by a team of its own where there are threads for it, else one after the other."""
+
+    def share(rank: int, size: int, barrier: np.ndarray) -> None:
+        if size < directions:
+            for d in range(directions):
+                walk(d, 0, 1, barrier[d])
+            return
+        team = size // directions
+        if rank < team * directions:
+            walk(rank % directions, rank // directions, team, barrier[rank % directions])
+
+    crew.run(share, at_most)
+
+
+def _weights(cell: Cell, weights: Mapping[str, np.ndarray], width: int) -> Weights:
+    ih, hh = weights["weight_ih"], weights["weight_hh"]
+    n_gates = len(cell.gates)
+    hidden = hh.shape[0] // n_gates
+    n_panels = -(-hidden // width)
+    bias = zeros((n_gates, n_panels * width), ih.dtype)
+    if "bias_ih" in weights:
+        bias[:, :hidden] = (weights["bias_ih"] + weights["bias_hh"]).reshape(n_gates, hidden)
+    in_panels = bias.reshape(n_gates, n_panels, width).transpose(1, 0, 2).ravel()
+    return Weights(ih, hh, weights.get("weight_hr", np.empty((0, 0), ih.dtype)), in_panels)
+
+
+def _from_panels(gradient: np.ndarray, n_gates: int, hidden: int, width: int) -> np.ndarray:
+    """Rows in the order of panels (Hp/U, G, U), padding included, as rows of a parameter (G·H, ...)."""
+    columns = gradient.shape[1]
+    panels = gradient.reshape(-1, n_gates, width, columns).transpose(1, 0, 2, 3)
+    return np.ascontiguousarray(panels.reshape(n_gates, -1, columns)[:, :hidden]).reshape(-1, columns)
+
+
+def _padded(columns: int, dtype: np.dtype) -> int:
+    """``columns`` rounded up to whole output panels."""
+    return gemm.panels(columns, dtype) * WIDTH * lanes(dtype)
+
+
+def _edges(dtype: np.dtype) -> np.ndarray:
+    return empty((crew.size, ROWS * WIDTH * lanes(dtype)), dtype)
