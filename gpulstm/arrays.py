@@ -1,42 +1,48 @@
 """The bridge between array libraries: what a layer needs of NumPy and, on a GPU, of CuPy.
 
 Every buffer that a forward or backward pass fills is made by :func:`empty`, so that tests can poison it
-(``poison(True)``): an element that a kernel forgot to write then shows as NaN instead of as a plausible number.
+(``with poison():``): an element that a kernel forgot to write then shows as NaN instead of as a plausible number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-_poisoned = False
+from gpulstm_kernels.memory import empty, poison, zeros
 
-
-def empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """An uninitialised array, or one full of NaN inside :func:`poison`."""
-    if _poisoned:
-        return np.full(shape, np.nan, dtype)
-    return np.empty(shape, dtype)
-
-
-@contextmanager
-def poison() -> Iterator[None]:
-    """Fill every array of :func:`empty` with NaN while the context lasts (for tests)."""
-    global _poisoned
-    before, _poisoned = _poisoned, True
-    try:
-        yield
-    finally:
-        _poisoned = before
+__all__ = ["drop", "empty", "gemm", "generator", "kept", "poison", "to_numpy", "zeros"]
 
 
 def gemm(a: np.ndarray, b: np.ndarray, transpose_a: bool = False, transpose_b: bool = False) -> np.ndarray:
-    """``a @ b`` of two matrices of one dtype, either read transposed: (M, K) by (K, N) gives (M, N)."""
-    return np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
+    """``a @ b`` of two matrices of one dtype, at most one of them read transposed: (M, K) by (K, N) gives (M, N).
+
+    Runs on the threads of the recurrent kernels: a BLAS would bring a pool of its own, and two pools spin against
+    each other.
+    """
+    from gpulstm_kernels.cpu import gemm as products
+
+    a, b = (np.require(matrix, requirements=("C", "A", "W")) for matrix in (a, b))
+    if transpose_a:
+        m, n = a.shape[1], b.shape[1]
+        product, _ = products.outer(a.reshape(-1), b.reshape(-1), a.shape[0], m, n, (0, m), (0, n))
+        return np.ascontiguousarray(product)
+    c = zeros((a.shape[0], b.shape[0] if transpose_b else b.shape[1]), a.dtype)
+    products.multiply(c, a, b, transposed=transpose_b)
+    return c
+
+
+def kept(rng: np.random.Generator, shape: tuple[int, ...], p: float) -> np.ndarray:
+    """Which elements dropout with probability ``p`` keeps: a boolean array drawn from ``rng``."""
+    return rng.random(shape, dtype=np.float32) >= p
+
+
+def drop(value: np.ndarray, keep: np.ndarray, p: float) -> np.ndarray:
+    """``value`` with zeros where ``keep`` is false, divided by 1 - ``p`` elsewhere."""
+    result = np.multiply(value, keep, out=empty(value.shape, value.dtype))
+    result *= 1 / (1 - p)
+    return result
 
 
 def generator(rng: Any) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Arguments checked the same way everywhere: an error names the argument, the value given and what was expected."""
+"""Arguments checked one way everywhere: errors name the argument, the value given and what was expected."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from . import arrays
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
-# One entry a dimension: an int is a size, a str the name of a size that may be anything, a leading ... any number
-# of dimensions.
+# One entry a dimension: an int is a size, a str names a size that may be anything, a leading ... stands for
+# any number of dimensions.
 Shape = tuple[int | str | EllipsisType, ...]
 
 
@@ -31,7 +31,7 @@ def integer(value: Any, name: str, minimum: int = 1) -> int:
 
 
 def real(value: Any, name: str, interval: str) -> float:
-    """``value`` as a float inside ``interval``, which is written as in a book: ``"[0, 1)"``, ``"(0, inf)"``."""
+    """``value`` as a float inside ``interval``, written as in a book: ``"[0, 1)"``, ``"(0, inf)"``."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number in {interval}, got {value!r}")
     low, high = (float(end) for end in interval[1:-1].split(","))
@@ -47,8 +47,8 @@ def dtype(value: Any) -> np.dtype:
     try:
         result = np.dtype(value)
     except TypeError:
-        result = None
-    if value is None or result not in FLOATS:
+        result = np.dtype(object)
+    if value is None or result not in FLOATS:  # NumPy reads None as float64
         raise ValueError(f"dtype: expected float32 or float64, got {value!r}")
     return result
 
@@ -67,7 +67,7 @@ def array(value: Any, name: str, dtype: np.dtype | None, *shapes: Shape) -> np.n
 
 
 def indices(value: Any, name: str, size: int, of: str) -> np.ndarray:
-    """``value`` as a non-empty array of intp in ``0 .. size-1``; ``of`` says what they count, for the message."""
+    """``value`` as a non-empty array of intp in ``0 .. size-1``; ``of`` is for the message."""
     result = integers(value, name)
     if result.size == 0:
         raise ValueError(f"{name}: expected at least one element, got shape {result.shape}")

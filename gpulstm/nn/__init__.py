@@ -5,8 +5,11 @@ from .embedding import Embedding
 from .linear import EveryStepHead, LastStepHead, Linear
 from .losses import cross_entropy, mse
 from .model import Layer, Params, Recurrent, Sequential
+from .rnn import LSTM, RNN, RNNBase
 
 __all__ = [
+    "LSTM",
+    "RNN",
     "Dropout",
     "Embedding",
     "EveryStepHead",
@@ -14,6 +17,7 @@ __all__ = [
     "Layer",
     "Linear",
     "Params",
+    "RNNBase",
     "Recurrent",
     "Sequential",
     "cross_entropy",

@@ -14,7 +14,7 @@ from .model import Layer, Params
 class Dropout(Layer):
     """Zero elements with probability ``p`` and divide the others by 1 - p, in ``vjp`` only.
 
-    The mask comes from ``rng`` alone (a Generator, a seed, or None for a fresh one), so a seed repeats it exactly.
+    The mask comes from ``rng`` alone (a Generator, a seed, or None for a fresh one); a seed repeats it.
 
     Raises:
         ValueError: p outside [0, 1); x empty; dy of another shape than x.

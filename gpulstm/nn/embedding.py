@@ -14,7 +14,8 @@ from .model import Layer, Params
 class Embedding(Layer):
     """``y = weight[ids]``: integer ids (...) of any integer dtype give y (..., features).
 
-    ``weight`` (vocabulary, features) starts as N(0, 1), as torch's. The pullback's dx is None: ids have no gradient.
+    ``weight`` (vocabulary, features) starts as N(0, 1), as torch's. The pullback's dx is None: ids have no
+    gradient.
 
     Raises:
         ValueError: a size below 1; ids that are empty or outside the vocabulary; dy of another shape than y.
@@ -43,8 +44,8 @@ class Embedding(Layer):
         def pullback(dy: Any) -> tuple[None, Params]:
             dy = checks.array(dy, "dy", weight.dtype, y.shape)
             dweight = np.zeros(weight.shape, weight.dtype)
-            # One scatter over flat elements: add.at is fast in one dimension only, and adds in the order of ids,
-            # so that the sum is the same on every run.
+            # One scatter over flat elements: add.at is fast in one dimension only. It adds in the order of
+            # ids, so the sum is the same on every run.
             elements = ids.reshape(-1, 1) * self.embedding_dim + np.arange(self.embedding_dim)
             np.add.at(dweight.reshape(-1), elements.reshape(-1), dy.reshape(-1))
             return None, {"weight": dweight}

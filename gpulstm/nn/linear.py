@@ -1,4 +1,4 @@
-"""Linear layers, and the two heads that read a recurrent layer's output: at every step, or at the last one."""
+"""Linear layers, and the two heads that read a recurrent layer: at every step, or at the last one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Pullback = Callable[[np.ndarray], tuple[np.ndarray, Params]]
 class Linear(Layer):
     """``y = x·weightᵀ + bias`` over the last axis, whatever the axes before it.
 
-    ``weight`` (out, in) and ``bias`` (out,) start uniform in ±1/√in, as torch's. Calls take x (..., in) of the
-    layer's dtype and give y (..., out).
+    ``weight`` (out, in) and ``bias`` (out,) start uniform in ±1/√in, as torch's. Calls take x (..., in) of
+    the layer's dtype and give y (..., out).
 
     Raises:
         ValueError: a size below 1; x empty or of another last size.
@@ -71,15 +71,15 @@ class Linear(Layer):
 class EveryStepHead(Linear):
     """A prediction at every step: (T, B, in) to (T, B, out), in either order of axes, batched or not.
 
-    Steps past a sequence's length are computed too (they see the zeros of the layer below): leave them out of the
-    loss with ``ignore_index``.
+    Steps past a sequence's length are computed too (they see the zeros of the layer below): leave them out of
+    the loss with ``ignore_index``.
     """
 
 
 class LastStepHead(Layer):
     """One prediction a sequence, from its last valid step: (T, B, in) to (B, out), and (T, in) to (out,).
 
-    With ``batch_first`` x is (B, T, in). ``lengths`` (B,) are integers in 1..T; without them the last step is T.
+    With ``batch_first`` x is (B, T, in). ``lengths`` (B,) are integers in 1..T, all of them T if not given.
 
     Raises:
         ValueError: as for Linear; lengths of the wrong size, out of range, or given for unbatched x.

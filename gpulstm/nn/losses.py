@@ -18,7 +18,7 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int | None = None) ->
         ignore_index: positions with this target (any integer) count neither in the mean nor in the gradient.
 
     Returns:
-        The loss as a float and dlogits (..., V), of the dtype of logits. NaN or infinite logits give a NaN loss.
+        The loss as a float and dlogits (..., V), of the dtype of logits. NaN or +inf logits give a NaN loss.
 
     Raises:
         ValueError: shapes that do not fit, empty logits, a target out of range, or no target that counts.
@@ -28,7 +28,7 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int | None = None) ->
     targets = checks.integers(targets, "targets")
     if targets.shape != logits.shape[:-1]:
         raise ValueError(
-            f"targets: expected shape {logits.shape[:-1]}, that of logits without the last axis, got {targets.shape}"
+            f"targets: expected shape {logits.shape[:-1]}, as logits but its last axis, got {targets.shape}"
         )
     classes = logits.shape[-1]
     flat_logits, ids = logits.reshape(-1, classes), targets.reshape(-1)
@@ -45,7 +45,7 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int | None = None) ->
     rows = np.arange(len(ids))
     scale = 1 / np.count_nonzero(counted)
     dlogits = arrays.empty(flat_logits.shape, logits.dtype)  # also the scratch for every step on the way
-    with np.errstate(invalid="ignore"):  # inf - inf: the loss says so by being NaN
+    with np.errstate(invalid="ignore", over="ignore"):  # of inf - inf the loss tells by being NaN
         np.subtract(flat_logits, flat_logits.max(axis=1, keepdims=True), out=dlogits)
         picked = dlogits[rows, ids]
         np.exp(dlogits, out=dlogits)

@@ -67,7 +67,7 @@ class Layer:
 
 
 class Recurrent(Layer):
-    """A layer with a state that is carried from call to call by the caller (``gpulstm.LSTM``, ``gpulstm.RNN``).
+    """A layer whose state the caller carries from call to call (``gpulstm.LSTM``, ``gpulstm.RNN``).
 
     ``y, state = layer(x, state=None, lengths=None)``;
     ``(y, state), pullback = layer.vjp(x, state=None, lengths=None, rng=None)``;
@@ -78,15 +78,15 @@ class Recurrent(Layer):
 
 
 class Sequential(Recurrent):
-    """Layers one after another; itself a recurrent layer, whose state is a tuple of its recurrent layers' states.
+    """Layers one after another; itself recurrent, its state a tuple of the states of its recurrent layers.
 
     ``params`` holds the layers' own arrays under ``"<position>.<name>"``, so stepping them steps the layers.
-    ``lengths`` goes to the layers that take it, ``rng`` (one generator) to all of them in order. The pullback's dx is
-    None where the first layer takes ids.
+    ``lengths`` goes to the layers that take it, ``rng`` (one generator) to all of them in order. The
+    pullback's dx is None where the first layer takes ids.
 
     Raises:
-        ValueError: no layers, a layer with parameters that appears twice, a state with another number of entries than
-            there are recurrent layers, lengths where no layer takes them.
+        ValueError: no layers, a layer with parameters that appears twice, a state that has not one entry a
+            recurrent layer, lengths where no layer takes them.
         TypeError: a layer that is none, a state that is no tuple or list.
     """
 
@@ -100,7 +100,7 @@ class Sequential(Recurrent):
                 )
             if layer.params and any(layer is earlier for earlier in layers[:position]):
                 raise ValueError(
-                    f"layers: the {type(layer).__name__} at position {position} appears twice; expected each once"
+                    f"layers: expected each once, got the {type(layer).__name__} at position {position} again"
                 )
         self.layers = layers
         self.recurrent = [i for i, layer in enumerate(layers) if isinstance(layer, Recurrent)]
@@ -165,7 +165,7 @@ class Sequential(Recurrent):
             return dict.fromkeys(self.recurrent)
         if not isinstance(state, (tuple, list)):
             raise TypeError(
-                f"{name}: expected None or a tuple with one entry a recurrent layer, got {type(state).__name__}"
+                f"{name}: expected None or a tuple, one entry a recurrent layer, got {type(state).__name__}"
             )
         if len(state) != len(self.recurrent):
             raise ValueError(

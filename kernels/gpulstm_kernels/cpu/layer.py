@@ -13,7 +13,7 @@ from . import gemm, sequence
 from .sequence import Plan, Scratch, Tape, Weights
 from .threads import crew
 from .tile import ROWS, WIDTH, panel_vectors
-from .vector import lanes
+from .vector import REGISTER_BYTES, lanes
 
 _PACKS_FROM = 16  # rows of input from which packing the weights pays
 _CHUNK_ROWS = 384  # rows of input that one pass projects: enough to reuse a panel, few enough to stay in the cache
@@ -180,6 +180,16 @@ def layer_backward(
     for k in range(len(cell.states)):
         initial += (np.stack([value[k, 0, :, :hidden] for value in dstates]),)
     return dx.reshape(x.shape), initial, grads
+
+
+def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, np.ndarray]]) -> str:
+    """In words: how :func:`layer_forward` would walk such a call."""
+    width = panel_vectors(len(cell.gates)) * lanes(weights[0]["weight_hh"].dtype)
+    at_most, by_batch = thread_split(cell, steps, batch, _weights(cell, weights[0], width), len(weights))
+    threads = min(crew.size, at_most)
+    split = f"{threads} threads over the {'batch' if by_batch else 'units'}" if threads > 1 else "one thread"
+    rows = "packed into register tiles" if steps * batch >= _PACKS_FROM else "read where they lie (few rows)"
+    return f"sequence walk, weights {rows}, {split}, {REGISTER_BYTES * 8}-bit vectors"
 
 
 def _in_teams(walk: Callable[[int, int, int, np.ndarray], None], directions: int, at_most: int) -> None:

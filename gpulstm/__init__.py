@@ -1,0 +1,42 @@
+"""LSTMs you can change, at the speed of the ones you can't.
+
+    lstm = gpulstm.LSTM(input_size, hidden_size)
+    y, (h, c) = lstm(x)                               # inference
+    (y, (h, c)), vjp = lstm.vjp(x)                    # training
+    dx, (dh0, dc0), grads = vjp(dy)
+
+Importing this package compiles nothing and imports neither Numba nor any GPU library; kernels come at first use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import cells, nn, optim
+from .dispatch import BackendUnavailable, backends, use_backend
+from .nn import LSTM, RNN
+from .threads import get_num_threads, set_num_threads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LSTM",
+    "RNN",
+    "BackendUnavailable",
+    "__version__",
+    "backends",
+    "cells",
+    "explain",
+    "get_num_threads",
+    "nn",
+    "optim",
+    "set_num_threads",
+    "use_backend",
+]
+
+
+def explain(layer: nn.RNNBase, x: Any, *, backend: str | None = None) -> str:
+    """In words: which backend and kernel ``layer`` would run on ``x``, why, and why not the others."""
+    if not isinstance(layer, nn.RNNBase):
+        raise TypeError(f"layer: expected a recurrent layer such as gpulstm.LSTM, got {type(layer).__name__}")
+    return layer.explain(x, backend=backend)

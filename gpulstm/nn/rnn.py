@@ -1,0 +1,226 @@
+"""Recurrent layers: :class:`LSTM`, :class:`RNN`, and :class:`RNNBase` for any registered cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import arrays, cells, checks, dispatch, ops
+from .model import Recurrent
+
+INITS = ("uniform", "recommended")
+
+
+class RNNBase(Recurrent):
+    """A stack of recurrent layers of one cell, with the arguments, parameters and names of ``torch.nn.LSTM``.
+
+    Args:
+        cell: name of a registered cell (:mod:`gpulstm.cells`).
+        input_size: features I of the input.
+        hidden_size: units H of each layer and direction.
+        num_layers: layers L.
+        bias: whether the gates have ``bias_ih`` and ``bias_hh``.
+        batch_first: input and output are (B, T, ·) rather than (T, B, ·); states are not.
+        dropout: probability with which a value between two layers is dropped in :meth:`vjp`.
+        bidirectional: a second set of layers runs from the end; outputs are joined, D = 2.
+        proj_size: if above 0, h is projected to P = ``proj_size`` features by ``weight_hr``.
+        dtype: ``"float32"`` or ``"float64"``.
+        device: None or ``"cpu"``; ``"cuda"`` where a CUDA backend runs.
+        seed: seed or ``numpy.random.Generator`` for the initial parameters.
+        init: ``"uniform"``: ±1/√H, as torch; ``"recommended"``: orthogonal recurrent weights for each gate (Saxe et
+            al. 2014), Glorot-uniform input weights, and a bias of 1 on a gate called f, so that memory lasts from
+            the start (Jozefowicz et al. 2015).
+
+    Attributes:
+        params: dict of arrays under torch's names, ``weight_ih_l0`` (G·H, I), ``weight_hh_l0`` (G·H, P), ...; G
+            gates in the order of the cell, i, f, g, o for the LSTM.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+        BackendUnavailable: ``device`` has no backend here.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        dtype: Any = "float32",
+        device: str | None = None,
+        seed: Any = None,
+        init: str = "uniform",
+    ) -> None:
+        self.config = ops.Config(
+            cells.get(cell),
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+        )
+        self.device = dispatch.check_device(device)
+        if init not in INITS:
+            raise ValueError(f"init: expected one of {', '.join(INITS)}, got {init!r}")
+        draw = _uniform if init == "uniform" else _recommended
+        self.params = draw(self.config, arrays.generator(seed), checks.dtype(dtype))
+
+    def __call__(
+        self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
+    ) -> tuple[np.ndarray, Any]:
+        """Inference: ``y, state``; shapes, and what is raised, as :func:`gpulstm.ops.rnn_forward` says.
+
+        The state is ``h`` for a cell that carries no other, else ``(h, c)``.
+        """
+        y, final, _ = ops.rnn_forward(self.config, self.params, x, state, lengths, backend=backend)
+        return y, _alone(final)
+
+    def vjp(
+        self,
+        x: Any,
+        state: Any = None,
+        lengths: Any = None,
+        *,
+        rng: Any = None,
+        backend: str | None = None,
+    ) -> tuple[tuple[np.ndarray, Any], Callable[..., tuple[np.ndarray, Any, dict[str, np.ndarray]]]]:
+        """``(y, state), pullback``: the output as in training, and its vector-Jacobian product.
+
+        ``pullback(dy=None, dstate=None)`` gives ``dx, dstate0, grads``, ``grads`` with the keys of ``params``; None
+        means zero. It may be called more than once, before ``x`` or the parameters change. ``rng`` is the generator
+        or seed of dropout's masks.
+        """
+        y, final, tape = ops.rnn_forward(
+            self.config, self.params, x, state, lengths, keep=True, rng=rng, backend=backend
+        )
+        assert tape is not None
+
+        def pullback(dy: Any = None, dstate: Any = None) -> tuple[np.ndarray, Any, dict[str, np.ndarray]]:
+            dx, initial, grads = ops.rnn_backward(tape, dy, dstate)
+            return dx, _alone(initial), grads
+
+        return (y, _alone(final)), pullback
+
+    def to(self, device: str) -> RNNBase:
+        """This layer, once its parameters live on ``device``.
+
+        Raises:
+            ValueError: no such device.
+            BackendUnavailable: no backend for it runs here; the message says why.
+        """
+        self.device = dispatch.check_device(device)
+        return self
+
+    def explain(self, x: Any, *, backend: str | None = None) -> str:
+        """See :func:`gpulstm.explain`."""
+        return ops.explain(self.config, self.params, x, backend)
+
+    def __repr__(self) -> str:
+        c = self.config
+        shown = [str(c.input_size), str(c.hidden_size)]
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
+        defaults |= {"bidirectional": False, "proj_size": 0}
+        shown += [f"{k}={getattr(c, k)}" for k, v in defaults.items() if getattr(c, k) != v]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _alone(state: ops.State) -> Any:
+    """h by itself where there is no other state, as ``torch.nn.RNN`` has it."""
+    return state if len(state) > 1 else state[0]
+
+
+def _uniform(config: ops.Config, rng: np.random.Generator, dtype: np.dtype) -> dict[str, np.ndarray]:
+    bound = 1 / np.sqrt(config.hidden_size)
+    return {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in config.shapes().items()}
+
+
+def _recommended(config: ops.Config, rng: np.random.Generator, dtype: np.dtype) -> dict[str, np.ndarray]:
+    gates, hidden = config.cell.gates, config.hidden_size
+    params = {}
+    for name, shape in config.shapes().items():
+        if name.startswith("bias"):
+            value = np.zeros((len(gates), hidden))
+            if name.startswith("bias_ih") and "f" in gates:
+                value[gates.index("f")] = 1
+        elif name.startswith("weight_hh"):
+            value = np.stack([_orthogonal(rng, hidden, shape[1]) for _ in gates])
+        else:
+            rows = hidden if name.startswith("weight_ih") else shape[0]
+            bound = np.sqrt(6 / (rows + shape[1]))
+            value = rng.uniform(-bound, bound, shape)
+        params[name] = np.ascontiguousarray(value.reshape(shape), dtype)
+    return params
+
+
+def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """A random matrix with orthonormal columns (or rows, if there are fewer), evenly distributed (Mezzadri 2007)."""
+    tall = rng.standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(tall)
+    q = q * np.sign(np.diag(r))
+    return q if rows >= columns else q.T
+
+
+class LSTM(RNNBase):
+    """Long short-term memory; a drop-in for ``torch.nn.LSTM`` on arrays. See :class:`RNNBase` for the arguments.
+
+    ``y, (h, c) = lstm(x, state=None, lengths=None)``;
+    ``(y, (h, c)), vjp = lstm.vjp(x)``; ``dx, (dh0, dc0), grads = vjp(dy, (dh, dc))``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            "lstm",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            **options,
+        )
+
+
+class RNN(RNNBase):
+    """The vanilla recurrent network, ``h' = tanh(W_ih·x + W_hh·h + b)``. See :class:`RNNBase` for the arguments.
+
+    ``y, h = rnn(x, state=None, lengths=None)``; ``(y, h), vjp = rnn.vjp(x)``; ``dx, dh0, grads = vjp(dy, dh)``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            "rnn", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options
+        )

@@ -1,0 +1,295 @@
+"""Recurrent networks on arrays: the one place where shapes, dtypes, states and lengths are checked.
+
+:func:`rnn_forward` and :func:`rnn_backward` stack layers, with dropout between them; one layer is the backend's.
+Inside everything is time-major, (T, B, features).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import arrays, checks, dispatch
+from .cells import Cell
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a recurrent network, with the arguments and names of ``torch.nn.LSTM``.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a size below 1, dropout outside [0, 1), ``proj_size`` not below ``hidden_size``, unknown cell.
+    """
+
+    cell: Cell
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+    proj_size: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "hidden_size", "num_layers"):
+            checks.integer(getattr(self, name), name)
+        checks.integer(self.proj_size, "proj_size", 0)
+        checks.real(self.dropout, "dropout", "[0, 1)")
+        for name in ("bias", "batch_first", "bidirectional"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(
+                f"proj_size: expected less than hidden_size = {self.hidden_size}, got {self.proj_size}"
+            )
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """Features of h in one direction: the projection's where there is one."""
+        return self.proj_size or self.hidden_size
+
+    def suffixes(self) -> list[list[str]]:
+        """For each layer, what its directions' parameter names end in."""
+        ends = ["", "_reverse"][: self.directions]
+        return [[f"_l{layer}{end}" for end in ends] for layer in range(self.num_layers)]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter, under torch's names and in torch's order."""
+        rows = len(self.cell.gates) * self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {}
+        inputs = self.input_size
+        for layer in self.suffixes():
+            for end in layer:
+                shapes[f"weight_ih{end}"] = (rows, inputs)
+                shapes[f"weight_hh{end}"] = (rows, self.output_size)
+                if self.bias:
+                    shapes[f"bias_ih{end}"] = shapes[f"bias_hh{end}"] = (rows,)
+                if self.proj_size:
+                    shapes[f"weight_hr{end}"] = (self.proj_size, self.hidden_size)
+            inputs = self.output_size * self.directions
+        return shapes
+
+    def state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
+        """The shapes of h and of each carried state."""
+        count = self.num_layers * self.directions
+        return [(count, batch, self.output_size)] + [(count, batch, self.hidden_size)] * len(self.cell.states)
+
+
+State = tuple[np.ndarray, ...]
+
+
+class Tape(NamedTuple):
+    """What :func:`rnn_forward` keeps for :func:`rnn_backward`."""
+
+    config: Config
+    backend: dispatch.Backend
+    dtype: np.dtype
+    unbatched: bool
+    steps: int
+    batch: int
+    layers: list[Any]
+    masks: list[np.ndarray | None]
+
+
+def rnn_forward(
+    config: Config,
+    params: Mapping[str, np.ndarray],
+    x: Any,
+    state: Any = None,
+    lengths: Any = None,
+    *,
+    keep: bool = False,
+    rng: Any = None,
+    backend: str | None = None,
+) -> tuple[np.ndarray, State, Tape | None]:
+    """Run a network over sequences.
+
+    Args:
+        config: its shape.
+        params: its parameters, with the names and shapes of ``config.shapes()``; their dtype is that of the call.
+        x: (T, B, I), (B, T, I) with ``batch_first``, or one sequence (T, I).
+        state: the initial h, or (h, c, ...) for a cell that carries more, with the shapes of
+            ``config.state_shapes(B)`` (without B for one sequence); None for zeros.
+        lengths: steps of each sequence, whole numbers (B,) in 1 .. T; None for T. Past them the output is zero.
+        keep: whether :func:`rnn_backward` will be called; only then does dropout act.
+        rng: generator or seed for dropout's masks.
+        backend: name of the backend, see :mod:`gpulstm.dispatch`.
+
+    Returns:
+        The output (T, B, D·P), laid out like ``x``; the final state, always a tuple; with ``keep``, the tape. The
+        tape refers to ``x`` and ``params``: call backward before they change.
+
+    Raises:
+        TypeError: a dtype that is not that of the parameters, floats as lengths, something that is no array.
+        ValueError: a shape, length or size that does not fit; the message names the argument.
+    """
+    dtype = next(iter(params.values())).dtype
+    x, unbatched = _check_input(config, x, dtype)
+    steps, batch, _ = x.shape
+    state = _check_state("state", config, state, batch, unbatched, dtype)
+    if lengths is not None:
+        lengths = checks.lengths(lengths, batch, steps).astype(np.int64)
+    chosen, _ = dispatch.select("cpu", backend)
+    valid = None if lengths is None else (np.arange(steps)[:, None] < lengths)[:, :, None]
+    if valid is not None:
+        x = np.where(valid, x, x.dtype.type(0))  # padding may hold anything, NaN included
+    generator = arrays.generator(rng) if keep and config.dropout else None
+
+    tapes: list[Any] = []
+    masks: list[np.ndarray | None] = []
+    finals: list[State] = []
+    for layer, ends in enumerate(config.suffixes()):
+        own = slice(layer * config.directions, (layer + 1) * config.directions)
+        weights = [_weights_of(params, end) for end in ends]
+        y, final, tape = chosen.module.layer_forward(
+            config.cell, x, tuple(s[own] for s in state), weights, lengths, keep
+        )
+        mask = None
+        if generator is not None and layer + 1 < config.num_layers:
+            mask = arrays.kept(generator, y.shape, config.dropout)
+            y = arrays.drop(y, mask, config.dropout)
+        tapes.append(tape)
+        masks.append(mask)
+        finals.append(final)
+        x = y
+    if valid is not None:
+        y = np.where(valid, y, y.dtype.type(0))
+    elif keep:
+        y = y.copy()  # backward reads the tape: what the caller does with the output must not reach it
+    states = tuple(np.concatenate(parts) for parts in zip(*finals, strict=True))
+    tape = Tape(config, chosen, dtype, unbatched, steps, batch, tapes, masks) if keep else None
+    return _outside(config, y, unbatched), _states_outside(states, unbatched), tape
+
+
+def rnn_backward(
+    tape: Tape, dy: Any = None, dstate: Any = None
+) -> tuple[np.ndarray, State, dict[str, np.ndarray]]:
+    """The gradient of :func:`rnn_forward`.
+
+    Args:
+        tape: of a forward pass with ``keep``; not changed, so that it can be used again.
+        dy: gradient of the output, of its shape; None for zeros. Ignored past a sequence's length.
+        dstate: gradients of the final state, of its form; None, or None in place of a part, for zeros.
+
+    Returns:
+        The gradients of x, of the initial state (always a tuple), and a dict of those of the parameters.
+
+    Raises:
+        TypeError, ValueError: an argument whose dtype or shape is not that of the output or the state.
+    """
+    config, dtype = tape.config, tape.dtype
+    features = config.output_size * config.directions
+    if dy is None:
+        gradient = np.zeros((tape.steps, tape.batch, features), dtype)
+    else:
+        shape = _outside_shape(config, tape.steps, tape.batch, features, tape.unbatched)
+        gradient = _inside(config, checks.array(dy, "dy", dtype, shape), tape.unbatched)
+    dstate = _check_state("dstate", config, dstate, tape.batch, tape.unbatched, dtype)
+
+    initials: list[State] = []
+    grads: dict[str, np.ndarray] = {}
+    for layer, ends in reversed(list(enumerate(config.suffixes()))):
+        own = slice(layer * config.directions, (layer + 1) * config.directions)
+        mask = tape.masks[layer]
+        if mask is not None:
+            gradient = arrays.drop(gradient, mask, config.dropout)
+        gradient, initial, of_weights = tape.backend.module.layer_backward(
+            tape.layers[layer], gradient, tuple(s[own] for s in dstate)
+        )
+        initials.insert(0, initial)
+        for end, part in zip(ends, of_weights, strict=True):
+            grads |= {name + end: value for name, value in part.items()}
+    states = tuple(np.concatenate(parts) for parts in zip(*initials, strict=True))
+    ordered = {name: grads[name] for name in config.shapes()}
+    return _outside(config, gradient, tape.unbatched), _states_outside(states, tape.unbatched), ordered
+
+
+def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: str | None = None) -> str:
+    """In words: which backend and kernel compute ``x``, why, and why the others do not.
+
+    Raises:
+        TypeError, ValueError: as :func:`rnn_forward`.
+    """
+    dtype = next(iter(params.values())).dtype
+    checked, _ = _check_input(config, x, dtype)
+    chosen, why = dispatch.select("cpu", backend)
+    weights = [_weights_of(params, end) for end in config.suffixes()[0]]
+    how = chosen.module.describe(config.cell, *checked.shape[:2], weights)
+    lines = [f"{chosen.name}: {why}", f"  cell {config.cell.name}, {dtype.name}, first layer: {how}"]
+    for name, reason in dispatch.backends().items():
+        if name != chosen.name:
+            lines.append(f"{name}: not used" + (f"; cannot run here: {reason}" if reason else ""))
+    return "\n".join(lines)
+
+
+def _weights_of(params: Mapping[str, np.ndarray], end: str) -> dict[str, np.ndarray]:
+    """The parameters of one layer and direction, without the end of their names."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    return {name: params[name + end] for name in names if name + end in params}
+
+
+# --- checks, and the way in and out -----------------------------------------------------------------------------
+
+
+def _check_input(config: Config, x: Any, dtype: np.dtype) -> tuple[np.ndarray, bool]:
+    """x as (T, B, I), and whether it was one sequence without a batch axis."""
+    outer = ("B", "T") if config.batch_first else ("T", "B")
+    array = checks.array(x, "x", dtype, (*outer, config.input_size), ("T", config.input_size))
+    unbatched = array.ndim == 2
+    return _inside(config, array, unbatched), unbatched
+
+
+def _check_state(
+    name: str, config: Config, state: Any, batch: int, unbatched: bool, dtype: np.dtype
+) -> State:
+    """The state, or gradients of one, as a tuple of C-contiguous (L·D, B, ·), zeros in place of None."""
+    shapes = config.state_shapes(batch)
+    labels = [f"{name} {label}" for label in ("h", *config.cell.states)]
+    if len(shapes) == 1:
+        parts = state if isinstance(state, (tuple, list)) else (state,)
+    else:
+        parts = (None,) * len(shapes) if state is None else state
+    if not isinstance(parts, (tuple, list)) or len(parts) != len(shapes):
+        found = f"{len(parts)} parts" if isinstance(parts, (tuple, list)) else type(parts).__name__
+        raise TypeError(f"{name}: expected ({', '.join(labels)}), got {found}")
+    checked = []
+    for label, part, shape in zip(labels, parts, shapes, strict=True):
+        if part is None:
+            checked.append(np.zeros(shape, dtype))
+            continue
+        outside = (shape[0], shape[2]) if unbatched else shape
+        checked.append(np.ascontiguousarray(checks.array(part, label, dtype, outside)).reshape(shape))
+    return tuple(checked)
+
+
+def _inside(config: Config, array: np.ndarray, unbatched: bool) -> np.ndarray:
+    """As the kernels take it: (T, B, features), contiguous, aligned, writable (so that one compiled kernel serves)."""
+    if unbatched:
+        array = array[:, None]
+    elif config.batch_first:
+        array = array.swapaxes(0, 1)
+    return np.require(array, requirements=("C", "A", "W"))
+
+
+def _outside(config: Config, array: np.ndarray, unbatched: bool) -> np.ndarray:
+    if unbatched:
+        return array[:, 0]
+    return array.swapaxes(0, 1) if config.batch_first else array
+
+
+def _outside_shape(config: Config, steps: int, batch: int, features: int, unbatched: bool) -> tuple[int, ...]:
+    if unbatched:
+        return (steps, features)
+    return (batch, steps, features) if config.batch_first else (steps, batch, features)
+
+
+def _states_outside(states: State, unbatched: bool) -> State:
+    return tuple(s[:, 0] for s in states) if unbatched else states
