@@ -1,6 +1,6 @@
 """The benchmark: ``python -m bench run cpu`` times gpulstm beside the LSTMs it competes with.
 
 Each provider lives in a process of its own (:mod:`bench.worker`) and shows its outputs before it is timed
-(:mod:`bench.verify`); turns are taken in interleaved rounds (:mod:`bench.run`); what is printed, drawn and written
+(:mod:`bench.verify`); turns are taken in interleaved rounds (:mod:`bench.run`); what is printed and drawn
 (:mod:`bench.report`, :mod:`bench.plot`) is derived from one JSON record.
 """

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,8 @@ class Worker:
 
     def send(self, do: str, **arguments: Any) -> None:
         assert self._process.stdin
-        try:
+        with suppress(BrokenPipeError):  # it died: receive() says why
             print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # it died: receive() says why
 
     def receive(self) -> dict[str, Any]:
         """The answer to the oldest open request.
@@ -64,7 +63,7 @@ class Worker:
             watchdog.cancel()
         if not line:
             last = self._errors.read_text(errors="replace").strip().splitlines()[-1:]
-            raise ProviderError(f"process ended with status {self._process.wait()}: {''.join(last)}")
+            raise ProviderError(": ".join([f"process ended with status {self._process.wait()}", *last]))
         answer = json.loads(line)
         if "error" in answer:
             raise ProviderError(answer["error"])
@@ -79,8 +78,8 @@ class Worker:
         with np.load(self._results, allow_pickle=False) as arrays:
             return dict(arrays)
 
-    def time(self, mode: str, target: float) -> Turn:
-        self.send("time", mode=mode, target=target)
+    def time(self, target: float) -> Turn:
+        self.send("time", target=target)
         return Turn(**self.receive())
 
     def close(self) -> None:

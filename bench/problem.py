@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ Runner = tuple[Callable[[], Any], Callable[[Any], Outputs]]  # call, outputs: se
 class Problem:
     """Inputs, parameters and upstream gradients of a case, in its dtype.
 
-    Sizes T, B, I = H: ``x``, ``dy`` (T, B, H); ``h0``, ``c0``, ``dh``, ``dc`` (1, B, H); ``params`` under torch's
-    names. Outputs are named y, h, c, for training also dx, dh0, dc0 and d<parameter>.
+    Sizes T, B, I = H: ``x``, ``dy`` (T, B, H); ``h0``, ``c0``, ``dh``, ``dc`` (1, B, H); ``params`` under
+    torch's names. Outputs are named y, h, c, for training also dx, dh0, dc0 and d<parameter>.
     """
 
     case: Case
@@ -40,14 +40,20 @@ class Problem:
         def normal(shape: tuple[int, ...]) -> np.ndarray:
             return rng.standard_normal(shape, np.float32).astype(case.dtype)
 
-        return cls(
-            case,
-            *(normal(shape) for shape in (sequence, state, state, sequence, state, state)),
-            {
-                name: rng.uniform(-bound, bound, shape).astype(case.dtype)
-                for name, shape in case.parameters.items()
-            },
+        x, h0, c0, dy, dh, dc = (normal(shape) for shape in (sequence, state, state, sequence, state, state))
+        params = {
+            name: rng.uniform(-bound, bound, shape).astype(case.dtype)
+            for name, shape in case.parameters.items()
+        }
+        return cls(case, x, h0, c0, dy, dh, dc, params)
+
+    def astype(self, dtype: str) -> Problem:
+        """The same numbers in another dtype."""
+        x, h0, c0, dy, dh, dc = (
+            array.astype(dtype) for array in (self.x, self.h0, self.c0, self.dy, self.dh, self.dc)
         )
+        params = {name: value.astype(dtype) for name, value in self.params.items()}
+        return Problem(replace(self.case, dtype=dtype), x, h0, c0, dy, dh, dc, params)
 
     def outputs(self, mode: str) -> dict[str, tuple[int, ...]]:
         """Names and shapes of what a provider must return for ``mode``."""

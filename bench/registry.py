@@ -33,17 +33,17 @@ class Case:
         }
 
     def flops(self, mode: str) -> int:
-        """Of the matrix products alone: two forward; for training the products with dgates, twice as many, too."""
+        """Of the matrix products alone: those of the forward pass, and twice as many for the gradients."""
         forward = 2 * self.steps * self.batch * 4 * self.hidden * (self.hidden + self.hidden)
         return forward if mode == "inference" else 3 * forward
 
     @property
     def resident_bytes(self) -> int:
-        """What a step reads again: the recurrent weights, and the input weights too where there is one step."""
+        """What every step or call reads again: the recurrent weights; for one step the input weights too."""
         return self._matrix_bytes * (2 if self.steps == 1 else 1)
 
     def read_bytes(self, mode: str) -> int:
-        """The least that is read of weights: the recurrent ones every step, the input ones once; twice to train."""
+        """Weights read at least: the recurrent ones every step, the input ones once; twice to train."""
         forward = self._matrix_bytes * (self.steps + 1)
         return forward if mode == "inference" else 2 * forward
 
@@ -70,11 +70,12 @@ CPU_GRID = tuple(
 
 @dataclass(frozen=True)
 class Provider:
-    """An LSTM that is timed: ``module`` builds it, ``requires`` are the packages it needs, ``modes`` what it does.
+    """An LSTM that is timed: ``module`` builds it and needs the packages ``requires``.
 
-    The module has ``setup(threads)``, called once, and for each mode a function of that name: given a
-    :class:`bench.problem.Problem` it returns ``call, outputs``. ``call()`` is what is timed and ends when its results
-    are there; ``outputs(result)`` turns what it returned into arrays under the names of :mod:`bench.problem`.
+    The module has ``setup(threads)``, called once, and for each of ``modes`` a function of that name: given a
+    :class:`bench.problem.Problem` it returns ``call, outputs``. ``call()`` is what is timed and ends when its
+    results are there; ``outputs(result)`` turns what it returned into arrays named as :mod:`bench.problem`
+    says. Both are kept until the next case, and with them whatever they hold.
     """
 
     name: str
@@ -88,9 +89,7 @@ CPU_PROVIDERS = {
     for provider in (
         Provider("gpulstm", "bench.providers.gpulstm", ("gpulstm",)),
         Provider("torch", "bench.providers.torch", ("torch",)),
-        Provider(
-            "onnxruntime", "bench.providers.onnxruntime", ("onnxruntime", "onnx"), modes=("inference",)
-        ),
+        Provider("onnxruntime", "bench.providers.onnxruntime", ("onnxruntime", "onnx"), modes=("inference",)),
         Provider("openvino", "bench.providers.openvino", ("openvino", "onnx"), modes=("inference",)),
         Provider("jax", "bench.providers.jax", ("jax",)),
     )

@@ -21,7 +21,7 @@ class Turn:
 
 
 def turn(call: Callable[[], Any], target: float) -> Turn:
-    """Warm up for a quarter of ``target`` seconds (one call at least), then time calls for about ``target``."""
+    """Warm up for a quarter of ``target`` seconds, one call at least; then time calls for ``target``."""
     calls, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < target / 4 or not calls:
         call()
@@ -41,10 +41,10 @@ def turn(call: Callable[[], Any], target: float) -> Turn:
 
 
 def settle(window: float = 0.01, limit: float = 1.0) -> float:
-    """Wait until this process's threads are idle: pools spin after their work and would disturb the next turn.
+    """Wait until this process's threads are idle: a pool spins on after its work and would disturb the next.
 
-    Runtimes keep their own wait policies (changing them would change their speed); the turn ends when the process
-    has used less than a tenth of a core over ``window`` seconds, or after ``limit`` seconds.
+    Runtimes keep their own wait policies, since others would change their speed. The wait is over when the
+    process has used less than a tenth of a core for ``window`` seconds, or after ``limit`` seconds.
     """
     started = time.perf_counter()
     while (waited := time.perf_counter() - started) < limit:

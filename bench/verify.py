@@ -1,7 +1,7 @@
 """Is a provider's result right? A figure is reported only where :func:`check` says so.
 
-The error of an array is its largest deviation from the float64 reference over the reference's largest magnitude, so
-one wrong element is enough to fail.
+The error of an array is its largest deviation from the float64 reference over the reference's largest
+magnitude, so one wrong element is enough to fail.
 """
 
 from __future__ import annotations

@@ -16,34 +16,31 @@ from typing import Any
 
 import numpy as np
 
-from .problem import Problem
+from .problem import Problem, Runner
 from .registry import Case
 from .timing import turn
 
 
 class Session:
-    """The provider's module and the callables of the case at hand."""
+    """The provider's module and the callable of the case at hand."""
 
     def __init__(self, module: str, threads: int) -> None:
         self.provider = importlib.import_module(module)
         self.provider.setup(threads)
-        self.calls: dict[str, Callable[[], Any]] = {}
-
-    def clear(self) -> dict[str, Any]:
-        """Forget the last case."""
-        self.calls = {}
-        return {}
+        self.runner: Runner | None = None
 
     def prepare(self, case: dict[str, Any], mode: str, path: str) -> dict[str, Any]:
         """Build ``mode`` of ``case``, run it once and write what it returned to ``path``."""
-        call, outputs = getattr(self.provider, mode)(Problem.of(Case(**case)))
+        self.runner = None  # frees the last case
+        self.runner = getattr(self.provider, mode)(Problem.of(Case(**case)))
+        call, outputs = self.runner
         np.savez(Path(path), **outputs(call()))
-        self.calls[mode] = call
         return {}
 
-    def time(self, mode: str, target: float) -> dict[str, Any]:
-        """One turn of the callable whose result :meth:`prepare` wrote."""
-        return asdict(turn(self.calls[mode], target))
+    def time(self, target: float) -> dict[str, Any]:
+        """One turn of the very callable whose result :meth:`prepare` wrote."""
+        assert self.runner
+        return asdict(turn(self.runner[0], target))
 
 
 def main() -> None:

@@ -36,7 +36,5 @@ def get(name: str) -> Cell:
     return _cells[name]
 
 
-LSTM = register(
-    Cell("lstm", gates=("i", "f", "g", "o"), states=("c",), saved=4, maths="gpulstm_kernels.cells.lstm")
-)
+LSTM = register(Cell("lstm", gates=("i", "f", "g", "o"), states=("c",), saved=4, maths="gpulstm_kernels.cells.lstm"))
 RNN = register(Cell("rnn", gates=("a",), states=(), saved=0, maths="gpulstm_kernels.cells.rnn"))

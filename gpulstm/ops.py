@@ -15,6 +15,7 @@ import numpy as np
 from . import arrays, checks, dispatch
 from .cells import Cell
 
+
 @dataclass(frozen=True)
 class Config:
     """The shape of a recurrent network, with the arguments and names of ``torch.nn.LSTM``.
@@ -43,9 +44,7 @@ class Config:
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if self.proj_size >= self.hidden_size:
-            raise ValueError(
-                f"proj_size: expected less than hidden_size = {self.hidden_size}, got {self.proj_size}"
-            )
+            raise ValueError(f"proj_size: expected less than hidden_size = {self.hidden_size}, got {self.proj_size}")
 
     @property
     def directions(self) -> int:
@@ -169,9 +168,7 @@ def rnn_forward(
     return _outside(config, y, unbatched), _states_outside(states, unbatched), tape
 
 
-def rnn_backward(
-    tape: Tape, dy: Any = None, dstate: Any = None
-) -> tuple[np.ndarray, State, dict[str, np.ndarray]]:
+def rnn_backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[np.ndarray, State, dict[str, np.ndarray]]:
     """The gradient of :func:`rnn_forward`.
 
     Args:
@@ -247,9 +244,7 @@ def _check_input(config: Config, x: Any, dtype: np.dtype) -> tuple[np.ndarray, b
     return _inside(config, array, unbatched), unbatched
 
 
-def _check_state(
-    name: str, config: Config, state: Any, batch: int, unbatched: bool, dtype: np.dtype
-) -> State:
+def _check_state(name: str, config: Config, state: Any, batch: int, unbatched: bool, dtype: np.dtype) -> State:
     """The state, or gradients of one, as a tuple of C-contiguous (L·D, B, ·), zeros in place of None."""
     shapes = config.state_shapes(batch)
     labels = [f"{name} {label}" for label in ("h", *config.cell.states)]

@@ -1,8 +1,8 @@
 """Optimizers, gradient clipping and learning-rate schedules over dicts of arrays, with torch.optim's maths.
 
-An update runs over blocks that fit a core's cache: a parameter, its gradient and its moments cross memory once, and
-the scratch is two blocks, whatever the size of the model. Every operation is elementwise and correctly rounded, so a
-state that is saved and loaded goes on bit for bit.
+An update runs over blocks that fit a core's cache: a parameter, its gradient and its moments cross memory
+once, and the scratch is two blocks, whatever the size of the model. Every operation is elementwise and
+correctly rounded, so a state that is saved and loaded goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ BLOCK = 32768  # elements: 128 KiB of float32
 
 
 def _blocks(*operands: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-    """One-dimensional blocks of arrays of one shape, in any memory layout; all but the second are written to."""
+    """1-D blocks of arrays of one shape, in any memory layout; all but the second may be written to."""
     access = [["readonly"] if i == 1 else ["readwrite"] for i in range(len(operands))]
     flags: Any = ["external_loop", "buffered", "zerosize_ok"]
     with np.nditer(operands, flags, access, buffersize=BLOCK) as blocks:  # type: ignore[arg-type]
-        for block in blocks:
-            yield block
+        yield from blocks
 
 
 class Optimizer:
     """Base of all optimizers: ``step(params, grads)`` updates the arrays of ``params`` in place.
 
-    ``lr`` may be set between steps, as a schedule does; ``steps`` counts the steps taken. State arrays (``slots``)
-    start as zeros on the first step, one a parameter and slot.
+    ``lr`` may be set between steps, as a schedule does; ``steps`` counts the steps taken. The state, one
+    array a parameter and slot, starts as zeros on the first step.
 
     Raises:
         ValueError: a hyper-parameter out of its range.
@@ -58,7 +57,7 @@ class Optimizer:
         self._lr = checks.real(value, "lr", "[0, inf)")
 
     def step(self, params: Params, grads: Mapping[str, np.ndarray]) -> None:
-        """Update ``params`` in place from ``grads``, which are only read; nothing changes if anything does not fit.
+        """Update ``params`` in place from ``grads``, which are only read; nothing changes if they do not fit.
 
         Raises:
             ValueError: keys, shapes, or the state's shapes differ, or a parameter is read-only.
@@ -67,11 +66,10 @@ class Optimizer:
         self._check(params, grads)
         if not self._state and self.slots:
             self._state = {
-                name: tuple(np.zeros(value.shape, value.dtype) for _ in self.slots)
-                for name, value in params.items()
+                name: tuple(np.zeros(value.shape, value.dtype) for _ in self.slots) for name, value in params.items()
             }
         self.steps += 1
-        with np.errstate(over="ignore", invalid="ignore"):  # infinite gradients do what arithmetic says
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for name, param in params.items():
                 scratch = arrays.empty((2, min(BLOCK, param.size)), param.dtype)
                 for p, g, *state in _blocks(param, grads[name], *self._state.get(name, ())):
@@ -79,7 +77,7 @@ class Optimizer:
                     self._update(p, self._decay(p, g, b), a, *state)
 
     def _update(self, p: np.ndarray, g: np.ndarray, a: np.ndarray, *state: np.ndarray) -> None:
-        """Step ``p`` and ``state`` by the gradient ``g``; ``a`` is scratch. All are 1-D blocks of one size."""
+        """Step ``p`` and ``state`` by the gradient ``g``; ``a`` is scratch: 1-D blocks of one size."""
         raise NotImplementedError
 
     def _decay(self, p: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -95,19 +93,18 @@ class Optimizer:
         if self._state:
             _same_keys("params", params, self._state)
         for name, param in params.items():
-            _check_array(param, f"params[{name!r}]")
-            if not param.flags.writeable:
-                raise ValueError(f"params[{name!r}]: expected a writeable array, got a read-only one")
+            _check_array(param, f"params[{name!r}]", writeable=True)
+            _check_array(grads[name], f"grads[{name!r}]")
             checks.array(grads[name], f"grads[{name!r}]", param.dtype, param.shape)
             for slot, value in zip(self.slots, self._state.get(name, ()), strict=False):
                 if (value.shape, value.dtype) != (param.shape, param.dtype):
                     raise ValueError(
-                        f"params[{name!r}]: expected {value.dtype} of shape {value.shape}, as the optimizer's {slot}, "
-                        f"got {param.dtype} of shape {param.shape}"
+                        f"params[{name!r}]: expected {value.dtype} of shape {value.shape}, as {slot} of the "
+                        f"optimizer, got {param.dtype} of shape {param.shape}"
                     )
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of the whole state: ``"step"`` (int64) and ``"lr"`` (float64), 0-d, and ``"<slot>/<parameter>"``."""
+        """A copy of the state: ``"<slot>/<parameter>"``, and 0-d ``"step"`` (int64), ``"lr"`` (float64)."""
         result = {"step": np.array(self.steps, np.int64), "lr": np.array(self.lr, np.float64)}
         for i, slot in enumerate(self.slots):
             result |= {f"{slot}/{name}": state[i].copy() for name, state in self._state.items()}
@@ -120,7 +117,7 @@ class Optimizer:
             ValueError: keys missing or left over, as of another kind of optimizer, or shapes that differ.
             TypeError: a value of the wrong dtype.
         """
-        names = sorted({key.split("/", 1)[1] for key in state_dict if "/" in key})
+        names = list(dict.fromkeys(key.split("/", 1)[1] for key in state_dict if "/" in key))
         keys = ["step", "lr", *(f"{slot}/{name}" for slot in self.slots for name in names)]
         _same_keys(f"state_dict of {type(self).__name__}", state_dict, keys)
         steps = checks.integer(_scalar(state_dict["step"]), "state_dict['step']", 0)
@@ -134,9 +131,7 @@ class Optimizer:
                 checks.array(value, key, first.dtype, first.shape)
             state[name] = tuple(value.copy() for _, value in values)
         if steps and self.slots and not state:
-            raise ValueError(
-                f"state_dict: expected {self.slots} of every parameter after {steps} steps, got none"
-            )
+            raise ValueError(f"state_dict: expected {self.slots} of every parameter after {steps} steps, got none")
         self.steps, self.lr, self._state = steps, lr, state
 
 
@@ -168,7 +163,9 @@ class SGD(Optimizer):
 
 
 class RMSProp(Optimizer):
-    """``s = alpha·s + (1 - alpha)·g²; p -= lr·g/(√s + eps)``, the quotient through a momentum buffer if asked."""
+    """``s = alpha·s + (1 - alpha)·g²; p -= lr·g/(√s + eps)``; with momentum ``v = momentum·v + g/(√s + eps)``
+    takes the quotient's place.
+    """
 
     def __init__(
         self,
@@ -274,23 +271,20 @@ def create(name: str, lr: float, **options: Any) -> Optimizer:
 
 
 def clip_by_norm(grads: Params, max_norm: float) -> float:
-    """Scale ``grads`` in place so that their joint Euclidean norm is at most ``max_norm``; give the norm before.
+    """Scale ``grads`` in place to a joint Euclidean norm of at most ``max_norm``; give the norm before.
 
     A norm that is NaN or infinite is returned and the gradients are left alone. ``max_norm`` may be infinite.
 
     Raises:
-        ValueError: max_norm not above 0, or gradients that must shrink and are read-only.
+        ValueError: max_norm not above 0, or a read-only gradient.
         TypeError: a gradient that is no float32 or float64 array.
     """
     max_norm = checks.real(max_norm, "max_norm", "(0, inf]")
     for name, gradient in grads.items():
-        _check_array(gradient, f"grads[{name!r}]")
+        _check_array(gradient, f"grads[{name!r}]", writeable=True)
     with np.errstate(over="ignore", invalid="ignore"):
         norm = math.sqrt(sum(_square_sum(gradient) for gradient in grads.values()))
     if math.isfinite(norm) and norm > max_norm:
-        for name, gradient in grads.items():
-            if not gradient.flags.writeable:
-                raise ValueError(f"grads[{name!r}]: expected a writeable array, got a read-only one")
         for gradient in grads.values():
             gradient *= max_norm / norm
     return norm
@@ -299,8 +293,8 @@ def clip_by_norm(grads: Params, max_norm: float) -> float:
 class Schedule:
     """A learning rate as a function of progress: ``schedule(progress)``, from 0 at the start to 1 at the end.
 
-    ``update(validation_loss)`` after each validation; ``state_dict`` and ``load_state_dict`` as an optimizer's. Only
-    :class:`Plateau` has a use for them.
+    ``update(validation_loss)`` comes after each validation; ``state_dict`` and ``load_state_dict`` are as an
+    optimizer's. Only :class:`Plateau` has a use for them.
     """
 
     def __init__(self, lr: float) -> None:
@@ -327,9 +321,9 @@ class Constant(Schedule):
 
 
 class Cosine(Schedule):
-    """From ``final·lr`` up to ``lr`` in a line over the share ``warmup``, then down to ``final·lr`` in half a cosine.
+    """From ``final·lr`` up to ``lr`` in a line over the share ``warmup``, then back down in half a cosine.
 
-    Progress past 1 stays at the end.
+    Progress past 1 stays at the end, ``final·lr``.
     """
 
     def __init__(self, lr: float, warmup: float = 0.02, final: float = 0.05) -> None:
@@ -347,10 +341,10 @@ class Cosine(Schedule):
 
 
 class Plateau(Schedule):
-    """``lr``, times ``factor`` each time that more than ``patience`` validations in a row bring nothing better.
+    """``lr``, times ``factor`` whenever more than ``patience`` validations in a row bring nothing better.
 
-    Better is below the best so far by more than ``threshold`` of its size, as torch's ReduceLROnPlateau; a NaN loss
-    is not better. The rate stays at or above ``minimum``.
+    Better is below the best so far by more than ``threshold`` of its size, as in torch's ReduceLROnPlateau; a
+    NaN loss is not better. The rate does not fall below ``minimum``.
     """
 
     def __init__(
@@ -414,15 +408,15 @@ def _scalar(value: Any) -> Any:
     return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
-def _check_array(value: Any, name: str) -> None:
+def _check_array(value: Any, name: str, writeable: bool = False) -> None:
     if not isinstance(value, np.ndarray) or value.dtype not in checks.FLOATS:
         kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
         raise TypeError(f"{name}: expected a float32 or float64 array, got {kind}")
+    if writeable and not value.flags.writeable:
+        raise ValueError(f"{name}: expected a writeable array, got a read-only one")
 
 
 def _same_keys(name: str, given: Any, expected: Any) -> None:
     missing, extra = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or extra:
-        raise ValueError(
-            f"{name}: expected the keys {sorted(expected)}, got missing {missing}, unexpected {extra}"
-        )
+        raise ValueError(f"{name}: expected the keys {sorted(expected)}, got missing {missing}, unexpected {extra}")

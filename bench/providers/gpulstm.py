@@ -10,7 +10,7 @@ from ..problem import Outputs, Problem, Runner
 
 
 def setup(threads: int) -> None:
-    """Nothing: the thread count is in the environment."""
+    gpulstm.set_num_threads(threads)
 
 
 def inference(problem: Problem) -> Runner:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
@@ -25,7 +27,7 @@ def serialized(problem: Problem) -> bytes:
         "bias": np.concatenate([reordered("bias_ih_l0"), reordered("bias_hh_l0")], axis=1),
     }
 
-    def tensor(name: str, shape: tuple[int, ...]):  # type: ignore[no-untyped-def]
+    def tensor(name: str, shape: tuple[int, ...]) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     state = (1, batch, hidden)

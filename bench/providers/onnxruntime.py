@@ -19,9 +19,7 @@ def setup(threads: int) -> None:
 
 
 def inference(problem: Problem) -> Runner:
-    session = onnxruntime.InferenceSession(
-        serialized(problem), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(serialized(problem), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     for name in INPUTS:
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(getattr(problem, name)))

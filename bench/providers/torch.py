@@ -43,16 +43,12 @@ def training(problem: Problem) -> Runner:
     def outputs(result: Any) -> Outputs:
         forward, gradients = result
         keys = ("y", "h", "c", "dx", "dh0", "dc0", *(f"d{name}" for name in names))
-        return {
-            key: value.detach().numpy() for key, value in zip(keys, (*forward, *gradients), strict=True)
-        }
+        return {key: value.detach().numpy() for key, value in zip(keys, (*forward, *gradients), strict=True)}
 
     return call, outputs
 
 
 def layer(problem: Problem) -> torch.nn.LSTM:
-    lstm = torch.nn.LSTM(
-        problem.case.hidden, problem.case.hidden, dtype=getattr(torch, problem.case.dtype)
-    )
+    lstm = torch.nn.LSTM(problem.case.hidden, problem.case.hidden, dtype=getattr(torch, problem.case.dtype))
     lstm.load_state_dict({name: torch.from_numpy(value) for name, value in problem.params.items()})
     return lstm

@@ -1,4 +1,4 @@
-"""Batches for truncated backpropagation: documents laid end to end and cut into lanes that run side by side."""
+"""Batches for truncated backpropagation: documents end to end, cut into lanes that run side by side."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from .. import checks
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,17 @@ class Lanes:
     and cuts it into ``batch`` lanes; the order depends on ``seed`` and the epoch's number alone.
 
     Raises:
-        ValueError: ``batch`` or ``seq_len`` below 1, or less data than one batch takes.
+        ValueError: ``batch`` or ``seq_len`` below 1, ``seed`` below 0, or less data than one batch takes.
     """
 
     def __init__(
         self, documents: Sequence[bytes], batch: int, seq_len: int, *, seed: int = 0, separator: bytes = b"\0"
     ) -> None:
-        for name, value in (("batch", batch), ("seq_len", seq_len)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        self.batch = checks.integer(batch, "batch")
+        self.seq_len = checks.integer(seq_len, "seq_len")
+        self.seed = checks.integer(seed, "seed", 0)
         self._documents = [np.frombuffer(document + separator, np.uint8) for document in documents]
         self._size = sum(map(len, self._documents))
-        self.batch, self.seq_len, self.seed = batch, seq_len, seed
         self.steps_per_epoch = (self._size - 1) // batch // seq_len
         if self.steps_per_epoch < 1:
             raise ValueError(

@@ -39,8 +39,8 @@ class Corpus:
 
 
 def read(data: str | Path | None = None) -> Corpus:
-    """The corpus in ``data``: a file, a directory (its text files, recursively), or None for the source of the
-    standard library of the Python that is running.
+    """The corpus in ``data``: a file, a directory (its text files, recursively), or None for the source of
+    the standard library of the Python that is running.
 
     About 5% of the bytes are held out: whole files, chosen by the hash of their relative path, or the end of
     each file where there are too few for that. The same files give the same split on every machine.
@@ -82,9 +82,9 @@ def read(data: str | Path | None = None) -> Corpus:
         raise ValueError(f"data: {source!r} is empty; expected text")
     train, held_out = _split(documents)
     for part, texts in (("training", train), ("held-out", held_out)):
-        if sum(map(len, texts)) < _LEAST:
+        if (left := sum(map(len, texts))) < _LEAST:
             raise ValueError(
-                f"data: {source!r} is too short: {size} bytes leave {sum(map(len, texts))} for the {part} part, "
+                f"data: {source!r} is too short: {size} bytes leave {left} for the {part} part, "
                 f"expected at least {_LEAST}"
             )
     return Corpus(source, tuple(train), tuple(held_out), digest.hexdigest())

@@ -28,22 +28,14 @@ class Dropout(Layer):
     def __call__(self, x: Any) -> np.ndarray:
         return checks.array(x, "x", None, (...,))
 
-    def vjp(
-        self, x: Any, *, rng: Any = None
-    ) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, Params]]]:
+    def vjp(self, x: Any, *, rng: Any = None) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, Params]]]:
         x = checks.array(x, "x", None, (...,))
-        shape, dtype = x.shape, x.dtype
-        rng = arrays.generator(rng)
-        keep = rng.random(shape, dtype=np.float32) >= self.p if self.p else None
+        keep = arrays.kept(arrays.generator(rng), x.shape, self.p) if self.p else None
 
         def masked(value: np.ndarray) -> np.ndarray:
-            if keep is None:
-                return value
-            result = np.multiply(value, keep, out=arrays.empty(shape, dtype))
-            result *= 1 / (1 - self.p)
-            return result
+            return value if keep is None else arrays.drop(value, keep, self.p)
 
         def pullback(dy: Any) -> tuple[np.ndarray, Params]:
-            return masked(checks.array(dy, "dy", dtype, shape)), {}
+            return masked(checks.array(dy, "dy", x.dtype, x.shape)), {}
 
         return masked(x), pullback

@@ -22,9 +22,7 @@ class Embedding(Layer):
         TypeError: ids that are no integers; dy of another dtype than the layer.
     """
 
-    def __init__(
-        self, num_embeddings: int, embedding_dim: int, *, dtype: Any = "float32", seed: Any = None
-    ) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: Any = "float32", seed: Any = None) -> None:
         self.num_embeddings = checks.integer(num_embeddings, "num_embeddings")
         self.embedding_dim = checks.integer(embedding_dim, "embedding_dim")
         shape = (self.num_embeddings, self.embedding_dim)
@@ -34,9 +32,7 @@ class Embedding(Layer):
     def __call__(self, ids: Any) -> np.ndarray:
         return self.params["weight"].take(self._ids(ids), axis=0)
 
-    def vjp(
-        self, ids: Any, *, rng: Any = None
-    ) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[None, Params]]]:
+    def vjp(self, ids: Any, *, rng: Any = None) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[None, Params]]]:
         ids = self._ids(ids)
         weight = self.params["weight"]
         y = weight.take(ids, axis=0)

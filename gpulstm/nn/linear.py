@@ -41,9 +41,7 @@ class Linear(Layer):
         shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
         if not bias:
             del shapes["bias"]
-        self.params = {
-            name: rng.uniform(-bound, bound, shape).astype(self.dtype) for name, shape in shapes.items()
-        }
+        self.params = {name: rng.uniform(-bound, bound, shape).astype(self.dtype) for name, shape in shapes.items()}
 
     def __call__(self, x: Any) -> np.ndarray:
         x = checks.array(x, "x", self.dtype, (..., self.in_features))
@@ -126,9 +124,7 @@ class LastStepHead(Layer):
         x = checks.array(x, "x", self.linear.dtype, (*outer, features), ("T", features))
         if x.ndim == 2:
             if lengths is not None:
-                raise ValueError(
-                    f"lengths: expected None for an unbatched x of shape {x.shape}, got {lengths!r}"
-                )
+                raise ValueError(f"lengths: expected None for an unbatched x of shape {x.shape}, got {lengths!r}")
             return x, (-1,)
         steps, batch = x.shape[1::-1] if self.batch_first else x.shape[:2]
         times = np.full(batch, steps) if lengths is None else checks.lengths(lengths, batch, steps)

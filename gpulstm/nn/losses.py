@@ -36,9 +36,7 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int | None = None) ->
     if ignore_index is not None:
         counted = ids != checks.integer(ignore_index, "ignore_index", -(2**63))
         if not counted.any():
-            raise ValueError(
-                f"targets: expected at least one that is not ignore_index={ignore_index}, got none"
-            )
+            raise ValueError(f"targets: expected at least one that is not ignore_index={ignore_index}, got none")
         ids = np.where(counted, ids, 0)
     ids = checks.indices(ids, "targets", classes, "the number of classes")
 

@@ -95,9 +95,7 @@ class Sequential(Recurrent):
             raise ValueError("layers: expected at least one layer, got none")
         for position, layer in enumerate(layers):
             if not isinstance(layer, Layer):
-                raise TypeError(
-                    f"layers: expected gpulstm layers, got {type(layer).__name__} at position {position}"
-                )
+                raise TypeError(f"layers: expected gpulstm layers, got {type(layer).__name__} at position {position}")
             if layer.params and any(layer is earlier for earlier in layers[:position]):
                 raise ValueError(
                     f"layers: expected each once, got the {type(layer).__name__} at position {position} again"
@@ -105,9 +103,7 @@ class Sequential(Recurrent):
         self.layers = layers
         self.recurrent = [i for i, layer in enumerate(layers) if isinstance(layer, Recurrent)]
         self.takes_lengths = any(layer.takes_lengths for layer in layers)
-        self.params = {
-            f"{i}.{name}": value for i, layer in enumerate(layers) for name, value in layer.params.items()
-        }
+        self.params = {f"{i}.{name}": value for i, layer in enumerate(layers) for name, value in layer.params.items()}
 
     def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Any, tuple[Any, ...]]:
         final = []
@@ -154,8 +150,7 @@ class Sequential(Recurrent):
             raise ValueError("lengths: expected None, since no layer of this model takes them")
         states = self._per_layer(state, "state")
         return [
-            ({"state": states[i]} if i in states else {})
-            | ({"lengths": lengths} if layer.takes_lengths else {})
+            ({"state": states[i]} if i in states else {}) | ({"lengths": lengths} if layer.takes_lengths else {})
             for i, layer in enumerate(self.layers)
         ]
 
@@ -168,7 +163,5 @@ class Sequential(Recurrent):
                 f"{name}: expected None or a tuple, one entry a recurrent layer, got {type(state).__name__}"
             )
         if len(state) != len(self.recurrent):
-            raise ValueError(
-                f"{name}: expected {len(self.recurrent)} entries, one a recurrent layer, got {len(state)}"
-            )
+            raise ValueError(f"{name}: expected {len(self.recurrent)} entries, one a recurrent layer, got {len(state)}")
         return dict(zip(self.recurrent, state, strict=True))

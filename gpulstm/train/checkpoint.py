@@ -1,9 +1,9 @@
 """Checkpoints: directories that are either whole or not there.
 
-``OUT/step-00001234/`` holds ``model.safetensors`` (parameters), ``training.safetensors`` (optimizer, carried
-state) and ``checkpoint.json`` (everything else, with size and SHA-256 of the other two). It is written under a
-temporary name beside its place, synced, and renamed: a process killed at any moment, or a disk that fills up,
-leaves the earlier checkpoints as they were and never half a new one.
+``OUT/step-00001234/`` holds ``model.safetensors`` (parameters), ``training.safetensors`` (optimizer,
+schedule, carried state) and ``checkpoint.json`` (everything else, with size and SHA-256 of the other two). It
+is written under a temporary name beside its place, synced, and renamed: a process killed at any moment, or a
+disk that fills up, leaves the earlier checkpoints as they were and never half a new one.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .. import __version__
 
 FORMAT = "gpulstm-checkpoint"
 VERSION = 1
@@ -35,7 +36,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What :func:`load` read: ``model`` and ``training`` arrays by name, ``record`` the JSON given to save."""
+    """What :func:`load` read: ``model`` and ``training`` arrays by name, ``record`` the JSON of save."""
 
     path: Path
     step: int
@@ -72,8 +73,7 @@ def save(
     target = out / f"step-{step:08d}"
     if target.exists():
         raise CheckpointError(f"{target}: there is a checkpoint of this step already; expected a new step")
-    _finite(model, target / MODEL)
-    _finite(training, target / TRAINING)
+    _check_finite(model, target / MODEL)
     contents = {MODEL: to_bytes(dict(model)), TRAINING: to_bytes(dict(training))}
     body = {
         "format": FORMAT,
@@ -100,8 +100,8 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         size = sum(map(len, contents.values()))
         raise CheckpointError(
-            f"{target}: could not be written: {error.strerror or error}; expected a writable directory with room "
-            f"for {size} bytes; earlier checkpoints are untouched"
+            f"{target}: could not be written: {error.strerror or error}; expected a writable directory with "
+            f"room for {size} bytes; earlier checkpoints are untouched"
         ) from error
     _prune(out, keep, protect)
     return target
@@ -112,7 +112,7 @@ def load(path: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: nothing there, a file missing, cut short, altered or of another format or version, or
-            an array that is not finite; the message names the file, what it holds and what was expected.
+            parameters that are not finite; the message names the file, what it holds and what was expected.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
@@ -137,7 +137,7 @@ def load(path: str | Path) -> Checkpoint:
             arrays[name] = from_bytes(data)
         except SafetensorError as error:
             raise CheckpointError(f"{file}: expected a safetensors file, got {error}") from error
-        _finite(arrays[name], file)
+    _check_finite(arrays[MODEL], path / MODEL)
     return Checkpoint(path, body["step"], arrays[MODEL], arrays[TRAINING], body["record"], body["versions"])
 
 
@@ -153,12 +153,8 @@ def path_of(out: str | Path, step: int) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result can depend on; gpulstm's is "source" when it runs uninstalled."""
-    try:
-        own = metadata.version("gpulstm")
-    except metadata.PackageNotFoundError:
-        own = "source"
-    return {"gpulstm": own, "numpy": np.__version__, "python": platform.python_version()}
+    """Versions that a result can depend on."""
+    return {"gpulstm": __version__, "numpy": np.__version__, "python": platform.python_version()}
 
 
 def _read_record(file: Path) -> dict[str, Any]:
@@ -184,7 +180,7 @@ def _read(file: Path) -> bytes:
         raise CheckpointError(f"{file}: could not be read: {error.strerror}; expected a checkpoint's file") from error
 
 
-def _finite(arrays: Mapping[str, np.ndarray], file: Path) -> None:
+def _check_finite(arrays: Mapping[str, np.ndarray], file: Path) -> None:
     for name, value in arrays.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise CheckpointError(f"{file}: {name!r} holds NaN or infinite values; expected finite ones")

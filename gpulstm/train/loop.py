@@ -1,8 +1,8 @@
 """The training loop: any task, truncated backpropagation through time, stoppable and resumable at every step.
 
-With a limit in steps or epochs a run is deterministic: killed at any moment and resumed, it ends with the same
-parameters, bit for bit, as one left alone (same machine, thread count and versions). With a limit in minutes
-the schedule follows the clock, so that no two runs are the same.
+With a limit in steps or epochs a run is deterministic: killed at any moment and resumed, it ends with the
+same parameters, bit for bit, as one left alone (same machine, thread count and versions). With a limit in
+minutes the schedule follows the clock, so that no two runs are the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import optim
+from .. import checks, optim
 from ..data.lanes import Batch
 from . import checkpoint
 from .progress import Progress, Writer, writers
@@ -32,9 +32,10 @@ class TrainingDiverged(ArithmeticError):
 class Batches(Protocol):
     """An endless source of batches whose position can be stored as JSON."""
 
-    epoch: int
-    steps_per_epoch: int
-
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def steps_per_epoch(self) -> int: ...
     def next(self) -> Batch: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -48,11 +49,14 @@ class Task(Protocol):
     ``validate()`` gives {"loss": ..., metric: ...}; plateau and early stopping follow the loss.
     """
 
-    config: Mapping[str, Any]
-    model: Any
-    batches: Batches
     metric: str
 
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def model(self) -> Any: ...
+    @property
+    def batches(self) -> Batches: ...
     def loss(self, output: Any, targets: Any) -> tuple[float, Any]: ...
     def validate(self) -> dict[str, float]: ...
 
@@ -61,7 +65,7 @@ class Task(Protocol):
 class Result:
     """How a run ended: ``reason`` is "finished", "stopped early" or "interrupted".
 
-    ``checkpoint`` is the last one, or the best validated one when early stopping is on (None without ``out``);
+    ``checkpoint`` is the last one, or the best validated one with early stopping (None without ``out``);
     ``tokens_per_second`` counts training steps only and leaves out each process's first, which compiles.
     """
 
@@ -91,8 +95,8 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        optimizer: Any,
-        schedule: Any = None,
+        optimizer: optim.Optimizer,
+        schedule: optim.Schedule | None = None,
         *,
         clip: float | None = 1.0,
         seed: int = 0,
@@ -105,22 +109,16 @@ class Trainer:
         settings: Mapping[str, Any] | None = None,
         shown: bool = True,
     ) -> None:
-        for name, value, least in (
-            ("save_every", save_every, 0),
-            ("validate_every", validate_every, 0),
-            ("keep", keep, 1),
-            ("patience", patience, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
-        if clip is not None and not clip > 0:
-            raise ValueError(f"clip: expected a positive norm or None, got {clip}")
+        self.save_every = checks.integer(save_every, "save_every", 0)
+        self.validate_every = checks.integer(validate_every, "validate_every", 0)
+        self.keep = checks.integer(keep, "keep")
+        self.patience = None if patience is None else checks.integer(patience, "patience")
+        self.clip = math.inf if clip is None else checks.real(clip, "clip", "(0, inf]")
         if patience is not None and validate_every == 0:
             raise ValueError(f"patience: {patience} needs validation, expected validate_every above 0, got 0")
-        self.task, self.optimizer, self.schedule = task, optimizer, schedule
-        self.clip, self.out = clip, None if out is None else Path(out)
-        self.save_every, self.keep = save_every, keep
-        self.validate_every, self.patience = validate_every, patience
+        self.task, self.optimizer = task, optimizer
+        self.schedule = optim.Constant(optimizer.lr) if schedule is None else schedule
+        self.out = None if out is None else Path(out)
         self.metrics, self.settings, self.shown = metrics, dict(settings or {}), shown
         self.rng = np.random.default_rng(seed)
         self.step = 0
@@ -133,9 +131,7 @@ class Trainer:
         self._timed_tokens, self._timed_seconds = 0, 0.0
         self._saved: int | None = None
 
-    def run(
-        self, *, steps: int | None = None, epochs: float | None = None, minutes: float | None = None
-    ) -> Result:
+    def run(self, *, steps: int | None = None, epochs: float | None = None, minutes: float | None = None) -> Result:
         """Train up to a limit, counted from the run's very beginning, and say how it ended.
 
         Ctrl-C finishes the step, saves and returns "interrupted"; a second one raises KeyboardInterrupt.
@@ -147,7 +143,16 @@ class Trainer:
         """
         limit = _Limit.of(steps, epochs, minutes, self.task.batches.steps_per_epoch)
         validations = ["validation_loss", f"validation_{self.task.metric}"]
-        columns = ["step", "epoch", "loss", "gradient_norm", "lr", "tokens_per_second", "seconds", *validations]
+        columns = [
+            "step",
+            "epoch",
+            "loss",
+            "gradient_norm",
+            "lr",
+            "tokens_per_second",
+            "seconds",
+            *validations,
+        ]
         with ExitStack() as stack:
             log: list[Writer] = []
             if self.out is not None:
@@ -220,29 +225,29 @@ class Trainer:
             if not np.isfinite(value).all():
                 raise TrainingDiverged(self._diverged(f"parameter {name!r} is not finite"))
         arrays = {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
+        arrays |= {f"schedule.{name}": value for name, value in self.schedule.state_dict().items()}
         arrays |= _flatten(self.state, "state")
-        schedule = getattr(self.schedule, "state_dict", dict)()
         record = {
             "config": dict(self.task.config),
             "settings": self.settings,
             "rng": self.rng.bit_generator.state,
             "data": self.task.batches.state_dict(),
-            "schedule": schedule,
             "early_stopping": {"best": self._best, "best_step": self._best_step, "waited": self._waited},
             "elapsed": self._elapsed,
             "timed": [self._timed_tokens, self._timed_seconds],
             "loss": None if math.isnan(self.loss) else self.loss,
             "validation": self.validation,
         }
-        best = [self._best_step] if self.patience is not None else []
+        best = [] if self.patience is None or self._best is None else [self._best_step]
         path = checkpoint.save(
             self.out, self.step, self.task.model.params, arrays, record, keep=self.keep, protect=best
         )
         self._saved = self.step
         return path
 
-    def resume(self, saved: checkpoint.Checkpoint) -> None:
-        """Go on from ``saved``: parameters, optimizer, dropout's generator, data position, carried state.
+    def resume(self, saved: checkpoint.Checkpoint, *, schedule: bool = True) -> None:
+        """Go on from ``saved``: parameters, optimizer, dropout's generator, data position, carried state, and
+        unless ``schedule`` is False what the schedule knows (a plateau's rate and best loss).
 
         Raises:
             CheckpointError: it is of another model, other data or another optimizer.
@@ -253,19 +258,18 @@ class Trainer:
             found = record["config"].get(name)
             if found != value:
                 raise checkpoint.CheckpointError(f"{record_file}: made with {name} {found!r}, expected {value!r}")
-        prefix = "optimizer."
-        optimizer = {k.removeprefix(prefix): v for k, v in saved.training.items() if k.startswith(prefix)}
-        for file, load, value in (
-            (record_file, self.task.batches.load_state_dict, record["data"]),
-            (saved.path / checkpoint.MODEL, self.task.model.load_state_dict, saved.model),
-            (saved.path / checkpoint.TRAINING, self.optimizer.load_state_dict, optimizer),
-        ):
+        parts: list[tuple[Path, Any, Any]] = [
+            (record_file, self.task.batches, record["data"]),
+            (saved.path / checkpoint.MODEL, self.task.model, saved.model),
+            (saved.path / checkpoint.TRAINING, self.optimizer, _part(saved.training, "optimizer.")),
+        ]
+        if schedule:
+            parts.append((saved.path / checkpoint.TRAINING, self.schedule, _part(saved.training, "schedule.")))
+        for file, part, value in parts:
             try:
-                load(value)
-            except (ValueError, TypeError, KeyError) as error:
+                part.load_state_dict(value)
+            except (ValueError, TypeError) as error:
                 raise checkpoint.CheckpointError(f"{file}: does not fit this run: {error}") from error
-        if record["schedule"] and hasattr(self.schedule, "load_state_dict"):
-            self.schedule.load_state_dict(record["schedule"])
         self.rng.bit_generator.state = record["rng"]
         self.state = _nest(saved.training, "state")
         self.step = self._saved = saved.step
@@ -279,8 +283,7 @@ class Trainer:
     def _advance(self, progress: float, warm: bool) -> dict[str, float]:
         """One update; what it was like."""
         started = time.perf_counter()
-        if self.schedule is not None:
-            self.optimizer.lr = self.schedule(progress)
+        self.optimizer.lr = self.schedule(progress)
         batch = self.task.batches.next()
         state = None if batch.fresh else self.state
         model = self.task.model
@@ -290,7 +293,7 @@ class Trainer:
             if not math.isfinite(loss):
                 raise TrainingDiverged(self._diverged(f"the loss is {loss}"))
             _, _, grads = pullback(doutput)
-            norm = optim.clip_by_norm(grads, math.inf if self.clip is None else self.clip)
+            norm = optim.clip_by_norm(grads, self.clip)
             if not math.isfinite(norm):
                 raise TrainingDiverged(self._diverged(f"the norm of the gradient is {norm}, the loss {loss:.4g}"))
             self.optimizer.step(model.params, grads)
@@ -312,8 +315,9 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         self.validation = self.task.validate()
         loss = self.validation["loss"]
-        if hasattr(self.schedule, "update"):
-            self.schedule.update(loss)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(self._diverged(f"the validation loss is {loss}"))
+        self.schedule.update(loss)
         if self._best is None or loss < self._best:
             self._best, self._best_step, self._waited = loss, self.step, 0
             if self.patience is not None and self.out is not None:
@@ -342,7 +346,7 @@ class Trainer:
         saved = f"the last good checkpoint is {kept}" if kept else "nothing was saved"
         return (
             f"training diverged after step {self.step}: {cause}, expected a finite value (learning rate "
-            f"{self.optimizer.lr:.3g}, loss before {self.loss:.4g}); no update was made of it; {saved}; "
+            f"{self.optimizer.lr:.3g}, loss before {self.loss:.4g}); {saved}; "
             f"go on with a lower learning rate or a smaller clip"
         )
 
@@ -353,9 +357,7 @@ class _Limit:
     minutes: float | None
 
     @classmethod
-    def of(
-        cls, steps: int | None, epochs: float | None, minutes: float | None, steps_per_epoch: int
-    ) -> _Limit:
+    def of(cls, steps: int | None, epochs: float | None, minutes: float | None, steps_per_epoch: int) -> _Limit:
         given = {n: v for n, v in (("steps", steps), ("epochs", epochs), ("minutes", minutes)) if v is not None}
         if len(given) != 1:
             raise ValueError(f"limit: expected one of steps, epochs and minutes, got {given or 'none'}")
@@ -382,9 +384,7 @@ class _Interrupt:
 
     def __enter__(self) -> _Interrupt:
         self._before = signal.getsignal(signal.SIGINT)
-        self._active = (
-            threading.current_thread() is threading.main_thread() and self._before is not signal.SIG_IGN
-        )
+        self._active = threading.current_thread() is threading.main_thread() and self._before is not signal.SIG_IGN
         if self._active:
             signal.signal(signal.SIGINT, self._note)
         return self
@@ -397,6 +397,10 @@ class _Interrupt:
         if self.seen:
             raise KeyboardInterrupt
         self.seen = True
+
+
+def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def _flatten(state: Any, name: str) -> dict[str, np.ndarray]:
@@ -415,7 +419,9 @@ def _nest(flat: Mapping[str, np.ndarray], name: str) -> Any:
     """The inverse of :func:`_flatten`; None where nothing has that name."""
     if name in flat:
         return flat[name]
-    parts = []
+    if not any(key.startswith(f"{name}.") for key in flat):
+        return None
+    parts: list[Any] = []
     while (part := _nest(flat, f"{name}.{len(parts)}")) is not None:
         parts.append(part)
-    return tuple(parts) or None
+    return tuple(parts)

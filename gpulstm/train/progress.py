@@ -20,9 +20,7 @@ class Progress:
     step and second where a resumed run goes on. Silent when stderr is no terminal or ``shown`` is False.
     """
 
-    def __init__(
-        self, *, steps: int | None, minutes: float | None, step: int, elapsed: float, shown: bool
-    ) -> None:
+    def __init__(self, *, steps: int | None, minutes: float | None, step: int, elapsed: float, shown: bool) -> None:
         self._timed = minutes is not None
         self._drawn = -_REFRESH
         self._bar: Any = None

@@ -101,7 +101,7 @@ class LayerTape(NamedTuple):
 
     cell: Cell
     x: Array
-    weights: list[dict[str, Array]]
+    weights: Sequence[Mapping[str, Array]]
     steps: list[list[Step]]
     dtype: np.dtype
 

@@ -1,4 +1,7 @@
-"""The vanilla recurrent cell (Elman 1990): ``h' = tanh(a)``, a the one gate. Nothing is saved: backward needs only h'."""
+"""The vanilla recurrent cell (Elman 1990): ``h' = tanh(a)``, a the one gate.
+
+Nothing is saved: backward needs only h'.
+"""
 
 from __future__ import annotations
 

@@ -98,9 +98,7 @@ def cell_forward(cell: Cell, gates: Any, states: Any) -> Any:
     return cell.module.forward(gates, states)
 
 
-def cell_backward(
-    cell: Cell, dh: Any, dstates: Any, h: Any, saved: Any, states: Any, previous: Any
-) -> Any:
+def cell_backward(cell: Cell, dh: Any, dstates: Any, h: Any, saved: Any, states: Any, previous: Any) -> Any:
     """``cell``'s backward, callable from a kernel."""
     return cell.module.backward(dh, dstates, h, saved, states, previous)
 
@@ -117,6 +115,4 @@ def _cell_forward(cell, gates, states):
 @overload(cell_backward)
 def _cell_backward(cell, dh, dstates, h, saved, states, previous):
     function = inline(cell.cell.module.backward)
-    return lambda cell, dh, dstates, h, saved, states, previous: function(
-        dh, dstates, h, saved, states, previous
-    )
+    return lambda cell, dh, dstates, h, saved, states, previous: function(dh, dstates, h, saved, states, previous)

@@ -197,9 +197,7 @@ def _outer(c, ldc, sums, a, a_offset, lda, b, b_offset, ldb, m, n, k, packed_a, 
             for block in range(top, bottom):
                 place = c.ctypes.data + (block * ROWS * ldc + p * across) * bytes_
                 left = mine.ctypes.data + (block - top) * ROWS * DEPTH * bytes_
-                tile_rows(
-                    WIDTH, c, place, ldc * bytes_, left, bytes_, ROWS * bytes_, theirs.ctypes.data, ROWS, depth
-                )
+                tile_rows(WIDTH, c, place, ldc * bytes_, left, bytes_, ROWS * bytes_, theirs.ctypes.data, ROWS, depth)
 
 
 def outer(
@@ -226,9 +224,7 @@ def outer(
     packed_b = empty((size, DEPTH * across), dtype)
 
     def run(rank: int, size: int, barrier: np.ndarray) -> None:
-        _outer(
-            c.reshape(-1), c.shape[1], sums, a, *a_at, b, *b_at, m, n, rows, packed_a, packed_b, rank, size
-        )
+        _outer(c.reshape(-1), c.shape[1], sums, a, *a_at, b, *b_at, m, n, rows, packed_a, packed_b, rank, size)
 
     crew.run(run, size)
     return c[:m, :n], sums

@@ -70,7 +70,7 @@ def layer_forward(
 
     ys = empty((steps + 2, batch, directions * outputs), dtype)
     plans, tapes, gates, scratch = [], [], [], []
-    for d, w in enumerate(own):
+    for d in range(directions):
         plan = Plan(d == 1, d * outputs, keep, packs, by_batch)
         states = empty((len(cell.states), kept + 1, batch, padded), dtype)
         first = kept if plan.reverse else 0
@@ -92,12 +92,12 @@ def layer_forward(
         )
 
     def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
-        sequence.forward(
-            cell, x, own[d], lengths, tapes[d], gates[d], scratch[d], plans[d], rank, size, barrier
-        )
+        sequence.forward(cell, x, own[d], lengths, tapes[d], gates[d], scratch[d], plans[d], rank, size, barrier)
 
     _in_teams(walk, directions, at_most)
-    final = (np.stack([ys[1 if p.reverse else steps, :, p.column : p.column + outputs] for p in plans]),)
+    final: tuple[np.ndarray, ...] = (
+        np.stack([ys[1 if p.reverse else steps, :, p.column : p.column + outputs] for p in plans]),
+    )
     for k in range(len(cell.states)):
         last = [tape.states[k, 0 if p.reverse else kept, :, :hidden] for tape, p in zip(tapes, plans, strict=True)]
         final += (np.stack(last),)
@@ -176,7 +176,7 @@ def layer_backward(
             dhr, _ = gemm.outer(flat, through, rows, outputs, hidden, (0, outputs), (0, hidden))
             grad["weight_hr"] = np.ascontiguousarray(dhr)
         grads.append(grad)
-    initial = (np.stack([value[0] for value in dh]),)
+    initial: tuple[np.ndarray, ...] = (np.stack([value[0] for value in dh]),)
     for k in range(len(cell.states)):
         initial += (np.stack([value[k, 0, :, :hidden] for value in dstates]),)
     return dx.reshape(x.shape), initial, grads

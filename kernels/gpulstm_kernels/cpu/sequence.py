@@ -254,21 +254,20 @@ def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, b
         previous = load_states(cell, ys, _state_at(tape.states, before, b, unit), stride)
         saved = load_saved(cell, ys, _at(tape.saved, t, b, p * width * cell.n_saved + u), width * size)
         at = _state_at(dstates, 0, b, unit)
-        da, dprevious = cell_backward(
-            cell, dh_total, load_states(cell, ys, at, dstride), h, saved, states, previous
-        )
+        da, dprevious = cell_backward(cell, dh_total, load_states(cell, ys, at, dstride), h, saved, states, previous)
         store_tuple(da, _at(dgates, t, b, p * width * cell.n_gates + u), width * size)
         store_tuple(dprevious, at, dstride)
 
 
 @kernel
-def backward(cell, dy, weights, lengths, tape, dh, dstates, dgates, dprojected, dhidden, scratch, plan, rank, size, barrier):
+def backward(
+    cell, dy, weights, lengths, tape, dh, dstates, dgates, dprojected, dhidden, scratch, plan, rank, size, barrier
+):
     """Fill ``dgates`` (and ``dprojected``, the whole gradient of the projection's output) from ``dy`` (T, B, D·P).
 
     ``dh`` (1, B, P) and ``dstates`` (S, 1, B, Hp) hold the gradients of the final state and end as those of the
     initial one; ``dhidden`` (1, B, H) is scratch for a projection.
     """
-    ys = tape.ys
     steps, batch = dy.shape[0], dy.shape[1]
     hidden, outputs = weights.hh.shape[0] // cell.n_gates, weights.hh.shape[1]
     width = units(cell, dy)
@@ -311,7 +310,18 @@ def backward(cell, dy, weights, lengths, tape, dh, dstates, dgates, dprojected, 
             flat = dprojected.reshape(-1)
             for p in range(u0 // out, (u1 + out - 1) // out):
                 multiply_panel(
-                    dhidden.reshape(-1), b0 * hidden, hidden, hidden, flat, left, outputs, scratch.hr, p, m, outputs, edge
+                    dhidden.reshape(-1),
+                    b0 * hidden,
+                    hidden,
+                    hidden,
+                    flat,
+                    left,
+                    outputs,
+                    scratch.hr,
+                    p,
+                    m,
+                    outputs,
+                    edge,
                 )
         for b in range(b0, b1):
             for p in range(p0, p1):
@@ -329,5 +339,16 @@ def backward(cell, dy, weights, lengths, tape, dh, dstates, dgates, dprojected, 
         left = (t * batch + b0) * depth
         for p in range(o0 // out, (o1 + out - 1) // out):
             multiply_panel(
-                dh.reshape(-1), b0 * outputs, outputs, outputs, dgates.reshape(-1), left, depth, scratch.hh, p, m, depth, edge
+                dh.reshape(-1),
+                b0 * outputs,
+                outputs,
+                outputs,
+                dgates.reshape(-1),
+                left,
+                depth,
+                scratch.hh,
+                p,
+                m,
+                depth,
+                edge,
             )

@@ -132,9 +132,7 @@ def _pause(typing: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if "x86" in llvm.get_process_triple():
             function_type = ir.FunctionType(ir.VoidType(), [])
-            builder.call(
-                cgutils.get_or_insert_function(builder.module, function_type, "llvm.x86.sse2.pause"), []
-            )
+            builder.call(cgutils.get_or_insert_function(builder.module, function_type, "llvm.x86.sse2.pause"), [])
         return context.get_dummy_value()
 
     return types.none(), codegen

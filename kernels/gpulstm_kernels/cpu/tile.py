@@ -185,8 +185,7 @@ def _dots(typing: Any, rows: Any, like: Any, c: Any, a: Any, b: Any, ldb: Any, n
             pointer = vector.element.as_pointer()
             left = builder.load(builder.inttoptr(builder.add(a, offset), pointer))
             products = [
-                builder.fmul(left, builder.load(builder.inttoptr(builder.add(place, offset), pointer)))
-                for place in at
+                builder.fmul(left, builder.load(builder.inttoptr(builder.add(place, offset), pointer))) for place in at
             ]
             return [builder.fadd(s, p) for s, p in zip(sums, products, strict=True)]
 

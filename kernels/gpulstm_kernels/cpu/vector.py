@@ -68,9 +68,7 @@ def splat(builder: ir.IRBuilder, typ: ir.VectorType, scalar: Any) -> Any:
     )
 
 
-def llvm_call(
-    builder: ir.IRBuilder, name: str, result: Any, *args: Any, fastmath: tuple[str, ...] = ()
-) -> Any:
+def llvm_call(builder: ir.IRBuilder, name: str, result: Any, *args: Any, fastmath: tuple[str, ...] = ()) -> Any:
     """Call the LLVM intrinsic ``llvm.<name>``."""
     function_type = ir.FunctionType(result, [arg.type for arg in args])
     function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.{name}")

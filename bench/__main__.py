@@ -1,0 +1,93 @@
+"""Command line: ``python -m bench run cpu`` and ``python -m bench report RECORD.json``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from . import machine
+from .plot import plot
+from .pool import ROOT, ProviderError
+from .registry import CPU_GRID, CPU_PROVIDERS, SUBJECT, parse_case, select
+from .report import report
+from .run import Record, Settings, load, new_record, run_cpu
+
+
+@click.group(help="Time gpulstm beside the LSTMs it competes with.")
+def main() -> None:
+    pass
+
+
+@main.group(help="Measure.")
+def run() -> None:
+    pass
+
+
+@run.command(help="One layer, I = H, float32, on the CPU: inference and training.")
+@click.option("--quick", is_flag=True, help="Fewer and shorter turns: under two minutes on two cores.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: bench/results/MACHINE."
+)
+@click.option("--providers", metavar="A,B", help=f"Some of {', '.join(CPU_PROVIDERS)}; default: all.")
+@click.option("--case", "cases", multiple=True, metavar="B,T,H", help="Instead of the grid; may be repeated.")
+@click.option("--rounds", type=click.IntRange(1), help="Turns for each provider and case (9; quick: 3).")
+@click.option("--threads", type=click.IntRange(1), help="The same for every provider; default: all cores.")
+@click.option("--dtype", type=click.Choice(["float32"]), default="float32", show_default=True)
+def cpu(
+    quick: bool,
+    out: Path | None,
+    providers: str | None,
+    cases: tuple[str, ...],
+    rounds: int | None,
+    threads: int | None,
+    dtype: str,
+) -> None:
+    try:
+        chosen = select(providers, CPU_PROVIDERS)
+        grid = [parse_case(text) for text in cases] or CPU_GRID
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    threads = threads or machine.cores()
+    settings = Settings(threads, rounds or 3, 0.05) if quick else Settings(threads, rounds or 9, 0.25)
+    record = new_record("cpu", settings, chosen)
+    folder = out or ROOT / "bench" / "results" / machine.slug(record["machine"])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"cpu-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    try:
+        run_cpu(record, path, grid, chosen, settings, say)
+    except KeyboardInterrupt:
+        say("interrupted")
+    except ProviderError as error:
+        raise click.ClickException(f"the reference failed, so nothing can be checked: {error}") from error
+    finish(record, path)
+
+
+@main.command("report", help="Print the table of a record, and draw it again.")
+@click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def report_command(record: Path) -> None:
+    try:
+        finish(load(record), record)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def finish(record: Record, path: Path) -> None:
+    """Print and write the table, draw the plot; exit with 1 if a result of gpulstm was wrong."""
+    text = report(record)
+    click.echo(text)
+    path.with_suffix(".md").write_text(text)
+    note = plot(record, path.with_suffix(".png"))
+    say(note or f"written: {path.with_suffix('')}.json .md .png")
+    if any(cell["rejected"] for cell in record["cells"] if cell["provider"] == SUBJECT):
+        sys.exit(1)
+
+
+def say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench")

@@ -1,0 +1,186 @@
+"""A run: workers started once; cases checked, then timed in interleaved rounds; a record that grows."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import machine, peak
+from .pool import ROOT, ProviderError, Worker
+from .problem import Problem
+from .registry import MODES, REFERENCE, Case, Provider
+from .timing import Spread
+from .verify import Verdict, check
+
+SCHEMA = 1
+Record = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``rounds`` turns for each provider, each of about ``target`` seconds, on ``threads`` threads."""
+
+    threads: int
+    rounds: int
+    target: float
+
+
+def new_record(kind: str, settings: Settings, providers: Sequence[Provider]) -> Record:
+    """All that is known before anything was measured."""
+    return {
+        "schema": SCHEMA,
+        "kind": kind,
+        "started": now(),
+        "finished": None,
+        "command": sys.argv,
+        "commit": machine.commit(ROOT),
+        "machine": machine.describe(),
+        "settings": asdict(settings),
+        "peaks": None,
+        "bystanders": None,
+        "providers": {
+            provider.name: {"versions": machine.versions(provider), "missing": machine.missing(provider)}
+            for provider in providers
+        },
+        "cells": [],
+    }
+
+
+def run_cpu(
+    record: Record,
+    path: Path,
+    cases: Sequence[Case],
+    providers: Sequence[Provider],
+    settings: Settings,
+    say: Say,
+) -> None:
+    """Fill ``record`` and keep it in the file ``path``; ``say`` hears a line for each cell of the grid.
+
+    Raises:
+        ProviderError: the reference failed, so no figure could be believed.
+    """
+    bystanders = machine.Bystanders()
+    say("measuring the machine's peaks")
+    record["peaks"] = peak.measure(settings.threads)
+    with ExitStack() as stack:
+
+        @stack.callback
+        def close_record() -> None:  # the last to be called: all workers have ended
+            record["bystanders"] = bystanders.share()
+            save(record, path)
+
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+        def start(provider: Provider) -> Worker:
+            return stack.enter_context(closing(Worker(provider, settings.threads, scratch)))
+
+        reference = start(REFERENCE)
+        workers = [
+            start(provider) for provider in providers if not record["providers"][provider.name]["missing"]
+        ]
+        reference.receive()
+        workers = [worker for worker in workers if ready(worker, record)]
+        for case in cases:
+            reference.send_prepare(case, MODES[-1])  # training's outputs are inference's and more
+            truth = reference.receive_outputs()
+            for mode in MODES:
+                entrants = [worker for worker in workers if mode in worker.provider.modes]
+                cells = prepare(entrants, Problem.of(case), mode, truth)
+                record["cells"] += [cell for _, cell in cells]
+                interleave([entry for entry in cells if not entry[1]["rejected"]], settings)
+                save(record, path)
+                say(progress(case, mode, [cell for _, cell in cells]))
+        record["finished"] = now()
+
+
+def ready(worker: Worker, record: Record) -> bool:
+    """Has the process started? If not, the record says why."""
+    try:
+        worker.receive()
+    except ProviderError as error:
+        record["providers"][worker.provider.name]["missing"] = str(error)
+        return False
+    return True
+
+
+def prepare(
+    workers: Sequence[Worker], problem: Problem, mode: str, truth: dict[str, Any]
+) -> list[tuple[Worker, Record]]:
+    """Build ``mode`` of the case in all workers at once; a cell for each, rejected with a reason if wrong."""
+    for worker in workers:
+        worker.send_prepare(problem.case, mode)
+    return [(worker, checked(worker, problem, mode, truth)) for worker in workers]
+
+
+def checked(worker: Worker, problem: Problem, mode: str, truth: dict[str, Any]) -> Record:
+    try:
+        verdict = check(problem, mode, worker.receive_outputs(), truth)
+    except ProviderError as error:
+        verdict = Verdict(None, str(error))
+    return {
+        "case": asdict(problem.case),
+        "mode": mode,
+        "provider": worker.provider.name,
+        "error": verdict.error,
+        "rejected": verdict.reason,
+        "turns": [],
+        "seconds": None,
+    }
+
+
+def interleave(entries: Sequence[tuple[Worker, Record]], settings: Settings) -> None:
+    """Time the checked ones in turns, a turn each per round; every round starts with another one."""
+    for turn in range(settings.rounds):
+        first = turn % max(1, len(entries))
+        for worker, cell in [*entries[first:], *entries[:first]]:
+            if cell["rejected"]:
+                continue
+            try:
+                cell["turns"].append(asdict(worker.time(settings.target)))
+            except ProviderError as error:
+                cell |= {"rejected": str(error), "seconds": None}
+                continue
+            cell["seconds"] = asdict(Spread.of([turn["seconds"] / turn["calls"] for turn in cell["turns"]]))
+
+
+def progress(case: Case, mode: str, cells: Sequence[Record]) -> str:
+    def figure(cell: Record) -> str:
+        return "rejected" if cell["rejected"] else f"{cell['seconds']['median'] * 1e3:.3g} ms"
+
+    return f"{mode} {case.label}: " + ", ".join(f"{cell['provider']} {figure(cell)}" for cell in cells)
+
+
+def save(record: Record, path: Path) -> None:
+    """Write the record beside its place, then move it there."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(draft, path)
+
+
+def load(path: Path) -> Record:
+    """A record written by :func:`save`.
+
+    Raises:
+        ValueError: the file holds no record of this schema.
+    """
+    try:
+        record = json.loads(path.read_text())
+        schema = record["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected a benchmark's JSON record ({error})") from error
+    if schema != SCHEMA:
+        raise ValueError(f"{path}: expected schema {SCHEMA}, got {schema!r}")
+    return record
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

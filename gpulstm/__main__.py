@@ -1,0 +1,5 @@
+"""``python -m gpulstm``: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,325 @@
+"""The command line: ``gpulstm train text``, ``gpulstm sample``, ``gpulstm info``.
+
+Heavy imports wait until a command runs, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .data.text import Corpus
+    from .tasks.text import Settings
+    from .train.checkpoint import Checkpoint
+
+RUNS = Path("runs")
+_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+def _friendly(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors that a user can cause become one line, "Error: ...", and exit code 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        from .dispatch import BackendUnavailable
+
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(_INTERRUPTED)
+        except BrokenPipeError:  # click ends quietly when the reader of a pipe has gone
+            raise
+        except (
+            ValueError,
+            TypeError,
+            ArithmeticError,
+            OSError,
+            ImportError,
+            MemoryError,
+            BackendUnavailable,
+        ) as error:
+            if os.environ.get("GPULSTM_TRACEBACK"):
+                raise
+            raise click.ClickException(str(error) or type(error).__name__) from error
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gpulstm")
+def cli() -> None:
+    """Train, sample and inspect LSTMs."""
+
+
+@cli.group()
+def train() -> None:
+    """Train a model on a task."""
+
+
+@train.command()
+@click.option("--data", metavar="FILE|DIR", help="Text to learn. [default: Python's standard library]")
+@click.option("--out", metavar="DIR", help="Where checkpoints and metrics go. [default: runs/text-N, a new one]")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, with its settings.")
+@click.option("--steps", type=int, help="Train for so many updates.")
+@click.option("--epochs", type=float, help="Train for so many passes over the data.")
+@click.option("--minutes", type=float, help="Train for so long (not reproducible bit for bit). [default: 5]")
+@click.option("--embed", type=int, help="Features a byte is embedded in.")
+@click.option("--hidden", type=int, help="Units of every LSTM layer.")
+@click.option("--layers", type=int, help="LSTM layers.")
+@click.option("--init", help="Initial parameters: recommended or uniform (as torch).")
+@click.option("--dropout", type=float, help="Share of activations dropped between layers and before the head.")
+@click.option("--seq-len", type=int, help="Steps that gradients go back.")
+@click.option("--batch", type=int, help="Sequences side by side.")
+@click.option("--optimizer", help="sgd, rmsprop, adam or adamw.")
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--momentum", type=float, help="Of sgd and rmsprop.")
+@click.option("--weight-decay", type=float, help="Decoupled with adamw, an L2 penalty otherwise.")
+@click.option("--schedule", help="Of the learning rate: constant, cosine or plateau.")
+@click.option("--warmup", type=float, help="Share of the run in which a cosine schedule rises.")
+@click.option("--clip", type=float, help="Largest norm of the gradient.")
+@click.option("--seed", type=int, help="Of parameters, data order and dropout.")
+@click.option("--validate-every", type=int, help="In steps; 0 for never.")
+@click.option("--validate-bytes", type=int, help="Bytes of held-out text that a validation looks at.")
+@click.option("--patience", type=int, help="Stop after so many validations without a better loss.")
+@click.option("--save-every", type=int, help="In steps; 0 for the end only.")
+@click.option("--keep", type=int, help="Checkpoints that stay.")
+@click.option("--metrics", multiple=True, help="jsonl, csv or tensorboard; may be given again.")
+@click.option("--device", help="auto, cpu or cuda.")
+@click.option("--backend", help="Kernels to use, see gpulstm info. [default: the best available]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+@_friendly
+def text(out: str | None, resume: bool, as_json: bool, **options: Any) -> None:
+    """A character language model of any text; it ends with held-out bits per character and a sample."""
+    from .data.text import read
+    from .tasks.text import Settings, TextTask, sample
+    from .train import checkpoint
+    from .train.loop import Trainer
+
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    saved = _to_resume(out) if resume else None
+    if saved is None:
+        folder, settings = _new_folder(out), Settings(**given)
+    else:
+        folder, settings = saved.path.parent, _merge(given, saved)
+    with _kernels(settings):
+        corpus = read(settings.data)
+        if saved is not None:
+            _check_data(corpus, saved)
+        click.echo(corpus.describe())
+        task = TextTask(settings, corpus)
+        trainer = Trainer(
+            task,
+            settings.make_optimizer(),
+            settings.make_schedule(),
+            clip=settings.clip,
+            seed=settings.seed,
+            out=folder,
+            save_every=settings.save_every,
+            keep=settings.keep,
+            validate_every=settings.validate_every,
+            patience=settings.patience,
+            metrics=settings.metrics,
+            settings=settings.as_json() | {"source": corpus.source},
+        )
+        if saved is not None:
+            trainer.resume(saved, schedule=not {"lr", "schedule"} & given.keys())
+        parameters = sum(value.size for value in task.model.params.values())
+        start = f"resumed at step {trainer.step}" if saved else "new run"
+        click.echo(f"{parameters:,} parameters; {start} in {folder}")
+
+        result = trainer.run(**settings.limits())
+        interrupted = result.reason == "interrupted"
+        if interrupted:
+            quality = result.validation
+            click.echo(f"Interrupted at step {result.step}; saved {result.checkpoint}")
+            click.echo(f"To go on: gpulstm train text --out {folder} --resume")
+        else:
+            if settings.patience is not None and result.checkpoint is not None:
+                task.model.load_state_dict(checkpoint.load(result.checkpoint).model)  # the best one
+            quality = task.evaluate()
+            click.echo(
+                f"{result.reason} at step {result.step}: {quality['bits_per_char']:.4f} bits per character "
+                f"on held-out text, {result.tokens_per_second:,.0f} tokens/s, {result.seconds:,.0f} s"
+            )
+            click.echo(f"checkpoint {result.checkpoint}")
+            click.echo(f"--- sample\n{sample(task.model, rng=settings.seed)}\n---")
+    if as_json:
+        summary = {
+            "steps": result.step,
+            "epochs": result.epoch,
+            "bits_per_char": quality.get("bits_per_char"),
+            "tokens_per_second": round(result.tokens_per_second, 1),
+            "seconds": round(result.seconds, 3),
+            "parameters": parameters,
+            "reason": result.reason,
+            "checkpoint": str(result.checkpoint),
+        }
+        click.echo(json.dumps(summary, allow_nan=False))
+    if interrupted:
+        sys.exit(_INTERRUPTED)
+
+
+@cli.command("sample")
+@click.option("--checkpoint", "path", metavar="DIR", required=True, help="A checkpoint, or a run (its last is taken).")
+@click.option("--prompt", default="", help="What the text begins with.")
+@click.option("--length", type=int, default=500, show_default=True, help="Bytes to write.")
+@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the likeliest every time.")
+@click.option("--top-k", type=int, help="Draw from the k likeliest bytes only.")
+@click.option("--seed", type=int, help="The same seed gives the same text.")
+@click.option("--backend", help="Kernels to use, see gpulstm info.")
+@_friendly
+def sample_command(
+    path: str,
+    prompt: str,
+    length: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int | None,
+    backend: str | None,
+) -> None:
+    """Let a trained character model go on from a prompt."""
+    from .tasks.text import NAME, Settings, build, sample
+    from .train import checkpoint
+
+    saved = checkpoint.load(path)
+    config = saved.record["config"]
+    if config.get("task") != NAME:
+        raise checkpoint.CheckpointError(f"{saved.path}: task is {config.get('task')!r}, expected {NAME!r}")
+    with _kernels(Settings(backend=backend)):
+        model = build(config)
+        try:
+            model.load_state_dict(saved.model)
+        except (ValueError, TypeError) as error:
+            raise checkpoint.CheckpointError(f"{saved.path / checkpoint.MODEL}: {error}") from error
+        click.echo(prompt + sample(model, prompt, length, temperature=temperature, top_k=top_k, rng=seed))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_friendly
+def info(as_json: bool) -> None:
+    """Versions, backends and why one is missing, devices, BLAS, threads."""
+    facts = _facts()
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            click.echo(f"{name}:")
+            for key, entry in value.items():
+                click.echo(f"  {key:<12} {entry}")
+        else:
+            click.echo(f"{name + ':':<14} {value}")
+
+
+def _facts() -> dict[str, Any]:
+    import numba
+    import numpy as np
+
+    from . import dispatch, get_num_threads
+    from .train.checkpoint import versions
+
+    config: Any = np.show_config(mode="dicts")
+    blas = config.get("Build Dependencies", {}).get("blas", {})
+    backends = {name: reason or "available" for name, reason in dispatch.backends().items()}
+    return {
+        "versions": versions() | {"numba": numba.__version__},
+        "platform": platform.platform(),
+        "backends": backends,
+        "devices": {"cpu": f"{platform.machine()}, {os.cpu_count()} logical cores"},
+        "blas": f"{blas.get('name')} {blas.get('version')}",
+        "threads": {"gpulstm": get_num_threads(), "OMP_NUM_THREADS": os.getenv("OMP_NUM_THREADS", "not set")},
+    }
+
+
+def _kernels(settings: Settings) -> Any:
+    """The context in which the settings' backend is in use."""
+    from . import dispatch
+
+    if settings.device != "auto":
+        dispatch.check_device(settings.device)
+    return nullcontext() if settings.backend is None else dispatch.use_backend(settings.backend)
+
+
+def _new_folder(out: str | None) -> Path:
+    """``out``, or the first of runs/text-1, runs/text-2, ... that is free; never one with checkpoints."""
+    from .train.checkpoint import CheckpointError, latest
+
+    if out is None:
+        number = 1
+        while (RUNS / f"text-{number}").exists():
+            number += 1
+        return RUNS / f"text-{number}"
+    if (found := latest(out)) is not None:
+        raise CheckpointError(f"out: {out} holds {found.name} already; expected an empty one, or --resume to go on")
+    return Path(out)
+
+
+def _to_resume(out: str | None) -> Checkpoint:
+    """The last checkpoint in ``out``, or in the newest run of runs/text-N."""
+    from .train.checkpoint import CheckpointError, latest, load
+
+    if out is None:
+        runs = (path for path in RUNS.glob("text-*") if path.name[5:].isdecimal() and latest(path))
+        folder = max(runs, key=lambda path: int(path.name[5:]), default=None)
+        if folder is None:
+            raise CheckpointError(f"resume: expected a run in {RUNS}/text-N, found none")
+        return load(folder)
+    if latest(out) is None:
+        raise CheckpointError(f"resume: expected a checkpoint in {out}, found none")
+    return load(out)
+
+
+def _merge(given: dict[str, Any], saved: Checkpoint) -> Settings:
+    """The checkpoint's settings with those given now, which may not change the model or what it learns."""
+    from .tasks.text import FIXED, Settings
+    from .train.checkpoint import CheckpointError
+
+    stored = Settings.of(saved.record["settings"])
+    for name in FIXED:
+        if name != "data" and name in given and given[name] != getattr(stored, name):
+            raise CheckpointError(
+                f"{name}: {given[name]!r} contradicts {getattr(stored, name)!r} of {saved.path}; "
+                f"expected the same, or a new --out"
+            )
+    if {"steps", "epochs", "minutes"} & given.keys():
+        stored = replace(stored, steps=None, epochs=None, minutes=None)
+    return replace(stored, **given)
+
+
+def _check_data(corpus: Corpus, saved: Checkpoint) -> None:
+    """The data may have moved, but not changed."""
+    from .train.checkpoint import CheckpointError
+
+    before = saved.record["config"]["data"]
+    if corpus.digest != before:
+        raise CheckpointError(
+            f"data: {corpus.source} has SHA-256 {corpus.digest:.12}, but {saved.path} was trained on "
+            f"{saved.record['settings']['source']} with {before:.12}; expected the same files, unchanged"
+        )
+
+
+def main() -> None:
+    """The entry point of the command ``gpulstm``."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a sample may hold what the terminal cannot show
+    cli()
+
+
+if __name__ == "__main__":
+    main()
