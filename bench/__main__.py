@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -28,9 +29,7 @@ def run() -> None:
 
 @run.command(help="One layer, I = H, float32, on the CPU: inference and training.")
 @click.option("--quick", is_flag=True, help="Fewer and shorter turns: under two minutes on two cores.")
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: bench/results/MACHINE."
-)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: bench/results/MACHINE.")
 @click.option("--providers", metavar="A,B", help=f"Some of {', '.join(CPU_PROVIDERS)}; default: all.")
 @click.option("--case", "cases", multiple=True, metavar="B,T,H", help="Instead of the grid; may be repeated.")
 @click.option("--rounds", type=click.IntRange(1), help="Turns for each provider and case (9; quick: 3).")
@@ -47,7 +46,7 @@ def cpu(
 ) -> None:
     try:
         chosen = select(providers, CPU_PROVIDERS)
-        grid = [parse_case(text) for text in cases] or CPU_GRID
+        grid = [replace(case, dtype=dtype) for case in [*map(parse_case, cases)] or CPU_GRID]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     threads = threads or machine.cores()
@@ -61,7 +60,7 @@ def cpu(
     except KeyboardInterrupt:
         say("interrupted")
     except ProviderError as error:
-        raise click.ClickException(f"the reference failed, so nothing can be checked: {error}") from error
+        say(f"stopped: the reference failed, so nothing more can be checked: {error}")
     finish(record, path)
 
 
@@ -75,13 +74,14 @@ def report_command(record: Path) -> None:
 
 
 def finish(record: Record, path: Path) -> None:
-    """Print and write the table, draw the plot; exit with 1 if a result of gpulstm was wrong."""
+    """Print and write the table, draw the plot; exit with 1 if the run was cut or gpulstm was wrong."""
     text = report(record)
     click.echo(text)
     path.with_suffix(".md").write_text(text)
     note = plot(record, path.with_suffix(".png"))
     say(note or f"written: {path.with_suffix('')}.json .md .png")
-    if any(cell["rejected"] for cell in record["cells"] if cell["provider"] == SUBJECT):
+    rejected = any(cell["rejected"] for cell in record["cells"] if cell["provider"] == SUBJECT)
+    if rejected or not record["finished"]:
         sys.exit(1)
 
 

@@ -45,9 +45,7 @@ def _cpuinfo() -> dict[str, str]:
     if not path.exists():
         return {}
     first = path.read_text().split("\n\n", 1)[0]
-    return {
-        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())
-    }
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
 
 
 def slug(machine: dict[str, Any]) -> str:
@@ -65,9 +63,7 @@ def commit(root: Path) -> str | None:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -73,10 +73,17 @@ class Worker:
         self.send("prepare", case=asdict(case), mode=mode, path=str(self._results))
 
     def receive_outputs(self) -> Outputs:
-        """The arrays of the ``prepare`` that was sent."""
+        """The arrays of the ``prepare`` that was sent.
+
+        Raises:
+            ProviderError: as :meth:`receive`; or what it wrote are no plain arrays.
+        """
         self.receive()
-        with np.load(self._results, allow_pickle=False) as arrays:
-            return dict(arrays)
+        try:
+            with np.load(self._results, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError) as error:
+            raise ProviderError(f"result cannot be read: {error}") from error
 
     def time(self, target: float) -> Turn:
         self.send("time", target=target)
@@ -98,7 +105,5 @@ def environment(threads: int) -> dict[str, str]:
     )
     path = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return (
-        os.environ
-        | dict.fromkeys(counts, str(threads))
-        | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(path)}
+        os.environ | dict.fromkeys(counts, str(threads)) | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(path)}
     )

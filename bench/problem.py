@@ -41,17 +41,12 @@ class Problem:
             return rng.standard_normal(shape, np.float32).astype(case.dtype)
 
         x, h0, c0, dy, dh, dc = (normal(shape) for shape in (sequence, state, state, sequence, state, state))
-        params = {
-            name: rng.uniform(-bound, bound, shape).astype(case.dtype)
-            for name, shape in case.parameters.items()
-        }
+        params = {name: rng.uniform(-bound, bound, shape).astype(case.dtype) for name, shape in case.parameters.items()}
         return cls(case, x, h0, c0, dy, dh, dc, params)
 
     def astype(self, dtype: str) -> Problem:
         """The same numbers in another dtype."""
-        x, h0, c0, dy, dh, dc = (
-            array.astype(dtype) for array in (self.x, self.h0, self.c0, self.dy, self.dh, self.dc)
-        )
+        x, h0, c0, dy, dh, dc = (array.astype(dtype) for array in (self.x, self.h0, self.c0, self.dy, self.dh, self.dc))
         params = {name: value.astype(dtype) for name, value in self.params.items()}
         return Problem(replace(self.case, dtype=dtype), x, h0, c0, dy, dh, dc, params)
 

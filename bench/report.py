@@ -152,9 +152,7 @@ def mean(ratios: Sequence[float | None]) -> str:
 
 def notes(record: dict[str, Any]) -> str:
     """Who is missing and who was rejected, with reasons."""
-    lines = [
-        f"- {name}: {entry['missing']}" for name, entry in record["providers"].items() if entry["missing"]
-    ]
+    lines = [f"- {name}: {entry['missing']}" for name, entry in record["providers"].items() if entry["missing"]]
     lines += [
         f"- {cell['provider']}, {cell['mode']} {Case(**cell['case']).label}, no figure: {cell['rejected']}"
         for cell in record["cells"]

@@ -84,9 +84,7 @@ def run_cpu(
             return stack.enter_context(closing(Worker(provider, settings.threads, scratch)))
 
         reference = start(REFERENCE)
-        workers = [
-            start(provider) for provider in providers if not record["providers"][provider.name]["missing"]
-        ]
+        workers = [start(provider) for provider in providers if not record["providers"][provider.name]["missing"]]
         reference.receive()
         workers = [worker for worker in workers if ready(worker, record)]
         for case in cases:
@@ -139,8 +137,8 @@ def checked(worker: Worker, problem: Problem, mode: str, truth: dict[str, Any]) 
 
 def interleave(entries: Sequence[tuple[Worker, Record]], settings: Settings) -> None:
     """Time the checked ones in turns, a turn each per round; every round starts with another one."""
-    for turn in range(settings.rounds):
-        first = turn % max(1, len(entries))
+    for number in range(settings.rounds):
+        first = number % max(1, len(entries))
         for worker, cell in [*entries[first:], *entries[:first]]:
             if cell["rejected"]:
                 continue

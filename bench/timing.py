@@ -19,14 +19,18 @@ class Turn:
     seconds: float
     settle: float
 
+    @property
+    def per_call(self) -> float:
+        return self.seconds / self.calls
 
-def turn(call: Callable[[], Any], target: float) -> Turn:
-    """Warm up for a quarter of ``target`` seconds, one call at least; then time calls for ``target``."""
-    calls, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < target / 4 or not calls:
-        call()
-        calls += 1
-    calls = max(1, round(target * calls / elapsed))
+
+def turn(call: Callable[[], Any], target: float, expected: float | None = None) -> Turn:
+    """Warm up for a quarter of ``target`` seconds, one call at least; then time calls for ``target``.
+
+    A call ``expected``, by the turn before, to take longer than ``target`` needs no warming: what the others left
+    cold is a small part of it.
+    """
+    calls = 1 if expected and expected > target else warm_up(call, target)
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -38,6 +42,15 @@ def turn(call: Callable[[], Any], target: float) -> Turn:
         if collecting:
             gc.enable()
     return Turn(calls, seconds, settle())
+
+
+def warm_up(call: Callable[[], Any], target: float) -> int:
+    """How many calls fill ``target`` seconds, found while warming up."""
+    calls, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < target / 4 or not calls:
+        call()
+        calls += 1
+    return max(1, round(target * calls / elapsed))
 
 
 def settle(window: float = 0.01, limit: float = 1.0) -> float:

@@ -32,9 +32,7 @@ def check(problem: Problem, mode: str, outputs: Outputs, truth: Outputs) -> Verd
     for name, shape in expected.items():
         value = outputs[name]
         if value.shape != shape or value.dtype != problem.case.dtype:
-            return Verdict(
-                None, f"{name}: {value.dtype} {value.shape}; expected {problem.case.dtype} {shape}"
-            )
+            return Verdict(None, f"{name}: {value.dtype} {value.shape}; expected {problem.case.dtype} {shape}")
         if not np.isfinite(value).all():
             return Verdict(None, f"{name}: holds NaN or infinite values")
         error = float(np.abs(value - truth[name]).max() / np.abs(truth[name]).max())

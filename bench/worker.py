@@ -18,7 +18,7 @@ import numpy as np
 
 from .problem import Problem, Runner
 from .registry import Case
-from .timing import turn
+from .timing import settle, turn
 
 
 class Session:
@@ -28,19 +28,23 @@ class Session:
         self.provider = importlib.import_module(module)
         self.provider.setup(threads)
         self.runner: Runner | None = None
+        self.expected: float | None = None
 
     def prepare(self, case: dict[str, Any], mode: str, path: str) -> dict[str, Any]:
         """Build ``mode`` of ``case``, run it once and write what it returned to ``path``."""
-        self.runner = None  # frees the last case
+        self.runner = self.expected = None  # frees the last case
         self.runner = getattr(self.provider, mode)(Problem.of(Case(**case)))
         call, outputs = self.runner
         np.savez(Path(path), **outputs(call()))
+        settle()
         return {}
 
     def time(self, target: float) -> dict[str, Any]:
         """One turn of the very callable whose result :meth:`prepare` wrote."""
         assert self.runner
-        return asdict(turn(self.runner[0], target))
+        done = turn(self.runner[0], target, self.expected)
+        self.expected = done.per_call
+        return asdict(done)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, whatever happens while they are written, and say what is wrong with them."""
+"""Checkpoints are whole or not there, whatever happens while they are written, and say what is wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +81,8 @@ def test_no_overwriting(tmp_path):
         write(tmp_path, 3)
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> Callable[[], int]:
-    """Raise ``error`` instead of the ``number``-th call that touches the disk; gives a counter of such calls."""
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> None:
+    """Raise ``error`` instead of the ``number``-th call that touches the disk."""
     count = 0
 
     def patch(owner: Any, name: str) -> None:
@@ -106,7 +105,6 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseExcept
     patch(os, "fsync")
     patch(os, "unlink")  # rmtree's
     patch(os, "rmdir")
-    return lambda: count
 
 
 def test_killed_at_every_point_of_a_save(tmp_path, monkeypatch):
@@ -168,9 +166,7 @@ save({str(tmp_path)!r}, 2, {{"w": np.ones(100_000, np.float32)}}, {{}}, {{}})
 
 def test_out_is_a_file(tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(
-        CheckpointError, match="out/step-00000001: could not be written".replace("/", r"[\\/]")
-    ):
+    with pytest.raises(CheckpointError, match="out/step-00000001: could not be written".replace("/", r"[\\/]")):
         write(tmp_path / "out", 1)
 
 
@@ -218,12 +214,17 @@ def test_every_altered_byte_is_found(tmp_path, name):
         altered = bytearray(content)
         altered[at] ^= 1 << int(rng.integers(7))
         (path / name).write_bytes(altered)
-        try:
+        if name == "checkpoint.json" and _same_json(altered, content):
+            continue  # white space means nothing
+        with pytest.raises(CheckpointError, match=name):
             load(path)
-        except CheckpointError as error:
-            assert name in str(error)
-        else:  # white space of the JSON means nothing
-            assert json.loads(altered) == json.loads(content)
+
+
+def _same_json(a: bytes, b: bytes) -> bool:
+    try:
+        return json.loads(a) == json.loads(b)
+    except ValueError:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -265,11 +266,9 @@ def test_nan_parameters(tmp_path, monkeypatch):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(
-        CheckpointError, match="expected a checkpoint, or a directory with step-… ones; it holds none"
-    ):
+    with pytest.raises(CheckpointError, match="expected a checkpoint, or a directory with step-… ones; it holds none"):
         load(tmp_path)
-    with pytest.raises(CheckpointError, match="nowhere: expected a checkpoint.*; there is no such directory"):
+    with pytest.raises(CheckpointError, match=r"nowhere: expected a checkpoint.*; there is no such directory"):
         load(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"step-00000009.checkpoint\.json: could not be read"):
         load(tmp_path / "step-00000009")

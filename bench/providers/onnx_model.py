@@ -31,9 +31,7 @@ def serialized(problem: Problem) -> bytes:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     state = (1, batch, hidden)
-    node = helper.make_node(
-        "LSTM", ["x", "W", "R", "bias", "", "h0", "c0"], list(OUTPUTS), hidden_size=hidden
-    )
+    node = helper.make_node("LSTM", ["x", "W", "R", "bias", "", "h0", "c0"], list(OUTPUTS), hidden_size=hidden)
     graph = helper.make_graph(
         [node],
         "lstm",

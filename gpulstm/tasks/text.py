@@ -31,14 +31,14 @@ class Settings:
 
     data: str | None = None  # a file or directory; None for the standard library
     embed: int = 128
-    hidden: int = 512
+    hidden: int = 320
     layers: int = 1
     init: str = "recommended"
     dropout: float = 0.0
-    batch: int = 64
+    batch: int = 32
     seq_len: int = 128
     optimizer: str = "adam"
-    lr: float = 2e-3
+    lr: float = 3e-3
     momentum: float | None = None  # None is the optimizer's own default, here and below
     weight_decay: float | None = None
     schedule: str = "cosine"
@@ -183,7 +183,7 @@ def evaluate(
         counted = here < size  # the last lane may be shorter
         following = np.where(counted, here + 1, 0)
         logits, state = model(stream[np.where(counted, here, 0)], state)
-        targets = np.where(counted, stream[following], -1).astype(np.int64)
+        targets = np.where(counted, stream[following].astype(np.int64), -1)
         loss, _ = nn.cross_entropy(logits, targets, ignore_index=-1)
         count = int(np.count_nonzero(counted))
         nats, tokens = nats + loss * count, tokens + count

@@ -1,8 +1,9 @@
 """How kernels are compiled: cached on disk where that is possible, and specialised on the cell.
 
 A walk takes the cell as an ordinary argument. To Numba its type is :class:`CellType`, which carries the cell's name
-and a digest of the sources that decide the machine code; the disk cache is keyed on argument types, so an edited cell
-or tile is compiled anew (Numba itself watches only the file that holds the kernel).
+and a digest of its maths. Numba's disk cache watches only the file that holds a kernel, not the tiles and cells that
+are compiled into it; so the names of cached kernels carry a digest of this package, and their argument types one of
+the cell: what changed is compiled anew.
 """
 
 from __future__ import annotations
@@ -31,8 +32,16 @@ from ..cells import Cell
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
+def _digest(*contents: bytes) -> str:
+    return hashlib.blake2b(b"".join(contents), digest_size=8).hexdigest()
+
+
+_SOURCES = _digest(*(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile ``function`` at its first call, cached on disk unless no folder can hold the cache."""
+    function.__qualname__ += f"_{_SOURCES}"  # which names the cache's files
     try:
         return njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # "no locator available": a read-only install without a writable home
@@ -62,11 +71,8 @@ register_model(CellType)(models.OpaqueModel)
 
 @functools.cache
 def _cell_type(cell: Cell) -> CellType:
-    digest = hashlib.blake2b(repr(cell).encode(), digest_size=8)
-    here = Path(__file__).parent
-    for path in [*sorted(here.glob("*.py")), Path(inspect.getfile(cell.module))]:
-        digest.update(path.read_bytes())
-    typ = CellType(cell.name, digest.hexdigest())
+    maths = Path(inspect.getfile(cell.module)).read_bytes()
+    typ = CellType(cell.name, _digest(repr(cell).encode(), maths))
     _cells[typ.name] = cell
     return typ
 

@@ -151,8 +151,8 @@ def multiply(
     m, n = c.shape
     k = b.shape[1] if transposed else b.shape[0]
     packed = empty(panels(n, c.dtype) * a.shape[1] * WIDTH * lanes(c.dtype), c.dtype)
-    at_most = max(1, m * n * k // _WORTH_A_THREAD)
-    edges = empty((crew.size, ROWS * WIDTH * lanes(c.dtype)), c.dtype)
+    at_most = max(1, min(crew.size, m * n * k // _WORTH_A_THREAD))
+    edges = empty((at_most, ROWS * WIDTH * lanes(c.dtype)), c.dtype)
     flat = (c.reshape(-1), a.reshape(-1), a.shape[1], b.reshape(-1))
     crew.run(
         lambda rank, size, barrier: _multiply(
@@ -172,20 +172,20 @@ def _outer(c, ldc, sums, a, a_offset, lda, b, b_offset, ldb, m, n, k, packed_a, 
     across = WIDTH * lanes(c)
     count = (n + across - 1) // across
     top, bottom = share(m // ROWS + (m % ROWS > 0), rank, size)
-    mine, theirs = packed_a[rank], packed_b[rank]
+    theirs = packed_b[rank]
     for k0 in range(0, k, DEPTH):
         depth = min(DEPTH, k - k0)
         for j0 in range(0, depth, 8):  # few rows at a time: rows far apart compete for the same cache lines
             for block in range(top, bottom):
-                to = (block - top) * ROWS * DEPTH
+                to = block * ROWS * DEPTH
                 for j in range(j0, min(depth, j0 + 8)):
                     row = a_offset + (k0 + j) * lda + block * ROWS
                     for r in range(ROWS):
                         if block * ROWS + r < m:
-                            mine[to + j * ROWS + r] = a[row + r]
+                            packed_a[to + j * ROWS + r] = a[row + r]
                             sums[block * ROWS + r] += a[row + r]
                         else:
-                            mine[to + j * ROWS + r] = 0
+                            packed_a[to + j * ROWS + r] = 0
         for p in range(count):
             valid = min(across, n - p * across)
             for j in range(depth):
@@ -196,7 +196,7 @@ def _outer(c, ldc, sums, a, a_offset, lda, b, b_offset, ldb, m, n, k, packed_a, 
                     theirs[j * across + q] = 0
             for block in range(top, bottom):
                 place = c.ctypes.data + (block * ROWS * ldc + p * across) * bytes_
-                left = mine.ctypes.data + (block - top) * ROWS * DEPTH * bytes_
+                left = packed_a.ctypes.data + block * ROWS * DEPTH * bytes_
                 tile_rows(WIDTH, c, place, ldc * bytes_, left, bytes_, ROWS * bytes_, theirs.ctypes.data, ROWS, depth)
 
 
@@ -217,14 +217,14 @@ def outer(
     dtype = a.dtype
     across = WIDTH * lanes(dtype)
     blocks = -(-m // ROWS)
-    size = max(1, min(crew.size, m * n * rows // _WORTH_A_THREAD, blocks))
+    at_most = max(1, min(crew.size, m * n * rows // _WORTH_A_THREAD, blocks))
     c = zeros((blocks * ROWS, panels(n, dtype) * across), dtype)
     sums = zeros(m, dtype)
-    packed_a = empty((size, -(-blocks // size) * ROWS * DEPTH), dtype)
-    packed_b = empty((size, DEPTH * across), dtype)
+    packed_a = empty(blocks * ROWS * DEPTH, dtype)
+    packed_b = empty((at_most, DEPTH * across), dtype)
 
     def run(rank: int, size: int, barrier: np.ndarray) -> None:
         _outer(c.reshape(-1), c.shape[1], sums, a, *a_at, b, *b_at, m, n, rows, packed_a, packed_b, rank, size)
 
-    crew.run(run, size)
+    crew.run(run, at_most)
     return c[:m, :n], sums

@@ -35,11 +35,11 @@ class LayerTape(NamedTuple):
 
 
 def thread_split(cell: Cell, steps: int, batch: int, weights: Weights, directions: int) -> tuple[int, bool]:
-    """How many threads a call is worth, and whether each direction's threads split the batch (else the units)."""
+    """How many threads at most a call takes, and whether each direction's threads split the batch (else the units)."""
     read = weights.ih.size + weights.hh.size + weights.hr.size
     work = steps * read * max(batch, _READ_COST) * directions
-    at_most = max(1, work // _WORTH_A_THREAD)
-    team = max(1, min(crew.size, at_most) // directions)
+    at_most = max(1, min(crew.size, work // _WORTH_A_THREAD))
+    team = max(1, at_most // directions)
     across = WIDTH * lanes(weights.hh.dtype)
     can_share = -(-(weights.hh.shape[0] // len(cell.gates)) // across) >= team
     by_batch = batch >= team and not (can_share and weights.hh.nbytes >= _SHARED_FROM)
@@ -87,7 +87,7 @@ def layer_forward(
                 empty(padded * n_gates * inputs * packs, dtype),
                 empty(padded * n_gates * outputs * packs, dtype),
                 empty(_padded(outputs, dtype) * hidden * projected, dtype),
-                _edges(dtype),
+                _edges(at_most, dtype),
             )
         )
 
@@ -131,7 +131,7 @@ def layer_backward(
         nothing = empty(0, dtype)
         hh = empty(_padded(outputs, dtype) * padded * n_gates, dtype)
         hr = empty(_padded(hidden, dtype) * outputs * projected, dtype)
-        scratch.append(Scratch(nothing, hh, hr, _edges(dtype)))
+        scratch.append(Scratch(nothing, hh, hr, _edges(at_most, dtype)))
 
     def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
         sequence.backward(
@@ -186,8 +186,7 @@ def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, 
     """In words: how :func:`layer_forward` would walk such a call."""
     width = panel_vectors(len(cell.gates)) * lanes(weights[0]["weight_hh"].dtype)
     at_most, by_batch = thread_split(cell, steps, batch, _weights(cell, weights[0], width), len(weights))
-    threads = min(crew.size, at_most)
-    split = f"{threads} threads over the {'batch' if by_batch else 'units'}" if threads > 1 else "one thread"
+    split = f"{at_most} threads over the {'batch' if by_batch else 'units'}" if at_most > 1 else "one thread"
     rows = "packed into register tiles" if steps * batch >= _PACKS_FROM else "read where they lie (few rows)"
     return f"sequence walk, weights {rows}, {split}, {REGISTER_BYTES * 8}-bit vectors"
 
@@ -231,5 +230,5 @@ def _padded(columns: int, dtype: np.dtype) -> int:
     return gemm.panels(columns, dtype) * WIDTH * lanes(dtype)
 
 
-def _edges(dtype: np.dtype) -> np.ndarray:
-    return empty((crew.size, ROWS * WIDTH * lanes(dtype)), dtype)
+def _edges(threads: int, dtype: np.dtype) -> np.ndarray:
+    return empty((threads, ROWS * WIDTH * lanes(dtype)), dtype)

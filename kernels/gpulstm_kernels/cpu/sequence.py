@@ -241,7 +241,8 @@ def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, b
     ys = tape.ys
     size, width = ys.itemsize, units(cell, ys)
     stride, dstride = tape.states.strides[0], dstates.strides[0]
-    for u in range(0, min(width, hidden - p * width), lanes(ys)):
+    valid = min(width, hidden - p * width)
+    for u in range(0, valid, lanes(ys)):
         unit = p * width + u
         n = hidden - unit
         if tape.hidden.shape[0] > 0:
@@ -257,6 +258,10 @@ def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, b
         da, dprevious = cell_backward(cell, dh_total, load_states(cell, ys, at, dstride), h, saved, states, previous)
         store_tuple(da, _at(dgates, t, b, p * width * cell.n_gates + u), width * size)
         store_tuple(dprevious, at, dstride)
+    past = (valid + lanes(ys) - 1) // lanes(ys) * lanes(ys)  # products run over whole panels
+    for g in range(cell.n_gates):
+        first = (p * cell.n_gates + g) * width
+        dgates[t, b, first + past : first + width] = 0
 
 
 @kernel

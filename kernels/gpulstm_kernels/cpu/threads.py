@@ -48,7 +48,7 @@ class Crew:
         text = os.environ.get("GPULSTM_NUM_THREADS", "")
         if not text:
             return available_cores()
-        if not text.isdigit() or int(text) < 1:
+        if not text.isdecimal() or int(text) < 1:
             raise ValueError(f"GPULSTM_NUM_THREADS: expected a whole number above 0, got {text!r}")
         return int(text)
 
@@ -70,26 +70,34 @@ class Crew:
 
     def run(self, share: Callable[[int, int, np.ndarray], None], at_most: int) -> None:
         """Call ``share(rank, size, barrier)`` once for each rank below ``size`` <= ``at_most``, all at once."""
-        size = min(self.size, at_most)
-        if size <= 1 or not self._lock.acquire(blocking=False):
-            share(0, 1, new_barrier())
-            return
-        try:
-            self._run_together(share, size)
-        finally:
-            self._lock.release()
+        if at_most > 1 and self._lock.acquire(blocking=False):
+            try:
+                size = min(self.size, at_most)
+                if size > 1:
+                    return self._run_together(share, size)
+            finally:
+                self._lock.release()
+        share(0, 1, new_barrier())
 
     def _run_together(self, share: Callable[[int, int, np.ndarray], None], size: int) -> None:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.size - 1, thread_name_prefix="gpulstm")
         barrier = new_barrier()
         others = []
+
+        def run(rank: int) -> None:
+            try:
+                share(rank, size, barrier)
+            except BaseException:
+                barrier[:, _ABORTED] = 1  # whoever waits for a share that will not come goes on and ends
+                raise
+
         try:
             for rank in range(1, size):
-                others.append(self._pool.submit(share, rank, size, barrier))
+                others.append(self._pool.submit(run, rank))
             share(0, size, barrier)
         except BaseException:
-            barrier[:, _ABORTED] = 1  # whoever waits at the barrier for a share that will not come goes on and ends
+            barrier[:, _ABORTED] = 1
             raise
         finally:
             wait(others)

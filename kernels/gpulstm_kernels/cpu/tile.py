@@ -1,7 +1,8 @@
 """The inner loop of every matrix product: a tile of C held in vector registers while it runs along K.
 
 ``tile`` adds A·B to ``rows`` × ``width`` vectors of C. B is packed, so that a step along K reads ``width``
-consecutive vectors; A is read one element a row and step, with any strides, and broadcast. ``dots`` serves the case
+consecutive vectors; A is read one element a row and step, with any strides, and broadcast. Every element is one sum
+in the order of K, however the rows are cut into tiles: threads may split them anywhere. ``dots`` serves the case
 where packing B would cost more than the product: rows of B as they lie, each a dot product with one row of A.
 """
 
@@ -17,8 +18,8 @@ from .compile import CellType, inline
 from .vector import INT64, REGISTERS, element_bytes, lanes, llvm_call, load_at, of_array, splat, store_at, suffix
 
 WIDTH = 4  # vectors of C across a tile; a step along K loads as many from B
-ROWS = 6 if REGISTERS == 32 else 3  # rows of C in a tile: ROWS * WIDTH accumulators and the operands fit the registers
-_CHAINS = 8  # independent multiply-adds that hide their latency
+ROWS = 6 if REGISTERS == 32 else 2  # rows of C in a tile: ROWS * WIDTH sums and the operands fit the registers
+_DOTS = 2  # vectors of a row that a step of ``dots`` takes: with 4 rows, 8 independent chains of multiply-adds
 
 
 def panel_vectors(n_gates: int) -> int:
@@ -92,7 +93,6 @@ def tile(
     vector, m, w = of_array(like).ir, int(rows.literal_value), _width(width)
     size = element_bytes(vector)
     step = w * vector.count * size
-    chains = max(1, min(4, _CHAINS // (m * w)))
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, _, c, ldc, a, lda, stepa, b, n = args
@@ -109,32 +109,13 @@ def tile(
                 result += [_multiply_add(builder, left, right[v], sums[r * w + v]) for v in range(w)]
             return result
 
-        def multiply_chains(k: Any, sums: list[Any]) -> list[Any]:
-            first = builder.mul(k, INT64(chains))
-            return [
-                value
-                for u in range(chains)
-                for value in multiply(builder.add(first, INT64(u)), sums[u * m * w : (u + 1) * m * w])
-            ]
-
         places = [
             builder.add(builder.add(c, builder.mul(ldc, INT64(r))), INT64(v * vector.count * size))
             for r in range(m)
             for v in range(w)
         ]
-        zero = ir.Constant(vector, None)
-        sums = [load_at(builder, place, vector) for place in places] + [zero] * (m * w * (chains - 1))
-        whole = builder.sdiv(n, INT64(chains))
-        sums = _counted_loop(builder, whole, sums, multiply_chains)
-        total = sums[: m * w]
-        for u in range(1, chains):
-            total = [builder.fadd(s, t) for s, t in zip(total, sums[u * m * w : (u + 1) * m * w], strict=True)]
-        if chains > 1:
-            done = builder.mul(whole, INT64(chains))
-            total = _counted_loop(
-                builder, builder.sub(n, done), total, lambda k, sums: multiply(builder.add(k, done), sums)
-            )
-        for value, place in zip(total, places, strict=True):
+        sums = _counted_loop(builder, n, [load_at(builder, place, vector) for place in places], multiply)
+        for value, place in zip(sums, places, strict=True):
             store_at(builder, value, place)
         return context.get_dummy_value()
 
@@ -163,7 +144,7 @@ def tile_rows(width, like, c, ldc, a, lda, stepa, b, m, n):
 def _dots(typing: Any, rows: Any, like: Any, c: Any, a: Any, b: Any, ldb: Any, n: Any) -> Any:
     """``rows`` (literal) elements of C += the dot products of a row of A and as many rows of B."""
     vector, count = of_array(like).ir, int(rows.literal_value)
-    size, unroll = element_bytes(vector), _CHAINS // 4
+    size, unroll = element_bytes(vector), _DOTS
     block = vector.count * unroll
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:

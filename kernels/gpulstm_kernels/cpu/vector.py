@@ -17,7 +17,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import float32, types
+from numba import config, float32, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, overload, register_model
@@ -27,14 +27,16 @@ from .compile import inline
 
 
 def _register_bytes() -> tuple[int, int]:
-    """Width of a vector register in bytes, and how many there are."""
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
+    """Width of a vector register in bytes, and how many there are, on the CPU that Numba compiles for."""
+    if config.CPU_FEATURES is None:
+        features = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    else:  # the user's NUMBA_CPU_FEATURES, "+avx2,-avx512f,..."
+        features = {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
+    if "avx512f" in features:
         return 64, 32
-    if features.get("avx2"):
+    if "avx2" in features:
         return 32, 16
-    is_x86 = "x86" in llvm.get_process_triple() or features.get("sse2")
-    return 16, 16 if is_x86 else 32
+    return 16, 16 if "x86" in llvm.get_process_triple() else 32
 
 
 REGISTER_BYTES, REGISTERS = _register_bytes()

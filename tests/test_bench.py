@@ -1,0 +1,372 @@
+"""The benchmark: what it times, whom it believes, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bench import machine, peak, pool, run
+from bench.__main__ import main
+from bench.plot import plot
+from bench.problem import Problem
+from bench.registry import CPU_GRID, CPU_PROVIDERS, MODES, Case, Provider, parse_case, select
+from bench.report import report, rows
+from bench.timing import Spread, settle, turn
+from bench.verify import TOLERANCE, check
+
+TINY = Case(3, 5, 7)
+SETTINGS = run.Settings(threads=1, rounds=2, target=0.002)
+PEAKS = {"sgemm": {"numpy": 100.0}, "read": [[2**20, 200.0], [2**24, 50.0]]}
+
+
+# --- what is timed
+
+
+def test_grid_is_the_published_one() -> None:
+    sizes = "1,1,128 1,1,512 1,128,256 16,128,256 64,128,256 64,128,512 32,64,1024 1,256,1024 256,32,128"
+    assert tuple(map(parse_case, sizes.split())) == CPU_GRID
+    assert set(CPU_PROVIDERS) == {"gpulstm", "torch", "onnxruntime", "openvino", "jax"}
+    assert [name for name, p in CPU_PROVIDERS.items() if p.modes == MODES] == ["gpulstm", "torch", "jax"]
+
+
+@pytest.mark.parametrize("text", ["16,128", "16,x,3", "0,1,2", "", "1,2,3,4"])
+def test_a_case_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="case: expected"):
+        parse_case(text)
+
+
+def test_unknown_providers_are_told_the_known_ones() -> None:
+    assert [p.name for p in select("torch, gpulstm", CPU_PROVIDERS)] == ["gpulstm", "torch"]
+    for names in ("torch,tensorflow", ","):
+        with pytest.raises(ValueError, match=r"known are gpulstm, torch, onnxruntime, openvino, jax"):
+            select(names, CPU_PROVIDERS)
+
+
+def test_work_of_a_case() -> None:
+    case = Case(16, 128, 256)
+    assert case.flops("inference") == 16 * 128 * (2 * 1024 * 256 * 2)
+    assert case.flops("training") == 3 * case.flops("inference")
+    assert case.read_bytes("inference") == 129 * 1024 * 256 * 4
+    assert Case(1, 1, 512).resident_bytes == 2 * 2048 * 512 * 4
+
+
+def test_a_problem_is_the_same_in_every_process() -> None:
+    one, two = Problem.of(TINY), Problem.of(TINY)
+    for name in ("x", "h0", "c0", "dy", "dh", "dc"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+        assert getattr(one, name).dtype == np.float32
+        assert getattr(one.astype("float64"), name).dtype == np.float64
+    assert one.outputs("training")["dweight_ih_l0"] == (28, 7)
+
+
+# --- who is believed
+
+
+@pytest.fixture
+def truth() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = Problem.of(TINY).outputs("training")
+    return {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+
+
+def test_verify_accepts_rounding_and_nothing_more(truth: dict[str, np.ndarray]) -> None:
+    problem = Problem.of(TINY)
+    good = {name: value.astype("float32") for name, value in truth.items()}
+    verdict = check(problem, "training", good, truth)
+    assert verdict.reason is None
+    assert verdict.error is not None
+    assert 0 < verdict.error < 1e-6
+
+    def reason(name: str, value: np.ndarray) -> str:
+        return str(check(problem, "training", good | {name: value}, truth).reason)
+
+    for name, value in good.items():
+        wrong = value.copy()
+        wrong.flat[-1] += 2 * TOLERANCE["float32"] * np.abs(truth[name]).max()
+        assert reason(name, wrong).startswith(f"{name}: relative error")
+        wrong.flat[-1] = np.nan
+        assert "NaN" in reason(name, wrong)
+        wrong.flat[-1] = np.inf
+        assert "infinite" in reason(name, wrong)
+        assert "expected float32" in reason(name, value[..., :-1])
+        assert "float64" in reason(name, value.astype("float64"))
+    assert "expected" in str(check(problem, "training", {"y": good["y"]}, truth).reason)
+    assert "expected" in str(check(problem, "inference", good, truth).reason)
+
+
+PLANTS = {
+    "liar": """
+def inference(problem):
+    call, outputs = gpulstm.inference(problem)
+    return call, lambda result: outputs(result) | {"y": outputs(result)["y"] * np.float32(1.0001)}
+def training(problem):
+    call, outputs = gpulstm.training(problem)
+    return call, lambda result: outputs(result) | {"dc0": np.zeros_like(problem.c0)}
+""",
+    "raises": """
+def inference(problem):
+    raise RuntimeError("no such kernel")
+training = inference
+""",
+    "dies": """
+import os, sys
+def inference(problem):
+    print("out of patience", file=sys.stderr, flush=True)
+    os._exit(3)
+training = inference
+""",
+    "pickles": """
+def inference(problem):
+    return lambda: None, lambda result: {"y": np.array([{}])}
+training = inference
+""",
+    "faints": """
+def inference(problem):
+    call, outputs = gpulstm.inference(problem)
+    calls = iter([call])
+    return lambda: next(calls)(), outputs
+training = inference
+""",
+    "chatty": """
+def inference(problem):
+    print("hello from the provider")
+    return gpulstm.inference(problem)
+training = gpulstm.training
+""",
+}
+
+
+def plant(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> list[Provider]:
+    """Providers made of the snippets above, importable by the workers."""
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    for name in names:
+        head = "import numpy as np\nfrom bench.providers import gpulstm\nfrom bench.providers.gpulstm import setup\n"
+        (folder / f"planted_{name}.py").write_text(head + PLANTS[name])
+    return [Provider(name, f"planted_{name}", ("numpy",)) for name in names]
+
+
+@pytest.fixture(autouse=True)
+def _known_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peak, "measure", lambda threads: PEAKS)
+
+
+def measured(providers: list[Provider], path: Path, say: Any = lambda line: None) -> dict[str, Any]:
+    record = run.new_record("cpu", SETTINGS, providers)
+    run.run_cpu(record, path, [TINY], providers, SETTINGS, say)
+    return json.loads(path.read_text())
+
+
+def test_a_wrong_or_broken_provider_gets_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Provider("absent", "bench.providers.absent", ("no_such_package",))
+    unbuilt = Provider("unbuilt", "bench.providers.absent", ("numpy",))
+    planted = plant(tmp_path, monkeypatch, *PLANTS)
+    record = measured([*planted, absent, unbuilt], tmp_path / "record.json")
+
+    reasons = {name: [cell["rejected"] for cell in record["cells"] if cell["provider"] == name] for name in PLANTS}
+    assert reasons["chatty"] == [None, None]
+    assert reasons["liar"][0].startswith("y: relative error")
+    assert reasons["liar"][1].startswith("dc0: relative error")
+    assert reasons["raises"][0] == "RuntimeError: no such kernel"
+    assert reasons["dies"][0] == "process ended with status 3: out of patience"
+    assert "result cannot be read" in reasons["pickles"][0]
+    assert reasons["faints"][0].startswith("StopIteration")
+    assert all(cell["seconds"] is None for cell in record["cells"] if cell["provider"] != "chatty")
+    assert record["providers"]["absent"]["missing"] == "not installed: no_such_package"
+    assert "No module named" in record["providers"]["unbuilt"]["missing"]
+
+    text = report(record)
+    assert "- absent: not installed: no_such_package" in text
+    assert "- liar, training (3,5,7), no figure: dc0: relative error" in text
+    assert "liar |" not in text
+
+
+def test_a_cut_run_keeps_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(line: str) -> None:
+        if line.startswith("inference"):
+            raise KeyboardInterrupt
+
+    path = tmp_path / "record.json"
+    with pytest.raises(KeyboardInterrupt):
+        measured([CPU_PROVIDERS["gpulstm"]], path, interrupt)
+    record = run.load(path)
+    assert record["finished"] is None
+    assert [cell["seconds"]["median"] > 0 for cell in record["cells"]] == [True]
+    assert "This run was cut" in report(record)
+
+
+def test_a_worker_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planted_hang.py").write_text("import time\ndef setup(threads):\n    time.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(pool, "PATIENCE", 0.5)
+    worker = pool.Worker(Provider("hang", "planted_hang", ()), 1, tmp_path)
+    with pytest.raises(pool.ProviderError, match="ended with status -9"):
+        worker.receive()
+    worker.close()
+
+
+# --- timing and arithmetic
+
+
+def test_a_turn_lasts_about_its_target() -> None:
+    calls: list[float] = []
+
+    def call() -> None:
+        time.sleep(0.001)
+        calls.append(time.perf_counter())
+
+    result = turn(call, target=0.02)
+    assert 1 <= result.calls <= 20
+    assert result.calls < len(calls)  # it warmed up
+    assert result.seconds >= result.calls * 0.001
+    calls.clear()
+    assert turn(call, target=0.0001).calls == 1
+    assert len(calls) == 2
+    assert turn(call, target=0.0001, expected=0.001).calls == 1
+    assert len(calls) == 3  # long calls are not warmed up again
+    assert settle() < 1
+
+
+def test_spread_is_median_and_quartiles() -> None:
+    assert Spread.of([5.0, 1.0, 2.0, 4.0, 3.0]) == Spread(3.0, 2.0, 4.0)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)
+
+
+def cell(case: Case, provider: str, milliseconds: float | None, mode: str = "inference") -> dict[str, Any]:
+    seconds = milliseconds and milliseconds / 1e3
+    return {
+        "case": vars(case),
+        "mode": mode,
+        "provider": provider,
+        "error": 1e-7,
+        "rejected": None if seconds else "planted",
+        "turns": [],
+        "seconds": seconds and {"median": seconds, "q1": seconds * 0.9, "q3": seconds * 1.1},
+    }
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    one, two = Case(1, 1, 512), Case(16, 128, 256)
+    providers = [replace(p, requires=("numpy",)) for p in select("gpulstm,torch,jax", CPU_PROVIDERS)]
+    return run.new_record("cpu", SETTINGS, providers) | {
+        "finished": "then",
+        "peaks": PEAKS,
+        "cells": [
+            cell(one, "gpulstm", 0.2),
+            cell(one, "torch", 0.4),
+            cell(one, "jax", 0.1),
+            cell(two, "gpulstm", 40.0),
+            cell(two, "torch", 180.0),
+            cell(two, "jax", None),
+        ],
+    }
+
+
+def test_ratios_best_peer_and_geometric_means(record: dict[str, Any]) -> None:
+    small, large = rows(record, "inference")
+    assert small.ratio("torch") == pytest.approx(2)
+    assert small.ratio("jax") == pytest.approx(0.5)
+    assert (small.best_peer, large.best_peer) == ("jax", "torch")
+    assert large.ratio("jax") is None  # rejected: no figure
+    text = report(record)
+    lines = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if line[0:1] == "|"}
+    tidy = {name: [part.strip() for part in parts] for name, parts in lines.items()}
+    # the working set of (1,1,512) is 8 MiB, read at 50 GB/s: 0.168 of 0.2 ms; (16,128,256) computes
+    assert tidy["(1,1,512)"] == [
+        "0.200 ±10%", "0.400 ±10% 2.00×", "0.100 ±10% 0.50×", "0.50× jax", "21.0", "84% read",
+    ]  # fmt: skip
+    assert tidy["(16,128,256)"][2:] == ["-", "4.50× torch", "53.7", "54% sgemm"]
+    assert tidy["geometric mean"][:4] == ["", "3.00×", "0.50×", "1.50×"]
+    assert "training" not in text
+
+
+def test_without_gpulstm_the_peers_are_still_shown(record: dict[str, Any]) -> None:
+    record["cells"] = [cell for cell in record["cells"] if cell["provider"] != "gpulstm"]
+    small, _ = rows(record, "inference")
+    assert small.shown == "jax"
+    assert "| jax |" in " ".join(report(record).split())
+
+
+def test_a_disturbed_run_says_so(record: dict[str, Any]) -> None:
+    assert "DISTURBED" not in report(record)
+    record["bystanders"] = 0.7
+    assert "other processes kept 0.70 cores busy" in report(record)
+
+
+def test_plot_without_figures_says_why(record: dict[str, Any], tmp_path: Path) -> None:
+    record["cells"] = []
+    assert str(plot(record, tmp_path / "plot.png")).startswith("no plot: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_machine_is_described() -> None:
+    described = machine.describe()
+    assert described["cores"] >= 1
+    assert described["cpu"]
+    assert machine.slug({"cpu": "Intel(R) Xeon(R) CPU @ 2.10GHz", "cores": 2}) == "intel-xeon-2-cores"
+    assert machine.Bystanders().share() in (None, pytest.approx(0, abs=64))
+
+
+def test_peaks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peak, "GEMM_SIZES", (64,))
+    monkeypatch.setattr(peak, "READ_SIZES", (2**18,))
+    assert peak.sgemm("numpy", 1) > 0.1
+    ((size, rate),) = peak.read(2)
+    assert size == 2**18
+    assert rate > 0.1
+
+
+# --- the command
+
+
+def test_end_to_end_with_whatever_is_installed(tmp_path: Path) -> None:
+    installed = [name for name, provider in CPU_PROVIDERS.items() if not machine.missing(provider)]
+    assert {"gpulstm", "torch"} <= set(installed)
+    arguments = ["run", "cpu", "--quick", "--case", "3,5,7", "--rounds", "2", "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, [*arguments, "--providers", ",".join(installed)])
+    assert result.exit_code == 0, result.output
+    (path,) = tmp_path.glob("cpu-*.json")
+    record = json.loads(path.read_text())
+    assert record.keys() == {
+        "schema", "kind", "started", "finished", "command", "commit", "machine", "settings", "peaks",
+        "bystanders", "providers", "cells",
+    }  # fmt: skip
+    assert record["finished"]
+    assert set(record["providers"]) == set(installed)
+    assert len(record["cells"]) == sum(len(CPU_PROVIDERS[name].modes) for name in installed)
+    for entry in record["cells"]:
+        assert entry["case"] == vars(TINY)
+        assert entry["rejected"] is None
+        assert entry["error"] < TOLERANCE["float32"]
+        assert len(entry["turns"]) == 2
+        assert all(turn.keys() == {"calls", "seconds", "settle"} for turn in entry["turns"])
+        assert 0 < entry["seconds"]["q1"] <= entry["seconds"]["median"] <= entry["seconds"]["q3"]
+    assert path.with_suffix(".md").read_text() in result.output
+    assert path.with_suffix(".png").exists() or "no plot: " in result.output
+
+    again = CliRunner().invoke(main, ["report", str(path)])
+    assert again.exit_code == 0
+    assert report(record) in again.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "cpu", "--providers", "caffe"], "known are gpulstm"),
+        (["run", "cpu", "--case", "1,2"], "expected three integers"),
+        (["run", "cpu", "--dtype", "int8"], "float32"),
+        (["run", "cpu", "--threads", "0"], "threads"),
+        (["report", __file__], "JSON record"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code != 0
+    assert message in result.output
