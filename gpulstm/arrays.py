@@ -27,7 +27,7 @@ def gemm(a: np.ndarray, b: np.ndarray, transpose_a: bool = False, transpose_b: b
     if transpose_a:
         m, n = a.shape[1], b.shape[1]
         product, _ = products.outer(a.reshape(-1), b.reshape(-1), a.shape[0], m, n, (0, m), (0, n))
-        return np.ascontiguousarray(product)
+        return np.ascontiguousarray(product[:m, :n])
     c = zeros((a.shape[0], b.shape[0] if transpose_b else b.shape[1]), a.dtype)
     products.multiply(c, a, b, transposed=transpose_b)
     return c

@@ -1,6 +1,6 @@
 """The command line: ``gpulstm train text``, ``gpulstm sample``, ``gpulstm info``.
 
-Heavy imports wait until a command runs, so that ``--help`` is quick.
+Kernels, and what reads and writes files, are imported when they are first used, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -14,19 +14,30 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from . import __version__
-
-if TYPE_CHECKING:
-    from .data.text import Corpus
-    from .tasks.text import Settings
-    from .train.checkpoint import Checkpoint
+from . import __version__, dispatch, get_num_threads
+from .data.text import Corpus, read
+from .tasks.text import FIXED, NAME, Settings, TextTask, build, sample
+from .train import checkpoint
+from .train.checkpoint import Checkpoint, CheckpointError
+from .train.loop import Trainer
 
 RUNS = Path("runs")
 _INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+# What bad input, a full disk or a small memory can raise. GPULSTM_TRACEBACK=1 shows where.
+_USER_ERRORS = (
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    OSError,
+    ImportError,
+    MemoryError,
+    dispatch.BackendUnavailable,
+)
 
 
 def _friendly(command: Callable[..., None]) -> Callable[..., None]:
@@ -34,8 +45,6 @@ def _friendly(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
-        from .dispatch import BackendUnavailable
-
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
@@ -43,20 +52,18 @@ def _friendly(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(_INTERRUPTED)
         except BrokenPipeError:  # click ends quietly when the reader of a pipe has gone
             raise
-        except (
-            ValueError,
-            TypeError,
-            ArithmeticError,
-            OSError,
-            ImportError,
-            MemoryError,
-            BackendUnavailable,
-        ) as error:
+        except _USER_ERRORS as error:
             if os.environ.get("GPULSTM_TRACEBACK"):
                 raise
             raise click.ClickException(str(error) or type(error).__name__) from error
 
     return wrapped
+
+
+def _setting(flag: str, kind: type, text: str) -> Callable[[Any], Any]:
+    """An option that sets a field of Settings, with that field's default in its help."""
+    default = getattr(Settings, flag[2:].replace("-", "_"))
+    return click.option(flag, type=kind, help=text if default is None else f"{text} [default: {default}]")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,38 +84,33 @@ def train() -> None:
 @click.option("--steps", type=int, help="Train for so many updates.")
 @click.option("--epochs", type=float, help="Train for so many passes over the data.")
 @click.option("--minutes", type=float, help="Train for so long (not reproducible bit for bit). [default: 5]")
-@click.option("--embed", type=int, help="Features a byte is embedded in.")
-@click.option("--hidden", type=int, help="Units of every LSTM layer.")
-@click.option("--layers", type=int, help="LSTM layers.")
-@click.option("--init", help="Initial parameters: recommended or uniform (as torch).")
-@click.option("--dropout", type=float, help="Share of activations dropped between layers and before the head.")
-@click.option("--seq-len", type=int, help="Steps that gradients go back.")
-@click.option("--batch", type=int, help="Sequences side by side.")
-@click.option("--optimizer", help="sgd, rmsprop, adam or adamw.")
-@click.option("--lr", type=float, help="Learning rate.")
-@click.option("--momentum", type=float, help="Of sgd and rmsprop.")
-@click.option("--weight-decay", type=float, help="Decoupled with adamw, an L2 penalty otherwise.")
-@click.option("--schedule", help="Of the learning rate: constant, cosine or plateau.")
-@click.option("--warmup", type=float, help="Share of the run in which a cosine schedule rises.")
-@click.option("--clip", type=float, help="Largest norm of the gradient.")
-@click.option("--seed", type=int, help="Of parameters, data order and dropout.")
-@click.option("--validate-every", type=int, help="In steps; 0 for never.")
-@click.option("--validate-bytes", type=int, help="Bytes of held-out text that a validation looks at.")
-@click.option("--patience", type=int, help="Stop after so many validations without a better loss.")
-@click.option("--save-every", type=int, help="In steps; 0 for the end only.")
-@click.option("--keep", type=int, help="Checkpoints that stay.")
+@_setting("--embed", int, "Features a byte is embedded in.")
+@_setting("--hidden", int, "Units of every LSTM layer.")
+@_setting("--layers", int, "LSTM layers.")
+@_setting("--init", str, "Initial parameters: recommended or uniform (as torch).")
+@_setting("--dropout", float, "Share of activations dropped between layers and before the head.")
+@_setting("--seq-len", int, "Steps that gradients go back.")
+@_setting("--batch", int, "Sequences side by side.")
+@_setting("--optimizer", str, "sgd, rmsprop, adam or adamw.")
+@_setting("--lr", float, "Learning rate.")
+@_setting("--momentum", float, "Of sgd and rmsprop.")
+@_setting("--weight-decay", float, "Decoupled with adamw, an L2 penalty otherwise.")
+@_setting("--schedule", str, "Of the learning rate: constant, cosine or plateau.")
+@_setting("--warmup", float, "Share of the run in which a cosine schedule rises.")
+@_setting("--clip", float, "Largest norm of the gradient.")
+@_setting("--seed", int, "Of parameters, data order and dropout.")
+@_setting("--validate-every", int, "In steps; 0 for never.")
+@_setting("--validate-bytes", int, "Bytes of held-out text that a validation looks at.")
+@_setting("--patience", int, "Stop after so many validations without a better loss.")
+@_setting("--save-every", int, "In steps; 0 for the end only.")
+@_setting("--keep", int, "Checkpoints that stay.")
 @click.option("--metrics", multiple=True, help="jsonl, csv or tensorboard; may be given again.")
-@click.option("--device", help="auto, cpu or cuda.")
+@_setting("--device", str, "auto, cpu or cuda.")
 @click.option("--backend", help="Kernels to use, see gpulstm info. [default: the best available]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 @_friendly
 def text(out: str | None, resume: bool, as_json: bool, **options: Any) -> None:
     """A character language model of any text; it ends with held-out bits per character and a sample."""
-    from .data.text import read
-    from .tasks.text import Settings, TextTask, sample
-    from .train import checkpoint
-    from .train.loop import Trainer
-
     given = {name: value for name, value in options.items() if value not in (None, ())}
     saved = _to_resume(out) if resume else None
     if saved is None:
@@ -136,6 +138,9 @@ def text(out: str | None, resume: bool, as_json: bool, **options: Any) -> None:
             settings=settings.as_json() | {"source": corpus.source},
         )
         if saved is not None:
+            for name, version in checkpoint.versions().items():
+                if version != (before := saved.versions.get(name)):
+                    click.echo(f"Saved by {name} {before}, resumed by {version}: bits may differ.", err=True)
             trainer.resume(saved, schedule=not {"lr", "schedule"} & given.keys())
         parameters = sum(value.size for value in task.model.params.values())
         start = f"resumed at step {trainer.step}" if saved else "new run"
@@ -192,19 +197,16 @@ def sample_command(
     backend: str | None,
 ) -> None:
     """Let a trained character model go on from a prompt."""
-    from .tasks.text import NAME, Settings, build, sample
-    from .train import checkpoint
-
     saved = checkpoint.load(path)
     config = saved.record["config"]
     if config.get("task") != NAME:
-        raise checkpoint.CheckpointError(f"{saved.path}: task is {config.get('task')!r}, expected {NAME!r}")
+        raise CheckpointError(f"{saved.path}: task is {config.get('task')!r}, expected {NAME!r}")
     with _kernels(Settings(backend=backend)):
         model = build(config)
         try:
             model.load_state_dict(saved.model)
         except (ValueError, TypeError) as error:
-            raise checkpoint.CheckpointError(f"{saved.path / checkpoint.MODEL}: {error}") from error
+            raise CheckpointError(f"{saved.path / checkpoint.MODEL}: {error}") from error
         click.echo(prompt + sample(model, prompt, length, temperature=temperature, top_k=top_k, rng=seed))
 
 
@@ -230,14 +232,11 @@ def _facts() -> dict[str, Any]:
     import numba
     import numpy as np
 
-    from . import dispatch, get_num_threads
-    from .train.checkpoint import versions
-
     config: Any = np.show_config(mode="dicts")
     blas = config.get("Build Dependencies", {}).get("blas", {})
     backends = {name: reason or "available" for name, reason in dispatch.backends().items()}
     return {
-        "versions": versions() | {"numba": numba.__version__},
+        "versions": checkpoint.versions() | {"numba": numba.__version__},
         "platform": platform.platform(),
         "backends": backends,
         "devices": {"cpu": f"{platform.machine()}, {os.cpu_count()} logical cores"},
@@ -248,8 +247,6 @@ def _facts() -> dict[str, Any]:
 
 def _kernels(settings: Settings) -> Any:
     """The context in which the settings' backend is in use."""
-    from . import dispatch
-
     if settings.device != "auto":
         dispatch.check_device(settings.device)
     return nullcontext() if settings.backend is None else dispatch.use_backend(settings.backend)
@@ -257,38 +254,31 @@ def _kernels(settings: Settings) -> Any:
 
 def _new_folder(out: str | None) -> Path:
     """``out``, or the first of runs/text-1, runs/text-2, ... that is free; never one with checkpoints."""
-    from .train.checkpoint import CheckpointError, latest
-
     if out is None:
         number = 1
         while (RUNS / f"text-{number}").exists():
             number += 1
         return RUNS / f"text-{number}"
-    if (found := latest(out)) is not None:
+    if (found := checkpoint.latest(out)) is not None:
         raise CheckpointError(f"out: {out} holds {found.name} already; expected an empty one, or --resume to go on")
     return Path(out)
 
 
 def _to_resume(out: str | None) -> Checkpoint:
     """The last checkpoint in ``out``, or in the newest run of runs/text-N."""
-    from .train.checkpoint import CheckpointError, latest, load
-
     if out is None:
-        runs = (path for path in RUNS.glob("text-*") if path.name[5:].isdecimal() and latest(path))
+        runs = (path for path in RUNS.glob("text-*") if path.name[5:].isdecimal() and checkpoint.latest(path))
         folder = max(runs, key=lambda path: int(path.name[5:]), default=None)
         if folder is None:
             raise CheckpointError(f"resume: expected a run in {RUNS}/text-N, found none")
-        return load(folder)
-    if latest(out) is None:
+        return checkpoint.load(folder)
+    if checkpoint.latest(out) is None:
         raise CheckpointError(f"resume: expected a checkpoint in {out}, found none")
-    return load(out)
+    return checkpoint.load(out)
 
 
 def _merge(given: dict[str, Any], saved: Checkpoint) -> Settings:
     """The checkpoint's settings with those given now, which may not change the model or what it learns."""
-    from .tasks.text import FIXED, Settings
-    from .train.checkpoint import CheckpointError
-
     stored = Settings.of(saved.record["settings"])
     for name in FIXED:
         if name != "data" and name in given and given[name] != getattr(stored, name):
@@ -303,8 +293,6 @@ def _merge(given: dict[str, Any], saved: Checkpoint) -> Settings:
 
 def _check_data(corpus: Corpus, saved: Checkpoint) -> None:
     """The data may have moved, but not changed."""
-    from .train.checkpoint import CheckpointError
-
     before = saved.record["config"]["data"]
     if corpus.digest != before:
         raise CheckpointError(

@@ -40,7 +40,7 @@ class Progress:
         self._drawn = now
         self._bar.n = min(elapsed, self._bar.total) if self._timed else step
         texts = [f"step {step}"] if self._timed else []
-        texts += [f"{name} {value:.4g}" for name, value in figures.items()]
+        texts += [f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}" for name, value in figures.items()]
         self._bar.set_postfix_str(", ".join(texts))
 
     def close(self) -> None:

@@ -13,11 +13,13 @@ import numpy as np
 from ..memory import empty, zeros
 from .compile import inline, kernel
 from .threads import crew, meet
-from .tile import ROWS, WIDTH, tile_rows
-from .vector import lanes
+from .tile import ROWS, WIDTH, tile, tile_rows
+from .vector import lanes, load, store
 
 DEPTH = 512  # steps along K that one pass takes: a panel of them stays in the L2 cache
+_OUTER_DEPTH = 256  # the same where both operands are packed: a thread holds one of them whole
 _WORTH_A_THREAD = 5_000_000  # multiply-adds below which waking a thread costs more than it brings
+_WORTH_A_COPY = 500_000  # elements to move, likewise
 
 
 def panels(columns: int, dtype: np.dtype) -> int:
@@ -163,41 +165,40 @@ def multiply(
 
 
 @kernel
-def _outer(c, ldc, sums, a, a_offset, lda, b, b_offset, ldb, m, n, k, packed_a, packed_b, rank, size):
-    """C (m, n) += Aᵀ·B over ``k`` rows of A and B, sums (m) += the sum of A's rows; threads split the rows of C.
+def _outer(c, ldc, sums, a, a_at, b, b_at, m, n, k, packed_a, packed_b, rank, size):
+    """C (m, n) += Aᵀ·B over ``k`` rows of A and B, sums += the sum of B's rows; threads split B's panels.
 
-    C has ``ldc`` columns, a whole number of panels; its rows are a whole number of ROWS.
+    C has ``ldc`` columns, a whole number of panels like ``sums``, and whole blocks of ROWS rows.
     """
-    bytes_ = c.itemsize
+    item = c.itemsize
     across = WIDTH * lanes(c)
-    count = (n + across - 1) // across
-    top, bottom = share(m // ROWS + (m % ROWS > 0), rank, size)
-    theirs = packed_b[rank]
-    for k0 in range(0, k, DEPTH):
-        depth = min(DEPTH, k - k0)
+    lane, stride = lanes(c), packed_a.shape[2]
+    first, last = share((n + across - 1) // across, rank, size)
+    left, right = packed_a[rank], packed_b[rank]
+    for k0 in range(0, k, _OUTER_DEPTH):
+        depth = min(_OUTER_DEPTH, k - k0)
         for j0 in range(0, depth, 8):  # few rows at a time: rows far apart compete for the same cache lines
-            for block in range(top, bottom):
-                to = block * ROWS * DEPTH
+            for block in range(0, m, ROWS):
+                rows = min(ROWS, m - block)
                 for j in range(j0, min(depth, j0 + 8)):
-                    row = a_offset + (k0 + j) * lda + block * ROWS
-                    for r in range(ROWS):
-                        if block * ROWS + r < m:
-                            packed_a[to + j * ROWS + r] = a[row + r]
-                            sums[block * ROWS + r] += a[row + r]
-                        else:
-                            packed_a[to + j * ROWS + r] = 0
-        for p in range(count):
+                    source = a.ctypes.data + (a_at[0] + (k0 + j) * a_at[1] + block) * item
+                    to = left.ctypes.data + (block // ROWS * stride + j * ROWS) * item
+                    for r in range(0, ROWS, lane):  # whole registers: what reaches into the next rows is overwritten
+                        store(c, load(c, source + r * item, rows - r), to + r * item, lane)
+        for p in range(first, last):
             valid = min(across, n - p * across)
-            for j in range(depth):
-                row = b_offset + (k0 + j) * ldb + p * across
-                for q in range(valid):
-                    theirs[j * across + q] = b[row + q]
-                for q in range(valid, across):
-                    theirs[j * across + q] = 0
-            for block in range(top, bottom):
-                place = c.ctypes.data + (block * ROWS * ldc + p * across) * bytes_
-                left = packed_a.ctypes.data + block * ROWS * DEPTH * bytes_
-                tile_rows(WIDTH, c, place, ldc * bytes_, left, bytes_, ROWS * bytes_, theirs.ctypes.data, ROWS, depth)
+            for v in range(0, across, lane):
+                total = load(c, sums.ctypes.data + (p * across + v) * item, lane)
+                for j in range(depth):
+                    source = b.ctypes.data + (b_at[0] + (k0 + j) * b_at[1] + p * across + v) * item
+                    values = load(c, source, valid - v)
+                    total = total + values
+                    store(c, values, right.ctypes.data + (j * across + v) * item, lane)
+                store(c, total, sums.ctypes.data + (p * across + v) * item, lane)
+            for block in range(0, m, ROWS):
+                to = c.ctypes.data + (block * ldc + p * across) * item
+                source = left.ctypes.data + block // ROWS * stride * item
+                tile(ROWS, WIDTH, c, to, ldc * item, source, item, ROWS * item, right.ctypes.data, depth)
 
 
 def outer(
@@ -206,25 +207,47 @@ def outer(
     rows: int,
     m: int,
     n: int,
-    a_at: tuple[int, int] = (0, 0),
-    b_at: tuple[int, int] = (0, 0),
+    a_at: tuple[int, int],
+    b_at: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Aᵀ·B (m, n) and the column sums of A (m), over ``rows`` rows of flat arrays A and B.
+    """Aᵀ·B in the corner (m, n) of a padded array, and the column sums of B (padded likewise), over ``rows`` rows of flat A and B.
 
-    ``a_at`` and ``b_at`` give (offset of the first element, elements from row to row). The product is a view of a
-    padded array.
+    ``a_at`` and ``b_at`` give (offset of the first element, elements from row to row).
     """
     dtype = a.dtype
     across = WIDTH * lanes(dtype)
-    blocks = -(-m // ROWS)
-    at_most = max(1, min(crew.size, m * n * rows // _WORTH_A_THREAD, blocks))
-    c = zeros((blocks * ROWS, panels(n, dtype) * across), dtype)
-    sums = zeros(m, dtype)
-    packed_a = empty(blocks * ROWS * DEPTH, dtype)
-    packed_b = empty((at_most, DEPTH * across), dtype)
+    count = panels(n, dtype)
+    padded = -(-m // ROWS) * ROWS
+    size = max(1, min(crew.size, m * n * rows // _WORTH_A_THREAD, count))
+    c = zeros((padded, count * across), dtype)
+    sums = zeros(count * across, dtype)
+    packed_a = empty((size, padded // ROWS, ROWS * _OUTER_DEPTH + lanes(dtype)), dtype)
+    packed_b = empty((size, _OUTER_DEPTH * across), dtype)
+    flat = (c.reshape(-1), c.shape[1], sums, a, a_at, b, b_at, m, n, rows, packed_a, packed_b)
+    crew.run(lambda rank, size, barrier: _outer(*flat, rank, size), size)
+    return c, sums
+
+
+@kernel
+def _unpanel(rows, panels, ldp, gates, units, width, first, last):
+    """rows (gates * units, m) from ``panels`` (m, ...), whose columns are in the order (units / width, gates, width)."""
+    m = rows.shape[1]
+    for p in range(first, last):
+        for i0 in range(0, m, 16):  # blocks of 16 by a panel's width: both sides stay in whole cache lines
+            for g in range(gates):
+                for u in range(p * width, min(units, (p + 1) * width)):
+                    column = p * width * gates + g * width + u - p * width
+                    for i in range(i0, min(m, i0 + 16)):
+                        rows[g * units + u, i] = panels[i * ldp + column]
+
+
+def unpanel(product: np.ndarray, m: int, gates: int, units: int, width: int) -> np.ndarray:
+    """A parameter (gates * units, m) from the first ``m`` rows of a product whose columns are in panels."""
+    rows = empty((gates * units, m), product.dtype)
+    count = -(-units // width)
 
     def run(rank: int, size: int, barrier: np.ndarray) -> None:
-        _outer(c.reshape(-1), c.shape[1], sums, a, *a_at, b, *b_at, m, n, rows, packed_a, packed_b, rank, size)
+        _unpanel(rows, product.reshape(-1), product.shape[1], gates, units, width, *share(count, rank, size))
 
-    crew.run(run, at_most)
-    return c[:m, :n], sums
+    crew.run(run, max(1, rows.size // _WORTH_A_COPY))
+    return rows

@@ -158,23 +158,23 @@ def layer_backward(
     dx = zeros((rows, inputs), dtype)
     grads = []
     for d, plan in enumerate(plans):
-        of_gates = dgates[d].reshape(-1)
+        of_gates, in_rows = dgates[d].reshape(-1), (0, across)
         gemm.multiply(dx, dgates[d].reshape(rows, across), own[d].ih, gates=n_gates, width=width)
-        dih, dbias = gemm.outer(of_gates, x.reshape(-1), rows, across, inputs, (0, across), (0, inputs))
+        dih, dbias = gemm.outer(x.reshape(-1), of_gates, rows, inputs, across, (0, inputs), in_rows)
         ys = tape.tapes[d].ys
-        before = (2 if plan.reverse else 0) * batch * ys.shape[2] + plan.column
-        dhh, _ = gemm.outer(of_gates, ys.reshape(-1), rows, across, outputs, (0, across), (before, ys.shape[2]))
+        before = ((2 if plan.reverse else 0) * batch * ys.shape[2] + plan.column, ys.shape[2])
+        dhh, _ = gemm.outer(ys.reshape(-1), of_gates, rows, outputs, across, before, in_rows)
         grad = {
-            "weight_ih": _from_panels(dih, n_gates, hidden, width),
-            "weight_hh": _from_panels(dhh, n_gates, hidden, width),
+            "weight_ih": gemm.unpanel(dih, inputs, n_gates, hidden, width),
+            "weight_hh": gemm.unpanel(dhh, outputs, n_gates, hidden, width),
         }
         if "bias_ih" in tape.names[d]:
-            grad["bias_ih"] = _from_panels(dbias[:, None], n_gates, hidden, width)[:, 0]
+            grad["bias_ih"] = gemm.unpanel(dbias[None], 1, n_gates, hidden, width)[:, 0]
             grad["bias_hh"] = grad["bias_ih"].copy()
         if projected:
             flat, through = dprojected[d].reshape(-1), tape.tapes[d].hidden.reshape(-1)
             dhr, _ = gemm.outer(flat, through, rows, outputs, hidden, (0, outputs), (0, hidden))
-            grad["weight_hr"] = np.ascontiguousarray(dhr)
+            grad["weight_hr"] = np.ascontiguousarray(dhr[:outputs, :hidden])
         grads.append(grad)
     initial: tuple[np.ndarray, ...] = (np.stack([value[0] for value in dh]),)
     for k in range(len(cell.states)):
@@ -216,13 +216,6 @@ def _weights(cell: Cell, weights: Mapping[str, np.ndarray], width: int) -> Weigh
         bias[:, :hidden] = (weights["bias_ih"] + weights["bias_hh"]).reshape(n_gates, hidden)
     in_panels = bias.reshape(n_gates, n_panels, width).transpose(1, 0, 2).ravel()
     return Weights(ih, hh, weights.get("weight_hr", np.empty((0, 0), ih.dtype)), in_panels)
-
-
-def _from_panels(gradient: np.ndarray, n_gates: int, hidden: int, width: int) -> np.ndarray:
-    """Rows in the order of panels (Hp/U, G, U), padding included, as rows of a parameter (G·H, ...)."""
-    columns = gradient.shape[1]
-    panels = gradient.reshape(-1, n_gates, width, columns).transpose(1, 0, 2, 3)
-    return np.ascontiguousarray(panels.reshape(n_gates, -1, columns)[:, :hidden]).reshape(-1, columns)
 
 
 def _padded(columns: int, dtype: np.dtype) -> int:

@@ -1,0 +1,185 @@
+"""Random problems, for a backend (one layer) and for whole networks, and their gradients by finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpulstm import cells
+from gpulstm_kernels.cells import Cell
+from gpulstm_kernels.cpu import gemm, layer
+from gpulstm_kernels.cpu.threads import crew
+
+Arrays = dict[str, np.ndarray]
+
+
+class Problem(NamedTuple):
+    """The arguments of a backend's ``layer_forward`` and ``layer_backward``."""
+
+    cell: Cell
+    x: np.ndarray
+    state: tuple[np.ndarray, ...]
+    weights: list[Arrays]
+    lengths: np.ndarray | None
+    dy: np.ndarray
+    dstate: tuple[np.ndarray, ...]
+
+
+def layer_problem(
+    cell: str | Cell,
+    dtype: str = "float64",
+    *,
+    steps: int = 4,
+    batch: int = 3,
+    inputs: int = 3,
+    hidden: int = 4,
+    projection: int = 0,
+    directions: int = 1,
+    bias: bool = True,
+    ragged: bool = False,
+    seed: int = 0,
+) -> Problem:
+    """A random problem with a non-zero initial state and a gradient of every output."""
+    rng = np.random.default_rng(seed)
+    cell = cells.get(cell) if isinstance(cell, str) else cell
+    rows, outputs = len(cell.gates) * hidden, projection or hidden
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    def states() -> tuple[np.ndarray, ...]:
+        return normal(directions, batch, outputs), *(normal(directions, batch, hidden) for _ in cell.states)
+
+    shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, outputs)}
+    if bias:
+        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+    if projection:
+        shapes["weight_hr"] = (projection, hidden)
+    bound = 1 / np.sqrt(hidden)
+    weights = [
+        {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in shapes.items()}
+        for _ in range(directions)
+    ]
+    lengths = rng.integers(1, steps + 1, batch) if ragged else None
+    if lengths is not None:
+        lengths[0] = steps
+    dy = normal(steps, batch, directions * outputs)
+    return Problem(cell, normal(steps, batch, inputs), states(), weights, lengths, dy, states())
+
+
+def _named(cell: Cell, parts: tuple[np.ndarray, ...], prefix: str = "", suffix: str = "") -> Arrays:
+    return {f"{prefix}{name}{suffix}": part for name, part in zip(("h", *cell.states), parts, strict=True)}
+
+
+def outputs(backend: Any, p: Problem, keep: bool = False) -> tuple[Arrays, Any]:
+    """y (zero past lengths, where a backend may leave anything) and the final states by name, and the tape."""
+    y, final, tape = backend.layer_forward(p.cell, p.x, p.state, p.weights, p.lengths, keep)
+    if p.lengths is not None:
+        y = np.where(np.arange(len(y))[:, None, None] < p.lengths[:, None], y, 0)
+    return {"y": y, **_named(p.cell, final)}, tape
+
+
+def gradients(backend: Any, p: Problem, tape: Any) -> Arrays:
+    """Every gradient by name."""
+    dx, initial, grads = backend.layer_backward(tape, p.dy, p.dstate)
+    of_weights = {f"d{name}[{d}]": value for d, grad in enumerate(grads) for name, value in grad.items()}
+    return {"dx": dx, **_named(p.cell, initial, "d", "0"), **of_weights}
+
+
+def differences(loss: Callable[[], float], array: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    """The gradient of ``loss()`` by ``array``, which is moved in place, by central differences."""
+    gradient = np.empty(array.shape)
+    for index in np.ndindex(array.shape):
+        before = array[index]
+        array[index] = before + step
+        above = loss()
+        array[index] = before - step
+        gradient[index] = (above - loss()) / (2 * step)
+        array[index] = before
+    return gradient
+
+
+def layer_differences(backend: Any, p: Problem) -> Arrays:
+    """What :func:`gradients` should give, from ``layer_forward`` alone."""
+    upstream = [p.dy, *p.dstate]
+
+    def loss() -> float:
+        values = outputs(backend, p)[0].values()
+        return float(sum((value * gradient).sum() for value, gradient in zip(values, upstream, strict=True)))
+
+    inputs = {"dx": p.x, **_named(p.cell, p.state, "d", "0")}
+    inputs |= {f"d{name}[{d}]": value for d, weights in enumerate(p.weights) for name, value in weights.items()}
+    return {name: differences(loss, value) for name, value in inputs.items()}
+
+
+class Network(NamedTuple):
+    """A layer of :mod:`gpulstm.nn`, its input, and a gradient of every output."""
+
+    layer: Any
+    x: np.ndarray
+    state: Any
+    lengths: np.ndarray | None
+    dy: np.ndarray
+    dstate: Any
+
+
+def network(layer: Any, *, steps: int = 4, batch: int = 3, ragged: bool = False, seed: int = 0) -> Network:
+    """A random problem for ``layer``; ``batch = 0`` for one sequence without a batch axis."""
+    rng = np.random.default_rng(seed)
+    config, dtype = layer.config, next(iter(layer.params.values())).dtype
+    rows = (batch,) if batch else ()
+    order = (*rows, steps) if config.batch_first and batch else (steps, *rows)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    def states() -> Any:
+        parts = tuple(normal(count, *rows, size) for count, _, size in config.state_shapes(1))
+        return parts if len(parts) > 1 else parts[0]
+
+    lengths = rng.integers(1, steps + 1, batch) if ragged else None
+    if lengths is not None:
+        lengths[rng.integers(batch)] = steps
+    dy = normal(*order, config.directions * config.output_size)
+    return Network(layer, normal(*order, config.input_size), states(), lengths, dy, states())
+
+
+def parts(state: Any) -> tuple[np.ndarray, ...]:
+    """A state as a tuple, whatever the cell."""
+    return state if isinstance(state, tuple) else (state,)
+
+
+def network_gradients(n: Network, rng: Any = None, **options: Any) -> Arrays:
+    """Every gradient of a network by name."""
+    _, pullback = n.layer.vjp(n.x, n.state, n.lengths, rng=rng, **options)
+    dx, initial, grads = pullback(n.dy, n.dstate)
+    return {"x": dx, **{f"state {k}": part for k, part in enumerate(parts(initial))}, **grads}
+
+
+def network_differences(n: Network, rng: Any = None, **options: Any) -> Arrays:
+    """What :func:`network_gradients` should give, from ``vjp``'s forward alone; ``rng`` is a seed."""
+
+    def loss() -> float:
+        (y, final), _ = n.layer.vjp(n.x, n.state, n.lengths, rng=rng, **options)
+        total = (y * n.dy).sum() + sum((a * b).sum() for a, b in zip(parts(final), parts(n.dstate), strict=True))
+        return float(total)
+
+    inputs = {"x": n.x, **{f"state {k}": part for k, part in enumerate(parts(n.state))}, **n.layer.params}
+    return {name: differences(loss, value) for name, value in inputs.items()}
+
+
+@contextmanager
+def threads(count: int, split: str = "batch") -> Iterator[None]:
+    """Every call on ``count`` threads, however small, that split the batch or, where they can, the units."""
+    before = crew.size, layer._WORTH_A_THREAD, gemm._WORTH_A_THREAD, layer._SHARED_FROM
+    crew.resize(count)
+    layer._WORTH_A_THREAD = gemm._WORTH_A_THREAD = 1
+    layer._SHARED_FROM = {"batch": 1 << 62, "units": 0}[split]
+    try:
+        yield
+    finally:
+        crew.resize(before[0])
+        layer._WORTH_A_THREAD, gemm._WORTH_A_THREAD, layer._SHARED_FROM = before[1:]

@@ -1,0 +1,278 @@
+"""The Numba CPU backend against the reference: every cell, dtype, split of the work and awkward shape.
+
+Buffers are poisoned throughout, so an element that a kernel forgot to write is NaN and fails.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import problems
+import pytest
+from numba import njit
+from problems import Arrays, Problem
+from tolerances import assert_close
+
+import gpulstm
+from gpulstm import arrays
+from gpulstm_kernels import reference
+from gpulstm_kernels.cells import activations
+from gpulstm_kernels.cpu import gemm, layer, vector
+
+DTYPES = ["float32", "float64"]
+CELLS = ["lstm", "rnn"]
+SPLITS = [(1, "batch"), (2, "batch"), (2, "units"), (3, "batch"), (3, "units")]
+
+# steps, batch, inputs, hidden, projection, directions, bias, ragged
+SHAPES: dict[str, tuple[int, int, int, int, int, int, bool, bool]] = {
+    "one of each": (1, 1, 1, 2, 0, 1, True, False),
+    "one step": (1, 5, 3, 7, 0, 2, True, True),
+    "one sequence": (6, 1, 9, 37, 0, 1, True, False),
+    "odd": (5, 7, 3, 33, 0, 1, True, True),
+    "even": (3, 8, 16, 64, 0, 2, False, False),
+    "no bias": (4, 3, 5, 9, 0, 2, False, True),
+    "wide": (3, 4, 5, 201, 0, 1, True, True),
+    "deep sums": (2, 3, 530, 131, 0, 1, True, False),
+    "many rows": (13, 45, 3, 5, 0, 1, True, True),
+    "projected": (5, 6, 4, 33, 7, 2, True, True),
+    "projected to one": (3, 1, 2, 5, 1, 1, False, False),
+    "projected wide": (3, 4, 5, 201, 130, 1, True, True),
+}
+
+
+@functools.cache
+def solved(cell: str, dtype: str, shape: str) -> tuple[Problem, Arrays]:
+    """A problem, and the reference's outputs and gradients."""
+    steps, batch, inputs, hidden, projection, directions, bias, ragged = SHAPES[shape]
+    p = problems.layer_problem(
+        cell,
+        dtype,
+        steps=steps,
+        batch=batch,
+        inputs=inputs,
+        hidden=hidden,
+        projection=projection,
+        directions=directions,
+        bias=bias,
+        ragged=ragged,
+    )
+    outputs, tape = problems.outputs(reference, p, keep=True)
+    return p, outputs | problems.gradients(reference, p, tape)
+
+
+def computed(p: Problem) -> Arrays:
+    """The same by the kernels, from poisoned buffers."""
+    with arrays.poison():
+        outputs, tape = problems.outputs(layer, p, keep=True)
+        return outputs | problems.gradients(layer, p, tape)
+
+
+@pytest.fixture(params=["packed", "few rows"])
+def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Weights packed into tiles, or read where they lie, whatever the number of rows."""
+    monkeypatch.setattr(layer, "_PACKS_FROM", 1 if request.param == "packed" else 1 << 62)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_equals_the_reference_whoever_computes(cell: str, dtype: str, rows: str) -> None:
+    """Within tolerance on one thread; the same bits for every number of threads, every split, every call."""
+    for shape in SHAPES:
+        p, expected = solved(cell, dtype, shape)
+        first: Arrays = {}
+        for count, split in SPLITS:
+            with problems.threads(count, split):
+                found = computed(p)
+            if not first:
+                first = found
+                for name, value in expected.items():
+                    assert found[name].dtype == p.x.dtype
+                    assert_close(found[name], value, "kernel", dtype, f"{shape}: {name}")
+            for name, value in found.items():
+                np.testing.assert_array_equal(value, first[name], f"{shape}: {name}, {count} threads, {split}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_input_is_projected_in_chunks(cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for chunk_rows in (1, 14, 20):  # one step at a time; a whole number of steps; a rest
+        monkeypatch.setattr(layer, "_CHUNK_ROWS", chunk_rows)
+        for shape in ("odd", "many rows", "projected"):
+            p, expected = solved(cell, dtype, shape)
+            for count, split in SPLITS[:3]:
+                with problems.threads(count, split):
+                    found = computed(p)
+                for name, value in expected.items():
+                    assert_close(found[name], value, "kernel", dtype, f"{shape}: {name}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_inference_is_training_without_a_tape(cell: str, dtype: str, rows: str) -> None:
+    for shape in SHAPES:
+        p, _ = solved(cell, dtype, shape)
+        for count, split in SPLITS[:3]:
+            with arrays.poison(), problems.threads(count, split):
+                inference, _ = problems.outputs(layer, p, keep=False)
+                training, _ = problems.outputs(layer, p, keep=True)
+            for name, value in inference.items():
+                np.testing.assert_array_equal(value, training[name], f"{shape}: {name}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_pullback_may_be_called_again(cell: str, dtype: str) -> None:
+    p, _ = solved(cell, dtype, "projected")
+    _, tape = problems.outputs(layer, p, keep=True)
+    first = problems.gradients(layer, p, tape)
+    problems.gradients(layer, p._replace(dy=2 * p.dy), tape)
+    again = problems.gradients(layer, p, tape)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, again[name], name)
+
+
+def test_both_splits_were_taken() -> None:
+    """The shapes above reach both branches: otherwise the tests of splits would show nothing."""
+    p, _ = solved("lstm", "float32", "wide")
+    weights = layer._weights(p.cell, p.weights[0], 1)
+    for split, by_batch in (("batch", True), ("units", False)):
+        with problems.threads(3, split):
+            assert layer.thread_split(p.cell, 3, 4, weights, 1) == (3, by_batch)
+
+
+def ragged_lstm(dtype: str, **options: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+    lstm = gpulstm.LSTM(5, 9, 2, bidirectional=True, dtype=dtype, seed=0, **options)
+    x = np.random.default_rng(1).standard_normal((6, 4, 5)).astype(dtype)
+    return lstm, x, np.array([6, 1, 4, 2])
+
+
+@pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_padding_may_hold_anything(dtype: str, backend: str) -> None:
+    """NaN and infinities past the lengths, in x and in dy, change nothing; outputs and dx are zero there."""
+    lstm, x, lengths = ragged_lstm(dtype, proj_size=4)
+    valid = (np.arange(len(x))[:, None] < lengths)[:, :, None]
+    dy = np.random.default_rng(2).standard_normal((6, 4, 8)).astype(dtype)
+    results = []
+    for padding in (0, np.nan, np.inf):
+        with arrays.poison():
+            (y, state), pullback = lstm.vjp(np.where(valid, x, x.dtype.type(padding)), None, lengths, backend=backend)
+            dx, dstate, grads = pullback(np.where(valid, dy, dy.dtype.type(padding)), state)
+        results.append([y, *state, dx, *dstate, *grads.values()])
+        assert not y[~valid[..., 0]].any()
+        assert not dx[~valid[..., 0]].any()
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert all(np.isfinite(part).all() for part in results[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["LSTM", "RNN"])
+def test_nan_and_infinity_stay_visible(kind: str, dtype: str, rows: str) -> None:
+    """Bad input is seen exactly where the equations carry it: in the sequence it is in, from its step on."""
+    net = getattr(gpulstm, kind)(3, 5, dtype=dtype, seed=0)
+    x = np.random.default_rng(1).standard_normal((6, 4, 3)).astype(dtype)
+    x[2, 1, 0], x[3, 2, 1], x[1, 3, :2] = np.nan, np.inf, (np.inf, -np.inf)
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected, _ = net(x, backend="reference")
+    found, state = net(x, backend="numba_cpu")
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    assert np.isnan(found[2:, 1]).all()
+    assert not np.isnan(found[:2]).all()
+    assert np.isnan(problems.parts(state)[0][0, 1]).all()
+    assert np.isfinite(found[:, 0]).all()
+    assert_close(np.nan_to_num(found), np.nan_to_num(expected), "kernel", dtype)
+
+
+# --- activations --------------------------------------------------------------------------------------------------
+
+
+def _apply(name: str) -> Any:
+    function = getattr(activations, name)
+
+    @njit
+    def apply(out, x):
+        for i in range(0, x.size, vector.lanes(x)):
+            value = vector.load(x, x.ctypes.data + i * x.itemsize, x.size - i)
+            vector.store(x, function(value), out.ctypes.data + i * x.itemsize, x.size - i)
+
+    return apply
+
+
+def _whole_range(dtype: str) -> np.ndarray:
+    """Both signs of numbers over all exponents, and closely where the functions bend."""
+    bits = np.arange(0, 0x7F80_0000, 9973, dtype=np.uint32).view(np.float32)
+    tiny, huge = np.finfo(dtype).tiny, np.finfo(dtype).max
+    values = np.concatenate([bits.astype(dtype), np.linspace(0, 25, 200_001, dtype=dtype), [tiny, huge, 800.0]])
+    return np.concatenate([values, -values]).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["tanh", "sigmoid"])
+def test_activations(name: str, dtype: str) -> None:
+    x = _whole_range(dtype)
+    out = np.full_like(x, np.nan)
+    apply = _apply(name)
+    apply(out, x)
+    with np.errstate(over="ignore"):
+        wide = x.astype(np.float64)
+        expected = np.tanh(wide) if name == "tanh" else 1 / (1 + np.exp(-wide))
+    assert_close(out, expected, "activation", dtype, name)
+    if name == "tanh":  # also relative to small values: near zero tanh is the identity
+        small = (np.abs(x) < 0.5) & (np.abs(x) > 1e-30)  # below, products are subnormal
+        assert np.max(np.abs(out[small] / expected[small] - 1)) <= 8 * np.finfo(dtype).eps
+
+    special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0], dtype)
+    found = np.empty_like(special)
+    apply(found, special)
+    of = math.tanh if name == "tanh" else lambda v: 1 / (1 + math.exp(-v)) if v != -math.inf else 0.0
+    assert np.isnan(found[0])
+    assert_close(found[1:], [of(float(v)) for v in special[1:]], "activation", dtype, name)
+    assert np.all(np.abs(out) <= 1)
+
+
+# --- matrix products ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_products_equal_numpys(count: int, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    for m, n, k in ((1, 1, 1), (2, 3, 5), (7, 33, 17), (13, 64, 1), (5, 130, 3), (1, 65, 70), (50, 9, 600), (40, 1, 9)):
+        label = f"{m} x {n} x {k}"
+        a, b = normal(m, k), normal(k, n)
+        expected = a.astype(np.float64) @ b.astype(np.float64)
+        with arrays.poison(), problems.threads(count):
+            for found in (
+                arrays.gemm(a, b),
+                arrays.gemm(a, b.T.copy(), transpose_b=True),
+                arrays.gemm(a.T.copy(), b, transpose_a=True),
+            ):
+                assert_close(found, expected, "product", dtype, label)
+            c = normal(m, n)
+            total = c + expected
+            gemm.multiply(c, a, b)
+            assert_close(c, total, "product", dtype, f"{label}, added to C")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_outer_of_views_and_its_sums(dtype: str) -> None:
+    """Columns of larger arrays, and the sums of B's columns that give a bias its gradient."""
+    rng = np.random.default_rng(0)
+    for rows, m, n in ((1, 1, 1), (3, 7, 5), (530, 10, 3), (9, 70, 130)):
+        a, b = rng.standard_normal((rows, m + 5)).astype(dtype), rng.standard_normal((rows, n + 3)).astype(dtype)
+        expected = a[:, 2 : 2 + m].astype(np.float64).T @ b[:, 1 : 1 + n].astype(np.float64)
+        for count in (1, 3):
+            with arrays.poison(), problems.threads(count):
+                c, sums = gemm.outer(a.reshape(-1), b.reshape(-1), rows, m, n, (2, m + 5), (1, n + 3))
+                assert_close(c[:m, :n], expected, "product", dtype, f"{rows} x {m} x {n}")
+                assert_close(sums, b[:, 1 : 1 + n].astype(np.float64).sum(0), "product", dtype, f"{rows} x {m} x {n}")
