@@ -125,10 +125,21 @@ def test_killed_at_every_point_of_a_save(tmp_path, monkeypatch):
         found = load(out)  # whole, and either the new one or the one before
         assert found.step == found.record["of"]
         outcomes.add(found.step)
-        write(out, 4, keep=2)
-        assert names(out) == [f"step-{step:08d}" for step in (found.step, 4)]
+        write(out, 4, keep=9)
+        assert all(load(path).step == int(path.name[5:]) for path in out.iterdir())  # no halves, no leftovers
+        assert names(out)[-2:] == [f"step-{step:08d}" for step in (found.step, 4)]
     assert outcomes == {2, 3}
     assert finished > 10
+
+
+def test_all_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    calls: list[str] = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append("file") or fsync(file))
+    monkeypatch.setattr(os, "rename", lambda *paths: calls.append("rename") or rename(*paths))
+    monkeypatch.setattr(checkpoint, "_sync_directory", lambda path: calls.append("directory"))
+    write(tmp_path, 1)
+    assert calls == ["file"] * 3 + ["directory", "rename", "directory"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EACCES, errno.EROFS])

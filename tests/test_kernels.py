@@ -275,4 +275,6 @@ def test_outer_of_views_and_its_sums(dtype: str) -> None:
             with arrays.poison(), problems.threads(count):
                 c, sums = gemm.outer(a.reshape(-1), b.reshape(-1), rows, m, n, (2, m + 5), (1, n + 3))
                 assert_close(c[:m, :n], expected, "product", dtype, f"{rows} x {m} x {n}")
-                assert_close(sums, b[:, 1 : 1 + n].astype(np.float64).sum(0), "product", dtype, f"{rows} x {m} x {n}")
+                assert_close(
+                    sums[:n], b[:, 1 : 1 + n].astype(np.float64).sum(0), "product", dtype, f"{rows} x {m} x {n}"
+                )

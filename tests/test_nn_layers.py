@@ -176,9 +176,7 @@ def test_last_step_head(batch_first: bool, lengths: Any) -> None:
     head = nn.LastStepHead(3, 2, batch_first=batch_first, dtype="float64", seed=1)
     x = normal(3, 4, 3) if batch_first else normal(4, 3, 3)
     steps = x if batch_first else x.swapaxes(0, 1)
-    last = np.stack(
-        [row[n - 1] for row, n in zip(steps, [4] * 3 if lengths is None else lengths, strict=True)]
-    )
+    last = np.stack([row[n - 1] for row, n in zip(steps, [4] * 3 if lengths is None else lengths, strict=True)])
     np.testing.assert_allclose(head(x, lengths), head.linear(last), rtol=1e-14)
     check_gradients(head, x, lengths=lengths)
 

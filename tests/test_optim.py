@@ -369,9 +369,7 @@ def test_a_step_that_does_not_fit_changes_nothing() -> None:
         optimizer.step(params, draw(1) | {"long": np.zeros(2)})
     with pytest.raises(ValueError, match=re.escape("params: expected the keys")):
         optimizer.step({"other": np.zeros(2)}, {"other": np.zeros(2)})
-    with pytest.raises(
-        ValueError, match=re.escape("params['bias']: expected float64 of shape (5,), as exp_avg")
-    ):
+    with pytest.raises(ValueError, match=re.escape("params['bias']: expected float64 of shape (5,), as exp_avg")):
         optimizer.step(params | {"bias": np.zeros(4)}, draw(1) | {"bias": np.zeros(4)})
     with pytest.raises(ValueError, match=re.escape("lr: expected a number")):
         optimizer.lr = -1.0
@@ -385,9 +383,7 @@ def test_a_state_dict_that_does_not_fit_changes_nothing() -> None:
     optimizer = optim.Adam(lr=0.25)
     optimizer.step(draw(0), draw(1))
     state = optimizer.state_dict()
-    with pytest.raises(
-        ValueError, match=re.escape("state_dict['exp_avg_sq/bias']: expected shape (5,), got (6,)")
-    ):
+    with pytest.raises(ValueError, match=re.escape("state_dict['exp_avg_sq/bias']: expected shape (5,), got (6,)")):
         optimizer.load_state_dict(optim.Adam(lr=9).state_dict() | state | {"exp_avg_sq/bias": np.zeros(6)})
     for key, value in optimizer.state_dict().items():
         np.testing.assert_array_equal(value, state[key])

@@ -115,12 +115,12 @@ def test_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path, optimizer):
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):
-    first = make(tmp_path).run(steps=5)
+    first = make(tmp_path, validate_every=2).run(steps=5)
     again = make(tmp_path)
     again.resume(checkpoint.load(tmp_path))
     second = again.run(steps=5)
     assert (second.reason, second.step, second.checkpoint) == ("finished", 5, first.checkpoint)
-    assert second.loss == first.loss
+    assert (second.loss, second.validation) == (first.loss, first.validation)
     assert second.tokens_per_second == first.tokens_per_second
     assert again.run(steps=8).step == 8
 
@@ -402,6 +402,21 @@ def test_metrics_hold_each_step_once(tmp_path):
         assert {name: float(value) for name, value in row.items() if value} == line
         assert ("validation_perplexity" in line) == (line["step"] % 3 == 0)
     assert lines[0].keys() == {"step", "epoch", "loss", "gradient_norm", "lr", "tokens_per_second", "seconds"}
+
+
+def test_metrics_are_there_before_their_checkpoint(tmp_path, monkeypatch):
+    save, steps = checkpoint.save, []
+
+    def watch(out: Path, step: int, *arguments: Any, **options: Any) -> Path:
+        assert step == 0 or rows(tmp_path)[-1]["step"] == step
+        steps.append(step)
+        return save(out, step, *arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", watch)
+    trainer = make(tmp_path, save_every=4, validate_every=3, patience=1)
+    trainer.task.validations = [3.0, 2.0, 4.0]
+    trainer.run(steps=20)
+    assert steps == [0, 3, 4, 6, 8, 9]
 
 
 def test_a_new_run_begins_new_metrics(tmp_path):

@@ -196,7 +196,8 @@ class Trainer:
                 if self.validation:
                     shown[self.task.metric] = self.validation[self.task.metric]
                 bar.update(self.step, self._elapsed, shown)
-                if self.save_every and self.step % self.save_every == 0:
+                best = self.patience is not None and self._best_step == self.step
+                if best or (self.save_every and self.step % self.save_every == 0):
                     self._save_with(log)
             if self._saved != self.step:
                 self._save_with(log)
@@ -320,8 +321,6 @@ class Trainer:
         self.schedule.update(loss)
         if self._best is None or loss < self._best:
             self._best, self._best_step, self._waited = loss, self.step, 0
-            if self.patience is not None and self.out is not None:
-                self.save()
         else:
             self._waited += 1
         return {f"validation_{name}": value for name, value in self.validation.items()}

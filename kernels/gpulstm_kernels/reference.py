@@ -181,7 +181,7 @@ def layer_backward(
             from_output = dy[step.t, :, d * outputs : (d + 1) * outputs].astype(np.float64)
             doutput = np.where(valid, dh + from_output, 0)
             if "weight_hr" in w:
-                grad["weight_hr"] += doutput.T @ np.where(valid, step.hidden, 0)
+                grad["weight_hr"] += doutput.T @ step.hidden
                 dhidden = doutput @ w["weight_hr"]
             else:
                 dhidden = doutput

@@ -210,9 +210,10 @@ def outer(
     a_at: tuple[int, int],
     b_at: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Aᵀ·B in the corner (m, n) of a padded array, and the column sums of B (padded likewise), over ``rows`` rows of flat A and B.
+    """Aᵀ·B in the corner (m, n) of a padded array, and the column sums of B, padded likewise.
 
-    ``a_at`` and ``b_at`` give (offset of the first element, elements from row to row).
+    The sums run over ``rows`` rows of flat A and B; ``a_at`` and ``b_at`` give (offset of the first element, elements
+    from row to row).
     """
     dtype = a.dtype
     across = WIDTH * lanes(dtype)
@@ -230,7 +231,7 @@ def outer(
 
 @kernel
 def _unpanel(rows, panels, ldp, gates, units, width, first, last):
-    """rows (gates * units, m) from ``panels`` (m, ...), whose columns are in the order (units / width, gates, width)."""
+    """rows (gates * units, m) from ``panels`` (m, ...), whose columns are ordered (units / width, gates, width)."""
     m = rows.shape[1]
     for p in range(first, last):
         for i0 in range(0, m, 16):  # blocks of 16 by a panel's width: both sides stay in whole cache lines

@@ -1,0 +1,122 @@
+"""Cells that are declared here alone run on every backend: adding a cell touches no walk."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import problems
+import pytest
+from tolerances import assert_close
+
+from gpulstm import arrays, cells, nn, use_backend
+from gpulstm_kernels import reference
+from gpulstm_kernels.cells import Cell
+from gpulstm_kernels.cpu import compile as compiling
+from gpulstm_kernels.cpu import layer
+
+COUPLED = Cell("coupled", gates=("i", "g", "o"), states=("c",), saved=3, maths="coupled_cell")
+MINIMAL = Cell("minimal", gates=("f", "g"), states=("a", "b"), saved=2, maths="minimal_cell")
+
+
+@pytest.fixture(autouse=True)
+def _own_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(cells, "_cells", dict(cells._cells))
+    cells.register(COUPLED)
+    cells.register(MINIMAL)
+
+
+@pytest.mark.parametrize("cell", [COUPLED, MINIMAL], ids=lambda cell: cell.name)
+def test_gradients_on_every_backend(cell: Cell) -> None:
+    """Reference against finite differences, kernels against the reference."""
+    for options in ({"directions": 2, "ragged": True}, {"projection": 2, "ragged": True}):
+        p = problems.layer_problem(cell, hidden=5, **options)
+        _, tape = problems.outputs(reference, p, keep=True)
+        found, expected = problems.gradients(reference, p, tape), problems.layer_differences(reference, p)
+        for name in expected:
+            assert_close(found[name], expected[name], "differences", "float64", name)
+    for hidden in (3, 9, 33, 70):
+        p = problems.layer_problem(cell, hidden=hidden, projection=hidden // 3, directions=2, ragged=True)
+        truth, tape = problems.outputs(reference, p, keep=True)
+        truth |= problems.gradients(reference, p, tape)
+        for count, split in ((1, "batch"), (3, "batch"), (2, "units")):
+            with arrays.poison(), problems.threads(count, split):
+                result, tape = problems.outputs(layer, p, keep=True)
+                result |= problems.gradients(layer, p, tape)
+            for name in truth:
+                assert_close(result[name], truth[name], "kernel", "float64", f"{name}, hidden {hidden}")
+
+
+def test_layers_of_a_registered_cell() -> None:
+    net = nn.RNNBase("coupled", 3, 5, 2, bidirectional=True, proj_size=2, dtype="float64", seed=0, init="recommended")
+    assert net.params["weight_ih_l0"].shape == (15, 3)
+    n = problems.network(net, ragged=True)
+    results = {}
+    for backend in ("reference", "numba_cpu"):
+        with use_backend(backend):
+            results[backend] = problems.network_gradients(n)
+            assert f"cell coupled, float64" in net.explain(n.x)
+    for name, expected in results["reference"].items():
+        assert_close(results["numba_cpu"][name], expected, "kernel", "float64", name)
+
+
+def test_states_of_any_number() -> None:
+    """Three parts for a cell that carries two states beside h; one array for a cell with none."""
+    net = nn.RNNBase("minimal", 3, 5, dtype="float64", seed=0)
+    x = np.ones((2, 4, 3))
+    _, state = net(x)
+    assert [part.shape for part in state] == [(1, 4, 5)] * 3
+    y, _ = net(x, state)
+    assert np.abs(y - net(x)[0]).max() > 1e-3
+    with pytest.raises(TypeError, match=r"state: expected \(state h, state a, state b\), got 2 parts"):
+        net(x, state[:2])
+    assert net(x, (None, state[1], None))[0].shape == (2, 4, 5)
+
+
+def test_forget_bias_is_found_by_the_gates_name() -> None:
+    """The recommended initialisation opens a gate called f, and leaves a cell without one alone."""
+    minimal = nn.RNNBase("minimal", 3, 5, init="recommended", seed=0).params["bias_ih_l0"]
+    np.testing.assert_array_equal(minimal, [1] * 5 + [0] * 5)
+    assert not nn.RNNBase("coupled", 3, 5, init="recommended", seed=0).params["bias_ih_l0"].any()
+
+
+def test_names() -> None:
+    assert cells.register(COUPLED) is cells.get("coupled")  # the same again is no conflict
+    with pytest.raises(ValueError, match=r"cell: the name 'coupled' is taken by Cell\(name='coupled'"):
+        cells.register(replace(MINIMAL, name="coupled"))
+    with pytest.raises(ValueError, match="cell: 'none' declares no gates; expected at least one"):
+        cells.register(Cell("none", gates=(), states=(), saved=0, maths="coupled_cell"))
+    with pytest.raises(ValueError, match="cell: unknown cell 'gru'; known cells: coupled, lstm, minimal, rnn"):
+        nn.RNNBase("gru", 3, 5)
+
+
+def test_declaring_a_cell_imports_nothing() -> None:
+    cell = cells.register(Cell("later", gates=("a",), states=(), saved=0, maths="a_module_that_is_not_there"))
+    nn.RNNBase("later", 3, 5)
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        _ = cell.module
+
+
+def test_an_edited_cell_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk cache is keyed on the cell's type: its name holds a digest of declaration and maths."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = Path(importlib.import_module("coupled_cell").__file__ or "").read_text(encoding="utf-8")
+    module = tmp_path / "edited_cell.py"
+    cell = replace(COUPLED, name="edited", maths="edited_cell")
+
+    def type_name(text: str, declared: Cell) -> str:
+        module.write_text(text, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, "edited_cell", raising=False)
+        importlib.invalidate_caches()
+        return compiling._cell_type.__wrapped__(declared).name
+
+    first = type_name(source, cell)
+    assert first.startswith("Cell(edited, ")
+    assert type_name(source, cell) == first
+    assert type_name(source.replace("(1.0 - i) * c", "(2.0 - i) * c"), cell) != first
+    assert type_name(source, replace(cell, gates=("i", "o", "g"))) != first
+    monkeypatch.delitem(sys.modules, "edited_cell")

@@ -1,0 +1,267 @@
+"""Which backend computes a call: probes, the order of choice, and what is said about it."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import gpulstm
+from gpulstm import dispatch
+
+X = np.zeros((3, 2, 4), np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _no_choice_made(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("GPULSTM_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_for_process", None)
+    yield
+    dispatch._why_not.cache_clear()
+    dispatch._log_once.cache_clear()
+
+
+def without(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
+    """Let the probe of ``name`` fail."""
+    broken = replace(dispatch._BACKENDS[name], probe=lambda: reason)
+    monkeypatch.setitem(dispatch._BACKENDS, name, broken)
+    dispatch._why_not.cache_clear()
+
+
+def chosen() -> str:
+    return dispatch.select()[0].name
+
+
+def test_every_backend_has_a_reason_or_runs() -> None:
+    reasons = gpulstm.backends()
+    assert set(reasons) == {"cupy", "numba_cuda", "numba_cpu", "reference"}
+    assert reasons["numba_cpu"] is None
+    assert reasons["reference"] is None
+    assert "CuPy" in (reasons["cupy"] or "") or "CUDA device" in (reasons["cupy"] or "")
+    assert "cuda" in (reasons["numba_cuda"] or "").lower()
+
+
+def test_a_probe_that_fails_to_import_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setitem(sys.modules, "numba.cuda", None)
+    monkeypatch.setitem(sys.modules, "gpulstm_kernels.cpu.layer", None)
+    dispatch._why_not.cache_clear()
+    reasons = gpulstm.backends()
+    assert "CuPy could not be imported" in (reasons["cupy"] or "")
+    assert "install gpulstm[cuda13] or gpulstm[cuda12]" in (reasons["cupy"] or "")
+    assert "numba.cuda could not be imported" in (reasons["numba_cuda"] or "")
+    assert "Numba could not be imported" in (reasons["numba_cpu"] or "")
+
+
+def test_order_of_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """backend=, then with, then the plain call, then the environment, then the first that runs."""
+    assert dispatch.select()[0].name == "numba_cpu"
+    assert "chosen automatically" in dispatch.select()[1]
+    monkeypatch.setenv("GPULSTM_BACKEND", "reference")
+    assert chosen() == "reference"
+    assert "environment variable GPULSTM_BACKEND" in dispatch.select()[1]
+    gpulstm.use_backend("numba_cpu")
+    assert chosen() == "numba_cpu"
+    assert dispatch.select()[1] == "asked for by use_backend"
+    with gpulstm.use_backend("reference"):
+        assert chosen() == "reference"
+        assert dispatch.select()[1] == "asked for by `with use_backend`"
+        backend, why = dispatch.select(backend="numba_cpu")
+        assert (backend.name, why) == ("numba_cpu", "asked for by backend=")
+        with gpulstm.use_backend(None):
+            assert "chosen automatically" in dispatch.select()[1]
+    gpulstm.use_backend(None)
+    assert chosen() == "reference"  # the environment's again
+    monkeypatch.setenv("GPULSTM_BACKEND", "")
+    assert chosen() == "numba_cpu"
+
+
+def test_with_blocks_nest_and_end_on_exceptions() -> None:
+    with gpulstm.use_backend("reference"):
+        with gpulstm.use_backend("numba_cpu"):
+            assert chosen() == "numba_cpu"
+        assert chosen() == "reference"
+        with pytest.raises(ZeroDivisionError), gpulstm.use_backend("numba_cpu"):
+            _ = 1 / 0
+        assert chosen() == "reference"
+    assert chosen() == "numba_cpu"
+    assert "chosen automatically" in dispatch.select()[1]
+
+
+def test_a_with_block_leaves_the_plain_choice_alone() -> None:
+    gpulstm.use_backend("reference")
+    with gpulstm.use_backend("numba_cpu"):
+        assert dispatch._for_process == "reference"
+    assert chosen() == "reference"
+
+
+def test_a_with_block_holds_in_its_thread_only() -> None:
+    seen = []
+    with gpulstm.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(chosen()))
+        thread.start()
+        thread.join()
+    gpulstm.use_backend("reference")
+    thread = threading.Thread(target=lambda: seen.append(chosen()))
+    thread.start()
+    thread.join()
+    assert seen == ["numba_cpu", "reference"]
+
+
+def test_the_choice_reaches_the_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpulstm_kernels import reference
+
+    calls = []
+    forward = reference.layer_forward
+    monkeypatch.setattr(reference, "layer_forward", lambda *args: calls.append(1) or forward(*args))
+    lstm = gpulstm.LSTM(4, 5, seed=0)
+    lstm(X)
+    assert not calls
+    lstm(X, backend="reference")
+    with gpulstm.use_backend("reference"):
+        lstm(X)
+        _, pullback = lstm.vjp(X)
+    assert len(calls) == 3
+    pullback(None, None)  # the backend that made the tape, whatever is chosen now
+    lstm(X)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("ask", [gpulstm.use_backend, lambda name: gpulstm.LSTM(4, 5)(X, backend=name)])
+def test_an_unknown_backend_lists_the_known_ones(ask: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "backend: unknown backend 'tpu'; known backends: cupy, numba_cpu, numba_cuda, reference"
+    with pytest.raises(ValueError, match=message):
+        ask("tpu")  # type: ignore[operator]
+    assert chosen() == "numba_cpu"
+    monkeypatch.setenv("GPULSTM_BACKEND", "tpu")
+    with pytest.raises(ValueError, match=message):
+        gpulstm.LSTM(4, 5)(X)
+
+
+def test_an_unavailable_backend_raises_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "cupy", "the moon is full")
+    gpulstm.use_backend("reference")
+    message = "backend: 'cupy' cannot run here: the moon is full"
+    with pytest.raises(gpulstm.BackendUnavailable, match=message):
+        gpulstm.use_backend("cupy")
+    assert chosen() == "reference"  # as it was
+    with pytest.raises(gpulstm.BackendUnavailable, match=message), gpulstm.use_backend("cupy"):
+        pass
+    assert chosen() == "reference"
+    with pytest.raises(gpulstm.BackendUnavailable, match=message):
+        gpulstm.LSTM(4, 5)(X, backend="cupy")
+    gpulstm.use_backend(None)
+    monkeypatch.setenv("GPULSTM_BACKEND", "cupy")
+    with pytest.raises(gpulstm.BackendUnavailable, match=message):
+        gpulstm.LSTM(4, 5)(X)
+
+
+def test_a_backend_of_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(dispatch._BACKENDS, "cupy", replace(dispatch._BACKENDS["cupy"], probe=lambda: None))
+    dispatch._why_not.cache_clear()
+    with pytest.raises(ValueError, match="backend: 'cupy' computes on cuda, but the arrays are on cpu"):
+        gpulstm.LSTM(4, 5)(X, backend="cupy")
+
+
+def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "cupy", "no cat")
+    without(monkeypatch, "numba_cuda", "no dog")
+    message = "device: no backend can run on 'cuda': cupy: no cat; numba_cuda: no dog"
+    with pytest.raises(gpulstm.BackendUnavailable, match=message):
+        gpulstm.LSTM(4, 5, device="cuda")
+    lstm = gpulstm.LSTM(4, 5, device="cpu")
+    with pytest.raises(gpulstm.BackendUnavailable, match=message):
+        lstm.to("cuda")
+    assert lstm.to("cpu") is lstm
+    assert lstm.device == "cpu"
+    for ask in (lstm.to, lambda device: gpulstm.LSTM(4, 5, device=device)):
+        with pytest.raises(ValueError, match="device: expected 'cpu' or 'cuda', got 'tpu'"):
+            ask("tpu")
+
+
+def test_automatic_choice_is_logged_once_with_its_reason(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "gpulstm")
+    dispatch._log_once.cache_clear()
+    lstm = gpulstm.LSTM(4, 5)
+    for _ in range(3):
+        lstm(X)
+    assert [record.getMessage() for record in caplog.records] == [
+        "backend numba_cpu, chosen automatically: the first backend that runs on cpu"
+    ]
+    caplog.clear()
+    without(monkeypatch, "numba_cpu", "Numba is on holiday")  # a broken backend is not passed over in silence
+    for _ in range(3):
+        lstm(X)
+    assert [record.getMessage() for record in caplog.records] == [
+        "backend reference, chosen automatically: the first backend that runs on cpu; "
+        "numba_cpu passed over: Numba is on holiday"
+    ]
+    caplog.clear()
+    lstm(X, backend="reference")
+    assert not caplog.records
+
+
+def test_explain(monkeypatch: pytest.MonkeyPatch) -> None:
+    lstm = gpulstm.LSTM(4, 5, seed=0)
+    lines = gpulstm.explain(lstm, X).splitlines()
+    assert lines[0] == "numba_cpu: chosen automatically: the first backend that runs on cpu"
+    assert lines[1].startswith("  cell lstm, float32, first layer: sequence walk, weights ")
+    assert "one thread" in lines[1]
+    assert "reference: not used" in lines
+    assert any(line.startswith("cupy: not used; cannot run here: ") for line in lines)
+    assert any(line.startswith("numba_cuda: not used; cannot run here: ") for line in lines)
+    with gpulstm.use_backend("reference"):
+        text = gpulstm.explain(gpulstm.RNN(4, 5, dtype="float64"), X.astype(np.float64))
+    assert text.startswith(
+        "reference: asked for by `with use_backend`\n  cell rnn, float64, first layer: NumPy in float"
+    )
+    assert gpulstm.explain(lstm, X, backend="reference").startswith("reference: asked for by backend=")
+    with pytest.raises(ValueError, match="x: expected shape"):
+        gpulstm.explain(lstm, X[0, 0])
+    with pytest.raises(TypeError, match="layer: expected a recurrent layer such as gpulstm.LSTM, got Linear"):
+        gpulstm.explain(gpulstm.nn.Linear(4, 5), X)  # type: ignore[arg-type]
+
+
+def test_explain_names_threads_and_their_split() -> None:
+    import problems
+
+    lstm, x = gpulstm.LSTM(4, 300, seed=0), np.zeros((5, 40, 4), np.float32)
+    with problems.threads(2, "batch"):
+        assert "packed into register tiles, 2 threads over the batch" in gpulstm.explain(lstm, x)
+    with problems.threads(2, "units"):
+        assert "2 threads over the units" in gpulstm.explain(lstm, x)
+        assert "few rows" in gpulstm.explain(lstm, x[:1, :3])
+
+
+def test_importing_imports_little() -> None:
+    """No Numba, GPU library, torch, CLI or progress bar comes with the package or with making a layer."""
+    script = (
+        "import sys, gpulstm; gpulstm.LSTM(2, 3);"
+        "heavy = {'numba', 'llvmlite', 'cupy', 'torch', 'click', 'tqdm', 'matplotlib', 'safetensors', 'tensorboardX'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=_environment())
+    assert (result.stdout.strip(), result.stderr) == ("[]", "")
+
+
+def test_environment_variable_in_a_fresh_process() -> None:
+    script = "import gpulstm, numpy as np; print(gpulstm.explain(gpulstm.LSTM(2, 3), np.zeros((1, 1, 2), 'f4')))"
+    environment = _environment() | {"GPULSTM_BACKEND": "reference"}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert result.stderr == ""
+    assert result.stdout.startswith("reference: asked for by the environment variable GPULSTM_BACKEND")
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with the paths under test."""
+    import os
+
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

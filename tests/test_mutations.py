@@ -1,0 +1,287 @@
+"""Dropping any term of a gradient fails the check that the gradient passes.
+
+NumPy code is mutated systematically, at every operand, accumulation and mask of its syntax tree, and checked against
+finite differences. The compiled walk is mutated at a list of terms, all in one compilation: which of them is missing
+is a number that the kernel reads; it is checked against the reference.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import problems
+import pytest
+from problems import Arrays, Problem
+from tolerances import TOLERANCES, error
+
+import gpulstm
+from gpulstm import arrays, cells, ops
+from gpulstm_kernels import reference
+from gpulstm_kernels.cells import lstm as lstm_maths
+from gpulstm_kernels.cells import rnn as rnn_maths
+from gpulstm_kernels.cpu import layer, sequence, threads
+
+
+def agree(found: Arrays, expected: Arrays, what: str) -> bool:
+    """Whether every gradient is within the tolerance that the tests of the unmutated code use."""
+    tolerance = TOLERANCES[what, "float64"]
+    return found.keys() == expected.keys() and all(
+        found[name].shape == expected[name].shape and error(found[name], expected[name]) <= tolerance
+        for name in expected
+    )
+
+
+def survives(check: Callable[[], bool]) -> bool:
+    """Whether a mutant passes ``check``; one that raises does not."""
+    try:
+        with np.errstate(all="ignore"):
+            return check()
+    except (ValueError, TypeError, KeyError, IndexError, NameError):
+        return False
+
+
+# --- mutants of a syntax tree -------------------------------------------------------------------------------------
+
+
+def without_a_term(node: ast.AST) -> Iterator[ast.AST]:
+    """``node`` with one of its terms, factors, branches or effects missing."""
+    match node:
+        case ast.BinOp(left, ast.Add() | ast.Mult() | ast.Div(), right):
+            yield from (left, right)
+        case ast.BinOp(left, ast.Sub(), right):
+            yield from (left, ast.UnaryOp(ast.USub(), right))
+        case ast.BinOp(left, ast.Pow(), _):
+            yield left
+        case ast.IfExp(_, body, orelse):
+            yield from (body, orelse)
+        case ast.Call(ast.Attribute(attr="where"), [_, yes, no]):
+            yield from (yes, no)
+        case ast.AugAssign() | ast.Assign([ast.Subscript()]) | ast.Expr(ast.Call()):
+            yield ast.Pass()
+
+
+def without_a_statement(node: ast.AST) -> Iterator[ast.AST]:
+    """The mutants that cannot make compiled code read past an array: no size is computed otherwise."""
+    match node:
+        case ast.IfExp() | ast.AugAssign() | ast.Assign([ast.Subscript()]) | ast.Expr(ast.Call()):
+            yield from without_a_term(node)
+
+
+class Replace(ast.NodeTransformer):
+    """Replaces the node at one place, counted in the order of a walk."""
+
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> Any:
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def module_from(tree: ast.Module, of: ModuleType, name: str) -> ModuleType:
+    """``tree`` run as a module beside the one it was made from."""
+    module = ModuleType(name)
+    module.__package__ = of.__package__
+    sys.modules[name] = module  # where a dataclass looks for the module it is in
+    try:
+        exec(compile(ast.fix_missing_locations(tree), f"<{name}>", "exec"), module.__dict__)
+    finally:
+        del sys.modules[name]
+    return module
+
+
+def mutants(
+    of: ModuleType, function: str, mutate: Callable[[ast.AST], Iterator[ast.AST]] = without_a_term
+) -> Iterator[tuple[str, ModuleType]]:
+    """Every mutant of one function of a module, with a description."""
+    tree = ast.parse(inspect.getsource(of))
+    (target,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    for node in [inner for statement in target.body for inner in ast.walk(statement)]:
+        for new in mutate(node):
+            was = f"line {getattr(node, 'lineno', '?')}: {ast.unparse(node)} -> {ast.unparse(new)}"
+            index = list(ast.walk(tree)).index(node)
+            twin = copy.deepcopy(tree)
+            old = list(ast.walk(twin))[index]
+            yield was, module_from(Replace(old, copy.deepcopy(new)).visit(twin), of, f"{of.__name__}_mutant")
+
+
+def hunt(
+    of: ModuleType,
+    function: str,
+    check: Callable[[ModuleType], bool],
+    at_least: int,
+    mutate: Callable[[ast.AST], Iterator[ast.AST]] = without_a_term,
+) -> None:
+    """The original passes ``check``, and each of its mutants fails."""
+    assert check(of)
+    found = list(mutants(of, function, mutate))
+    assert len(found) >= at_least
+    assert [was for was, module in found if survives(functools.partial(check, module))] == []
+
+
+# --- NumPy: the reference and the cells ---------------------------------------------------------------------------
+
+
+@functools.cache
+def solved(cell: str, projection: int = 0) -> tuple[Problem, Any, Arrays]:
+    """A problem with every feature, the reference's tape of it, and its gradients by finite differences."""
+    p = problems.layer_problem(cell, steps=3, hidden=3, projection=projection, directions=2, ragged=True)
+    return p, problems.outputs(reference, p, keep=True)[1], problems.layer_differences(reference, p)
+
+
+@pytest.mark.parametrize(
+    ("function", "cases", "at_least"),
+    [
+        ("lstm_backward", [("lstm", 0)], 40),
+        ("rnn_backward", [("rnn", 0)], 5),
+        ("layer_backward", [("lstm", 2), ("rnn", 0)], 20),
+    ],
+)
+def test_every_term_of_the_reference(function: str, cases: list[tuple[str, int]], at_least: int) -> None:
+    def check(module: ModuleType) -> bool:
+        return all(
+            agree(problems.gradients(module, p, tape), expected, "differences")
+            for p, tape, expected in (solved(*case) for case in cases)
+        )
+
+    hunt(reference, function, check, at_least)
+
+
+@pytest.mark.parametrize(("maths", "cell", "at_least"), [(lstm_maths, "lstm", 40), (rnn_maths, "rnn", 5)])
+def test_every_term_of_the_cells(maths: ModuleType, cell: str, at_least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maths that the kernels compile, run on NumPy arrays as a cell of another name."""
+    mutant = replace(cells.get(cell), name="mutant", maths="mutated_maths")
+
+    def check(module: ModuleType) -> bool:
+        monkeypatch.setitem(sys.modules, "mutated_maths", module)
+        p, _, expected = solved(cell)
+        p = p._replace(cell=mutant)
+        _, tape = problems.outputs(reference, p, keep=True)
+        return agree(problems.gradients(reference, p, tape), expected, "differences")
+
+    hunt(maths, "backward", check, at_least)
+
+
+# --- the stack of layers ------------------------------------------------------------------------------------------
+
+
+def test_every_step_of_the_stack() -> None:
+    n = problems.network(
+        gpulstm.LSTM(2, 3, 2, dropout=0.4, bidirectional=True, dtype="float64", seed=0), steps=3, ragged=True
+    )
+    with gpulstm.use_backend("reference"):
+        expected = problems.network_differences(n, rng=3)
+        _, _, tape = ops.rnn_forward(n.layer.config, n.layer.params, n.x, n.state, n.lengths, keep=True, rng=3)
+
+    def check(module: ModuleType) -> bool:
+        dx, initial, grads = module.rnn_backward(tape, n.dy, n.dstate)
+        found = {"x": dx, **{f"state {k}": part for k, part in enumerate(initial)}, **grads}
+        return agree(found, expected, "differences")
+
+    hunt(ops, "rnn_backward", check, 2, without_a_statement)
+    source = inspect.getsource(ops.rnn_backward)
+    for old, new in (
+        ("gradient = arrays.drop(gradient, mask, config.dropout)", "pass"),
+        ("tuple(s[own] for s in dstate)", "tuple(0 * s[own] for s in dstate)"),
+        ("gradient, initial, of_weights =", "_, initial, of_weights ="),
+        ("_inside(config, checks.array(dy", "0 * _inside(config, checks.array(dy"),
+        ("initials.insert(0, initial)", "initials.append(initial)"),
+        ("reversed(list(enumerate(config.suffixes())))", "enumerate(config.suffixes())"),
+    ):
+        assert source.count(old) == 1, f"no such line to mutate: {old}"
+        tree = ast.parse(inspect.getsource(ops).replace(source, source.replace(old, new)))
+        assert not survives(functools.partial(check, module_from(tree, ops, "ops_mutant"))), old
+
+
+# --- the compiled walk --------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def solved_by_kernels(cell: str, projection: int = 0) -> tuple[Problem, Any, Arrays]:
+    """A problem, the kernels' tape of it, and its gradients by the reference."""
+    p = problems.layer_problem(
+        cell, steps=4, hidden=9, inputs=5, projection=projection, directions=2, ragged=True, seed=2
+    )
+    with arrays.poison():
+        _, tape = problems.outputs(layer, p, keep=True)
+    return p, tape, problems.gradients(reference, p, problems.outputs(reference, p, keep=True)[1])
+
+
+WALKS = [("lstm", 0), ("lstm", 3), ("rnn", 0)]
+
+
+def kernels_agree(module: ModuleType = layer) -> bool:
+    for p, tape, expected in (solved_by_kernels(*case) for case in WALKS):
+        with arrays.poison():
+            if not agree(problems.gradients(module, p, tape), expected, "kernel"):
+                return False
+    return True
+
+
+def test_every_step_of_the_kernels_layer() -> None:
+    hunt(layer, "layer_backward", kernels_agree, 10, without_a_statement)
+
+
+# What is written in sequence.py's backward, and the same without a term where the kernel reads its number: KEEP is 0,
+# ON does not run. Numbers count from 1; 0 is the original.
+TERMS = [
+    ("load(ys, _at(dh, 0, b, unit), n) +", "KEEP * load(ys, _at(dh, 0, b, unit), n) +"),
+    ("+ load(ys, _at(dy, t, b, plan.column + unit), n)", "+ KEEP * load(ys, _at(dy, t, b, plan.column + unit), n)"),
+    ("load(ys, _at(dhidden, 0, b, unit), n)", "KEEP * load(ys, _at(dhidden, 0, b, unit), n)"),
+    ("store_tuple(da, ", "ON store_tuple(da, "),
+    ("store_tuple(dprevious, at, dstride)", "ON store_tuple(dprevious, at, dstride)"),
+    ("dgates[t, b, first + past : first + width] = 0", "ON dgates[t, b, first + past : first + width] = 0"),
+    ("= dh[0, b, j] + dy[", "= KEEP * dh[0, b, j] + dy["),
+    ("dh[0, b, j] + dy[", "dh[0, b, j] + KEEP * dy["),
+    ("dh[0, b, j] = 0", "ON dh[0, b, j] = 0"),
+    ("dprojected[t, b, j] = 0", "ON dprojected[t, b, j] = 0"),
+    ("dhidden[0, b, u0:u1] = 0", "ON dhidden[0, b, u0:u1] = 0"),
+    ("range(u0 // out, (u1 + out - 1) // out)", "range(u0 // out, int(KEEP) * (u1 + out - 1) // out)"),
+    ("dgates[t, b, p * width * cell.n_gates :", "ON dgates[t, b, p * width * cell.n_gates :"),
+    ("dh[0, b, o0:o1] = 0", "ON dh[0, b, o0:o1] = 0"),
+    ("range(o0 // out, (o1 + out - 1) // out)", "range(o0 // out, int(KEEP) * (o1 + out - 1) // out)"),
+]
+NUMBER = 15  # place in the barrier's array where a kernel with TERMS reads which of them is missing
+
+
+def walk_with_terms() -> ModuleType:
+    """sequence.py with a backward in which each of TERMS can be switched off."""
+    source = inspect.getsource(sequence)
+    start = source.index("def _step_cell_backward")
+    forward, backward = source[:start], source[start:]
+    for number, (old, new) in enumerate(TERMS, 1):
+        assert backward.count(old) == 1, f"no such term to mutate: {old}"
+        new = new.replace("KEEP", f"(1.0 if mutant != {number} else 0.0)")
+        backward = backward.replace(old, new.replace("ON ", f"if mutant != {number}: "))
+    backward = re.sub(r"_step_cell_backward\(\s*cell", "_step_cell_backward(mutant, cell", backward)
+    backward = backward.replace("    m = b1 - b0\n", f"    m = b1 - b0\n    mutant = barrier[{NUMBER}]\n", 1)
+    return module_from(ast.parse(forward + backward), sequence, "sequence_mutant")
+
+
+def test_every_term_of_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = 0
+
+    def new_barrier() -> np.ndarray:
+        barrier = np.zeros((2, 16), np.int64)
+        barrier[:, NUMBER] = missing
+        return barrier
+
+    for case in WALKS:
+        solved_by_kernels(*case)
+    monkeypatch.setattr(layer, "sequence", walk_with_terms())
+    monkeypatch.setattr(threads, "new_barrier", new_barrier)
+    assert kernels_agree()
+    survivors = []
+    for missing, (old, _) in enumerate(TERMS, 1):
+        if kernels_agree():
+            survivors.append(old)
+    assert survivors == []
