@@ -45,17 +45,20 @@ def drop(value: np.ndarray, keep: np.ndarray, p: float) -> np.ndarray:
     return result
 
 
-def generator(rng: Any) -> np.random.Generator:
+def generator(rng: Any, name: str = "rng") -> np.random.Generator:
     """The generator that ``rng`` stands for: itself, one seeded with an int, or a fresh one for None.
 
     Raises:
-        TypeError: ``rng`` is neither a ``numpy.random.Generator`` nor an int nor None.
+        TypeError: ``rng`` is neither a ``numpy.random.Generator`` nor an int nor None; ``name`` is for the message.
+        ValueError: it is a negative int.
     """
     if isinstance(rng, np.random.Generator):
         return rng
-    if rng is None or (isinstance(rng, (int, np.integer)) and not isinstance(rng, bool)):
-        return np.random.default_rng(rng)
-    raise TypeError(f"rng: expected a numpy.random.Generator, an int seed or None, got {type(rng).__name__}")
+    if rng is not None and (not isinstance(rng, (int, np.integer)) or isinstance(rng, bool)):
+        raise TypeError(f"{name}: expected a numpy.random.Generator, an int seed or None, got {type(rng).__name__}")
+    if rng is not None and rng < 0:
+        raise ValueError(f"{name}: expected a seed >= 0, got {rng}")
+    return np.random.default_rng(rng)
 
 
 def to_numpy(value: Any, name: str) -> np.ndarray:

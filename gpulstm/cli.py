@@ -202,7 +202,7 @@ def sample_command(
     if config.get("task") != NAME:
         raise CheckpointError(f"{saved.path}: task is {config.get('task')!r}, expected {NAME!r}")
     with _kernels(Settings(backend=backend)):
-        model = build(config)
+        model = build(config | {"init": "uniform"})  # the quickest: the checkpoint's parameters come next
         try:
             model.load_state_dict(saved.model)
         except (ValueError, TypeError) as error:

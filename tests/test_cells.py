@@ -59,7 +59,7 @@ def test_layers_of_a_registered_cell() -> None:
     for backend in ("reference", "numba_cpu"):
         with use_backend(backend):
             results[backend] = problems.network_gradients(n)
-            assert f"cell coupled, float64" in net.explain(n.x)
+            assert "cell coupled, float64" in net.explain(n.x)
     for name, expected in results["reference"].items():
         assert_close(results["numba_cpu"][name], expected, "kernel", "float64", name)
 

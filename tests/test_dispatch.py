@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -10,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import problems
 import pytest
 
 import gpulstm
 from gpulstm import dispatch
+from gpulstm_kernels import reference
 
 X = np.zeros((3, 2, 4), np.float32)
 
@@ -115,8 +118,6 @@ def test_a_with_block_holds_in_its_thread_only() -> None:
 
 
 def test_the_choice_reaches_the_computation(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpulstm_kernels import reference
-
     calls = []
     forward = reference.layer_forward
     monkeypatch.setattr(reference, "layer_forward", lambda *args: calls.append(1) or forward(*args))
@@ -226,13 +227,11 @@ def test_explain(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpulstm.explain(lstm, X, backend="reference").startswith("reference: asked for by backend=")
     with pytest.raises(ValueError, match="x: expected shape"):
         gpulstm.explain(lstm, X[0, 0])
-    with pytest.raises(TypeError, match="layer: expected a recurrent layer such as gpulstm.LSTM, got Linear"):
+    with pytest.raises(TypeError, match=r"layer: expected a recurrent layer such as gpulstm\.LSTM, got Linear"):
         gpulstm.explain(gpulstm.nn.Linear(4, 5), X)  # type: ignore[arg-type]
 
 
 def test_explain_names_threads_and_their_split() -> None:
-    import problems
-
     lstm, x = gpulstm.LSTM(4, 300, seed=0), np.zeros((5, 40, 4), np.float32)
     with problems.threads(2, "batch"):
         assert "packed into register tiles, 2 threads over the batch" in gpulstm.explain(lstm, x)
@@ -262,6 +261,4 @@ def test_environment_variable_in_a_fresh_process() -> None:
 
 def _environment() -> dict[str, str]:
     """This process's, with the paths under test."""
-    import os
-
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -74,7 +74,7 @@ class RNNBase(Recurrent):
         if init not in INITS:
             raise ValueError(f"init: expected one of {', '.join(INITS)}, got {init!r}")
         draw = _uniform if init == "uniform" else _recommended
-        self.params = draw(self.config, arrays.generator(seed), checks.dtype(dtype))
+        self.params = draw(self.config, arrays.generator(seed, "seed"), checks.dtype(dtype))
 
     def __call__(
         self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None

@@ -1,0 +1,233 @@
+"""The crew of threads: concurrent callers, forks, resizing, errors inside a share, and installs without a cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import problems
+import pytest
+from numba import njit
+
+import gpulstm
+from gpulstm_kernels.cpu.threads import Crew, available_cores, crew, meet
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(script: str, cwd: Path, **environment: str | None) -> str:
+    """What ``script`` prints in a fresh interpreter whose environment is changed so (None: not set)."""
+    paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "kernels", ROOT / "tests"))
+    whole = {**os.environ, "PYTHONPATH": paths, **environment}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=cwd,
+        env={name: value for name, value in whole.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def size() -> Iterator[int]:
+    """The number of threads, put back after the test."""
+    before = gpulstm.get_num_threads()
+    yield before
+    gpulstm.set_num_threads(before)
+
+
+# --- how many -----------------------------------------------------------------------------------------------------
+
+
+def test_set_and_get(size: int) -> None:
+    for count in (1, 5):
+        gpulstm.set_num_threads(count)
+        assert gpulstm.get_num_threads() == count
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "2", None, True])
+def test_a_bad_count_is_refused(count: Any, size: int) -> None:
+    with pytest.raises(ValueError, match=f"count: expected a whole number above 0, got {count!r}"):
+        gpulstm.set_num_threads(count)
+    assert gpulstm.get_num_threads() == size
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "²", " "])
+def test_a_bad_environment_variable_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPULSTM_NUM_THREADS", text)
+    with pytest.raises(ValueError, match=f"GPULSTM_NUM_THREADS: expected a whole number above 0, got {text!r}"):
+        Crew()
+
+
+def test_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPULSTM_NUM_THREADS", "3")
+    assert Crew().size == 3
+    monkeypatch.setenv("GPULSTM_NUM_THREADS", "")
+    assert Crew().size == available_cores() >= 1
+
+
+def test_a_bad_environment_variable_reaches_the_caller(tmp_path: Path) -> None:
+    script = """
+        import gpulstm, numpy as np
+        for _ in range(2):
+            try:
+                gpulstm.RNN(2, 3)(np.zeros((1, 1, 2), np.float32))
+            except ValueError as error:
+                print(error)
+    """
+    message = "GPULSTM_NUM_THREADS: expected a whole number above 0, got 'many'\n"
+    assert python(script, tmp_path, GPULSTM_NUM_THREADS="many", GPULSTM_BACKEND=None) == 2 * message
+
+
+# --- many callers -------------------------------------------------------------------------------------------------
+
+
+def _everything(n: problems.Network) -> list[np.ndarray]:
+    (y, state), pullback = n.layer.vjp(n.x, n.state, n.lengths)
+    dx, dstate, grads = pullback(n.dy, n.dstate)
+    inference, _ = n.layer(n.x, n.state, n.lengths)
+    return [y, *problems.parts(state), dx, *problems.parts(dstate), *grads.values(), inference]
+
+
+def _networks() -> list[problems.Network]:
+    layers = [
+        gpulstm.LSTM(7, 40, 2, bidirectional=True, seed=0),
+        gpulstm.LSTM(7, 150, proj_size=9, seed=0),
+        gpulstm.RNN(7, 80, dtype="float64", seed=0),
+    ]
+    return [problems.network(layer, steps=9, batch=5, ragged=True) for layer in layers]
+
+
+@pytest.mark.parametrize("split", ["batch", "units"])
+def test_calls_from_many_threads_give_the_same_bits(split: str) -> None:
+    """Whoever finds the crew busy computes alone: the same sums in the same order."""
+    networks = _networks()
+    expected = [_everything(n) for n in networks]
+    with problems.threads(3, split), ThreadPoolExecutor(6) as pool:
+        calls = [(k, pool.submit(_everything, networks[k])) for k in range(3) for _ in range(12)]
+        for k, call in calls:
+            for a, b in zip(call.result(), expected[k], strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_resizing_while_others_compute() -> None:
+    networks = _networks()
+    expected = [_everything(n) for n in networks]
+    done = threading.Event()
+
+    def resize() -> None:
+        while not done.is_set():
+            for count in (1, 4, 2, 3):
+                crew.resize(count)
+
+    with problems.threads(2, "batch"), ThreadPoolExecutor(3) as pool:
+        resizing = pool.submit(resize)
+        try:
+            calls = [(k, pool.submit(_everything, networks[k])) for k in range(3) for _ in range(8)]
+            for k, call in calls:
+                for a, b in zip(call.result(), expected[k], strict=True):
+                    np.testing.assert_array_equal(a, b)
+        finally:
+            done.set()
+        resizing.result()
+
+
+# --- errors and forks ---------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True)
+def _wait_for_all(barrier, size):
+    meet(barrier, 1, size)
+
+
+@pytest.mark.parametrize("raiser", [0, 1, 2])
+def test_an_error_in_a_share_is_raised_and_the_crew_goes_on(raiser: int, size: int) -> None:
+    """Whoever waits at the barrier for the share that failed is let go."""
+    _wait_for_all(np.zeros(16, np.int64), 1)
+    crew.resize(3)
+    ranks = []
+
+    def share(rank: int, size: int, barrier: np.ndarray) -> None:
+        ranks.append(rank)
+        if rank == raiser:
+            raise ZeroDivisionError(f"rank {rank}")
+        _wait_for_all(barrier[0], size)
+
+    with pytest.raises(ZeroDivisionError, match=f"rank {raiser}"):
+        crew.run(share, 3)
+    assert sorted(ranks) == [0, 1, 2]
+    raiser = -1
+    crew.run(share, 3)
+    assert sorted(ranks) == [0, 0, 1, 1, 2, 2]
+
+
+def test_no_more_shares_than_asked_for(size: int) -> None:
+    crew.resize(3)
+    sizes: list[int] = []
+    for at_most in (1, 2, 3, 9):
+        crew.run(lambda rank, size, barrier: sizes.append(size), at_most)
+    assert sizes == [1] + [2] * 2 + [3] * 6
+
+
+if hasattr(os, "fork"):  # Windows has no such thing
+
+    def test_a_forked_child_computes(tmp_path: Path) -> None:
+        """The crew's threads do not survive a fork; parent and child go on with crews of their own."""
+        script = """
+            import os, warnings
+            import numpy as np
+            import gpulstm, problems
+
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork beside threads
+            rnn, x = gpulstm.RNN(3, 40, seed=0), np.ones((6, 8, 3), np.float32)
+            with problems.threads(3):
+                expected, _ = rnn(x)
+                child = os.fork()
+                same = np.array_equal(rnn(x)[0], expected)
+                if child == 0:
+                    os._exit(0 if same else 1)
+                _, status = os.waitpid(child, 0)
+            print(same, os.waitstatus_to_exitcode(status))
+        """
+        assert python(script, tmp_path) == "True 0\n"
+
+
+# --- installs -----------------------------------------------------------------------------------------------------
+
+
+def test_an_install_that_nothing_can_be_written_to(tmp_path: Path) -> None:
+    """No folder can hold compiled kernels: they are compiled for the process alone.
+
+    Tests may run as root, whom no permission stops; so files stand where the folders would have to be.
+    """
+    for name in ("gpulstm", "gpulstm_kernels"):
+        source = ROOT / name if name == "gpulstm" else ROOT / "kernels" / name
+        shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in [*tmp_path.rglob("__init__.py")]:
+        (package.parent / "__pycache__").write_text("")
+    nowhere = tmp_path / "file"
+    nowhere.write_text("")
+    script = """
+        import numpy as np
+        import gpulstm
+        from gpulstm_kernels.cpu import sequence
+
+        rnn, x = gpulstm.RNN(3, 5, seed=0), np.ones((2, 1, 3), np.float32)
+        error = np.abs(rnn(x)[0] - rnn(x, backend="reference")[0]).max()
+        print(error < 1e-5, type(sequence.forward._cache).__name__, gpulstm.__file__)
+    """
+    places = dict.fromkeys(("HOME", "USERPROFILE", "LOCALAPPDATA", "XDG_CACHE_HOME", "IPYTHONDIR"), str(nowhere / "no"))
+    printed = python(script, tmp_path, **places, PYTHONPATH=str(tmp_path), NUMBA_CACHE_DIR=None, GPULSTM_BACKEND=None)
+    assert printed == f"True NullCache {tmp_path / 'gpulstm' / '__init__.py'}\n"
