@@ -65,8 +65,10 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     """``value`` as a NumPy array without a copy: an array already, or anything that speaks DLPack on the CPU.
 
     Raises:
-        TypeError: ``value`` is neither; lists are not taken, since their dtype would be a guess.
+        TypeError: ``value`` is neither, or masked; lists are not taken, since their dtype would be a guess.
     """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array, got a masked one, whose mask would be lost; fill it first")
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "__dlpack__"):

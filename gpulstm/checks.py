@@ -87,7 +87,12 @@ def integers(value: Any, name: str) -> np.ndarray:
 
 def lengths(value: Any, batch: int, steps: int) -> np.ndarray:
     """``value`` (an array or a list) as intp (B,), each length in ``1 .. steps``."""
-    result = integers(np.asarray(value) if isinstance(value, (list, tuple)) else value, "lengths")
+    if isinstance(value, (list, tuple)):
+        try:
+            value = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"lengths: expected one number a sequence, got {value!r}") from error
+    result = integers(value, "lengths")
     if result.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},), one a sequence, got {result.shape}")
     for extreme in (int(result.min()), int(result.max())):

@@ -63,11 +63,16 @@ def layer_problem(
         {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in shapes.items()}
         for _ in range(directions)
     ]
-    lengths = rng.integers(1, steps + 1, batch) if ragged else None
-    if lengths is not None:
-        lengths[0] = steps
+    lengths = _lengths(rng, steps, batch) if ragged else None
     dy = normal(steps, batch, directions * outputs)
     return Problem(cell, normal(steps, batch, inputs), states(), weights, lengths, dy, states())
+
+
+def _lengths(rng: np.random.Generator, steps: int, batch: int) -> np.ndarray:
+    """Random lengths in any order: the shortest is 1 and the longest ``steps``."""
+    lengths = rng.integers(1, steps + 1, batch)
+    lengths[-1], lengths[0] = 1, steps
+    return rng.permutation(lengths)
 
 
 def _named(cell: Cell, parts: tuple[np.ndarray, ...], prefix: str = "", suffix: str = "") -> Arrays:
@@ -140,9 +145,7 @@ def network(layer: Any, *, steps: int = 4, batch: int = 3, ragged: bool = False,
         parts = tuple(normal(count, *rows, size) for count, _, size in config.state_shapes(1))
         return parts if len(parts) > 1 else parts[0]
 
-    lengths = rng.integers(1, steps + 1, batch) if ragged else None
-    if lengths is not None:
-        lengths[rng.integers(batch)] = steps
+    lengths = _lengths(rng, steps, batch) if ragged else None
     dy = normal(*order, config.directions * config.output_size)
     return Network(layer, normal(*order, config.input_size), states(), lengths, dy, states())
 

@@ -83,6 +83,7 @@ def test_bad_x_with_batch_first() -> None:
         ([True, True, True], TypeError, "lengths: expected an integer dtype, got bool"),
         (["5", "1", "1"], TypeError, "lengths: expected an integer dtype, got <U1"),
         ([], TypeError, "lengths: expected an integer dtype, got float64"),
+        ([[5], [1, 1], 1], ValueError, "lengths: expected one number a sequence, got [[5], [1, 1], 1]"),
         (5, TypeError, "lengths: expected an array, got int"),
     ],
 )
@@ -337,6 +338,25 @@ def test_unbatched_is_a_batch_of_one() -> None:
         np.testing.assert_array_equal((h, c), (h1[:, 0], c1[:, 0]))
         with_lengths, _ = lstm(x, state, lengths=[T - 1])
         assert not with_lengths[-1].any()
+
+
+def test_none_stands_for_zeros() -> None:
+    lstm, x = good()
+    zero, dy, d = np.zeros((1, B, H), np.float32), _normal(T, B, H), _normal(1, B, H)
+    np.testing.assert_array_equal(lstm(x)[0], lstm(x, (zero, zero))[0])
+    np.testing.assert_array_equal(lstm(x, (None, d))[0], lstm(x, (zero, d))[0])
+    _, pullback = lstm.vjp(x)
+    for given, meant in (
+        ((), (np.zeros_like(dy), (zero, zero))),
+        ((dy,), (dy, (zero, zero))),
+        ((dy, (None, d)), (dy, (zero, d))),
+        ((None, (d, d)), (np.zeros_like(dy), (d, d))),
+    ):
+        found, expected = pullback(*given), pullback(*meant)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+        for name, gradient in expected[2].items():
+            np.testing.assert_array_equal(found[2][name], gradient)
 
 
 def test_outputs_belong_to_the_caller() -> None:

@@ -46,7 +46,7 @@ def survives(check: Callable[[], bool]) -> bool:
     try:
         with np.errstate(all="ignore"):
             return check()
-    except (ValueError, TypeError, KeyError, IndexError, NameError):
+    except (ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError):
         return False
 
 

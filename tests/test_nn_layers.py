@@ -343,7 +343,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: nn.Linear(3, 2, seed="x"),
         TypeError,
-        "rng: expected a numpy.random.Generator, an int seed or None",
+        "seed: expected a numpy.random.Generator, an int seed or None",
     ),
     (lambda: LINEAR(X[:, :2]), ValueError, "x: expected shape (..., 3), got (4, 2)"),
     (lambda: LINEAR(X[:0]), ValueError, "x: expected at least one element, got shape (0, 3)"),

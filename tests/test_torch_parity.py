@@ -13,6 +13,8 @@ from tolerances import assert_close
 import gpulstm
 from gpulstm import arrays
 
+torch.set_num_threads(1)  # for problems this small its pool only spins against ours
+
 pytestmark = pytest.mark.filterwarnings(
     # torch says so once a process where a build has no oneDNN path for proj_size; the result is the same
     "ignore:LSTM with projections is not supported with oneDNN:UserWarning"

@@ -26,7 +26,7 @@ class Embedding(Layer):
         self.num_embeddings = checks.integer(num_embeddings, "num_embeddings")
         self.embedding_dim = checks.integer(embedding_dim, "embedding_dim")
         shape = (self.num_embeddings, self.embedding_dim)
-        weight = arrays.generator(seed).standard_normal(shape).astype(checks.dtype(dtype))
+        weight = arrays.generator(seed, "seed").standard_normal(shape).astype(checks.dtype(dtype))
         self.params = {"weight": weight}
 
     def __call__(self, ids: Any) -> np.ndarray:

@@ -36,7 +36,7 @@ class Linear(Layer):
         self.in_features = checks.integer(in_features, "in_features")
         self.out_features = checks.integer(out_features, "out_features")
         self.dtype = checks.dtype(dtype)
-        rng = arrays.generator(seed)
+        rng = arrays.generator(seed, "seed")
         bound = self.in_features**-0.5
         shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
         if not bias:

@@ -207,7 +207,8 @@ class LSTM(RNNBase):
 class RNN(RNNBase):
     """The vanilla recurrent network, ``h' = tanh(W_ih·x + W_hh·h + b)``. See :class:`RNNBase` for the arguments.
 
-    ``y, h = rnn(x, state=None, lengths=None)``; ``(y, h), vjp = rnn.vjp(x)``; ``dx, dh0, grads = vjp(dy, dh)``.
+    ``y, h = rnn(x, state=None, lengths=None)``; ``(y, h), vjp = rnn.vjp(x)``; ``dx, dh0, grads = vjp(dy, dh)``. By
+    keyword it takes ``proj_size`` too, which torch's RNN does not.
     """
 
     def __init__(

@@ -10,7 +10,8 @@ NumPy arrays (reference), on vector registers (Numba CPU) and on scalars (Numba 
 
 All arguments but ``h`` and ``dh`` are tuples: ``gates`` of ``len(cell.gates)``, ``states`` (after the step),
 ``previous`` (before it) and ``dstates`` of ``len(cell.states)``, ``saved`` of ``cell.saved``. The gradient of h
-reaches ``backward`` complete: what came through the output, the next step and a projection is already summed.
+reaches ``backward`` complete: what came through the output, the next step and a projection is already summed. Both
+functions must be finite where everything is zero: lanes past the last unit of a register compute that.
 """
 
 from __future__ import annotations
