@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulstm_kernels.memory import release as release_memory
+
 from . import cells, nn, optim
 from .dispatch import BackendUnavailable, backends, use_backend
 from .nn import LSTM, RNN
@@ -30,6 +32,7 @@ __all__ = [
     "get_num_threads",
     "nn",
     "optim",
+    "release_memory",
     "set_num_threads",
     "use_backend",
 ]

@@ -12,7 +12,14 @@ import numpy as np
 
 from gpulstm_kernels.memory import empty, poison, zeros
 
-__all__ = ["drop", "empty", "gemm", "generator", "kept", "poison", "to_numpy", "zeros"]
+__all__ = ["copy", "drop", "empty", "gemm", "generator", "kept", "poison", "to_numpy", "zeros"]
+
+
+def copy(array: np.ndarray) -> np.ndarray:
+    """A C-contiguous copy in a buffer of :func:`empty`."""
+    result = empty(array.shape, array.dtype)
+    np.copyto(result, array)
+    return result
 
 
 def gemm(a: np.ndarray, b: np.ndarray, transpose_a: bool = False, transpose_b: bool = False) -> np.ndarray:
@@ -27,7 +34,7 @@ def gemm(a: np.ndarray, b: np.ndarray, transpose_a: bool = False, transpose_b: b
     if transpose_a:
         m, n = a.shape[1], b.shape[1]
         product, _ = products.outer(a.reshape(-1), b.reshape(-1), a.shape[0], m, n, (0, m), (0, n))
-        return np.ascontiguousarray(product[:m, :n])
+        return copy(product[:m, :n])
     c = zeros((a.shape[0], b.shape[0] if transpose_b else b.shape[1]), a.dtype)
     products.multiply(c, a, b, transposed=transpose_b)
     return c

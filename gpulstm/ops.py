@@ -162,7 +162,7 @@ def rnn_forward(
     if valid is not None:
         y = np.where(valid, y, y.dtype.type(0))
     elif keep:
-        y = y.copy()  # backward reads the tape: what the caller does with the output must not reach it
+        y = arrays.copy(y)  # backward reads the tape: what the caller does with the output must not reach it
     states = tuple(np.concatenate(parts) for parts in zip(*finals, strict=True))
     tape = Tape(config, chosen, dtype, unbatched, steps, batch, tapes, masks) if keep else None
     return _outside(config, y, unbatched), _states_outside(states, unbatched), tape

@@ -1,17 +1,91 @@
-"""Where every buffer of a forward or backward pass comes from: aligned, and poisonable by tests."""
+"""Where every buffer of a forward or backward pass comes from: aligned, reused, and poisonable by tests.
+
+A training step takes the same large buffers every time. Handed back to the system they would come back as fresh pages,
+and touching those costs more than the products that fill them; so a large block is kept when its last array is gone,
+and handed to the next buffer of its size.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 _SMALL = 4096  # bytes below which alignment costs more than it brings
+_LARGE = 1 << 18  # bytes from which blocks are kept; what is smaller, the C library keeps itself
+_GRAIN = 1 << 16  # bytes that the sizes of blocks are rounded up to
 _poisoned = False
+
+
+class _Idle:
+    """Blocks that no array uses, by size; as much is kept as was ever in use at once, the longest unused goes first."""
+
+    def __init__(self) -> None:
+        self.blocks: OrderedDict[int, list[np.ndarray]] = OrderedDict()
+        self.used = self.most_used = self.idle = 0
+        self.new_lock()
+
+    def new_lock(self) -> None:
+        self.lock = threading.RLock()  # re-entrant: the garbage collector may give a block back inside these methods
+
+    def take(self, size: int) -> np.ndarray:
+        with self.lock:
+            self.used += size
+            self.most_used = max(self.most_used, self.used)
+            if self.blocks.get(size):
+                self.idle -= size
+                return self.blocks[size].pop()
+        return np.empty(size, np.uint8)
+
+    def give_back(self, block: np.ndarray) -> None:
+        with self.lock:
+            self.used -= block.size
+            self.idle += block.size
+            self.blocks.setdefault(block.size, []).append(block)
+            self.blocks.move_to_end(block.size)
+            while self.idle > self.most_used:
+                size, blocks = next(iter(self.blocks.items()))
+                if blocks:
+                    blocks.pop()
+                    self.idle -= size
+                else:
+                    del self.blocks[size]
+
+    def release(self) -> None:
+        with self.lock:
+            self.blocks.clear()
+            self.idle, self.most_used = 0, self.used
+
+
+_idle = _Idle()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.new_lock)
+
+
+def release() -> None:
+    """Hand every block that no array uses back to the system."""
+    _idle.release()
+
+
+class _Lease:
+    """Stands between a block and the arrays over it: when the last of them is gone, so is this, and the block idle."""
+
+    def __init__(self, size: int) -> None:
+        self._block = _idle.take(-(-(size + ALIGNMENT) // _GRAIN) * _GRAIN)
+        address = self._block.ctypes.data
+        data = (address + -address % ALIGNMENT, False)
+        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": data, "version": 3}
+
+    def __del__(self, give_back: Any = _idle.give_back) -> None:
+        give_back(self._block)
 
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -25,10 +99,12 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALL:
         array = np.empty(shape, dtype)
-    else:
+    elif size < _LARGE:
         raw = np.empty(size + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         array = raw[start : start + size].view(dtype).reshape(shape)
+    else:
+        array = np.asarray(_Lease(size)).view(dtype).reshape(shape)
     if _poisoned:
         array.fill(np.nan)
     return array
