@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulstm_kernels.cuda.precision import allow_tf32
 from gpulstm_kernels.memory import release as release_memory
 
 from . import cells, nn, optim
@@ -26,6 +27,7 @@ __all__ = [
     "RNN",
     "BackendUnavailable",
     "__version__",
+    "allow_tf32",
     "backends",
     "cells",
     "explain",

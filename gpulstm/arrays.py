@@ -6,13 +6,48 @@ Every buffer that a forward or backward pass fills is made by :func:`empty`, so 
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from gpulstm_kernels.memory import empty, poison, zeros
 
-__all__ = ["copy", "drop", "empty", "gemm", "generator", "kept", "poison", "to_numpy", "zeros"]
+__all__ = [
+    "assign",
+    "clear_padding",
+    "concatenate",
+    "contiguous",
+    "copy",
+    "device_of",
+    "drop",
+    "empty",
+    "from_host",
+    "gemm",
+    "generator",
+    "kept",
+    "lengths",
+    "library",
+    "on_host",
+    "poison",
+    "to_array",
+    "to_host",
+    "to_numpy",
+    "zeros",
+]
+
+
+def device_of(array: Any) -> str:
+    """Where an array of a layer lies: ``"cpu"`` for NumPy's, else ``"cuda"``."""
+    return "cpu" if type(array) is np.ndarray else "cuda"
+
+
+def library(device: str) -> ModuleType:
+    """The module that does for arrays on ``device`` what this one does for NumPy's, under the same names."""
+    return importlib.import_module("gpulstm.cuda_arrays") if device == "cuda" else sys.modules[__name__]
 
 
 def copy(array: np.ndarray) -> np.ndarray:
@@ -20,6 +55,29 @@ def copy(array: np.ndarray) -> np.ndarray:
     result = empty(array.shape, array.dtype)
     np.copyto(result, array)
     return result
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """``array`` itself where kernels can take it as it lies (contiguous, aligned, writable, so that one compiled
+    kernel serves); else a copy.
+    """
+    return np.require(array, requirements=("C", "A", "W"))
+
+
+def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """``parts`` one after another along their first axis."""
+    return np.concatenate(parts)
+
+
+def lengths(value: np.ndarray) -> np.ndarray:
+    """Checked lengths (B,) as kernels take them."""
+    return value.astype(np.int64)
+
+
+def clear_padding(array: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """``array`` (T, B, features) with zeros past the ``lengths`` called ``valid``: padding may hold NaN."""
+    inside = np.arange(len(array))[:, None] < valid
+    return np.where(inside[:, :, None], array, array.dtype.type(0))
 
 
 def gemm(a: np.ndarray, b: np.ndarray, transpose_a: bool = False, transpose_b: bool = False) -> np.ndarray:
@@ -66,6 +124,34 @@ def generator(rng: Any, name: str = "rng") -> np.random.Generator:
     if rng is not None and rng < 0:
         raise ValueError(f"{name}: expected a seed >= 0, got {rng}")
     return np.random.default_rng(rng)
+
+
+def from_host(array: np.ndarray) -> np.ndarray:
+    """A NumPy array as one of this library: itself."""
+    return array
+
+
+def to_host(array: np.ndarray) -> np.ndarray:
+    """An array of this library as NumPy's: itself."""
+    return array
+
+
+def assign(target: np.ndarray, value: np.ndarray) -> None:
+    """Copy the NumPy array ``value`` into ``target``."""
+    target[...] = value
+
+
+def on_host(value: Any, name: str) -> np.ndarray:
+    """``value`` as a NumPy array: one already, DLPack on the CPU, or a copy of an array of a layer on a GPU."""
+    runtime = sys.modules.get("gpulstm_kernels.cuda.runtime")
+    if runtime is not None and runtime.owns(value):
+        return library("cuda").to_host(value)
+    return to_numpy(value, name)
+
+
+def to_array(value: Any, name: str) -> np.ndarray:
+    """As :func:`to_numpy`: the name that every library of arrays has for it."""
+    return to_numpy(value, name)
 
 
 def to_numpy(value: Any, name: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import operator
 from types import EllipsisType
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from . import arrays
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+HALVES = ("float16", "bfloat16")
 
 # One entry a dimension: an int is a size, a str names a size that may be anything, a leading ... stands for
 # any number of dimensions.
@@ -42,20 +44,30 @@ def real(value: Any, name: str, interval: str) -> float:
     return float(value)
 
 
-def dtype(value: Any) -> np.dtype:
-    """The dtype of a layer's parameters."""
+def dtype(value: Any, device: str = "cpu") -> np.dtype:
+    """The dtype of a layer's parameters: on a GPU the half types too."""
+    if value == "bfloat16":
+        value = importlib.import_module("ml_dtypes").bfloat16
     try:
         result = np.dtype(value)
     except TypeError:
         result = np.dtype(object)
-    if value is None or result not in FLOATS:  # NumPy reads None as float64
-        raise ValueError(f"dtype: expected float32 or float64, got {value!r}")
+    known = result in FLOATS or (device == "cuda" and result.name in HALVES)
+    if value is None or not known:  # NumPy reads None as float64
+        expected = "float32 or float64" if device == "cpu" else "float32, float64, float16 or bfloat16"
+        hint = "; the half types need device='cuda'" if device == "cpu" and result.name in HALVES else ""
+        raise ValueError(f"dtype: expected {expected}, got {value!r}{hint}")
     return result
 
 
-def array(value: Any, name: str, dtype: np.dtype | None, *shapes: Shape) -> np.ndarray:
-    """``value`` as a non-empty array of ``dtype`` (None: float32 or float64) that has one of ``shapes``."""
-    result = arrays.to_numpy(value, name)
+def is_float(dtype: np.dtype) -> bool:
+    """Whether ``dtype`` is floating point, bfloat16 included (whose kind NumPy does not know)."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def array(value: Any, name: str, dtype: np.dtype | None, *shapes: Shape, device: str = "cpu") -> np.ndarray:
+    """``value`` as a non-empty array of ``dtype`` (None: float32 or float64) on ``device`` of one of ``shapes``."""
+    result = arrays.library(device).to_array(value, name)
     if result.dtype not in (FLOATS if dtype is None else (dtype,)):
         raise TypeError(f"{name}: expected dtype {dtype or 'float32 or float64'}, got {result.dtype}")
     if not any(_has_shape(result, shape) for shape in shapes):

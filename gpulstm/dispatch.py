@@ -51,27 +51,12 @@ def _probe_numba_cpu() -> str | None:
     return None
 
 
-_NO_KERNELS = "a CUDA device is here, but this version of gpulstm ships no kernels for this backend yet"
-
-
 def _probe_cupy() -> str | None:
-    try:
-        cupy = importlib.import_module("cupy")
-    except ImportError as error:
-        return f"CuPy could not be imported ({error}); install gpulstm[cuda13] or gpulstm[cuda12]"
-    if not cupy.cuda.is_available():
-        return "CuPy finds no CUDA device, or no driver for it"
-    return _NO_KERNELS
+    return importlib.import_module("gpulstm_kernels.cuda.runtime").why_not()
 
 
 def _probe_numba_cuda() -> str | None:
-    try:
-        cuda = importlib.import_module("numba.cuda")
-    except ImportError as error:
-        return f"numba.cuda could not be imported ({error}); install gpulstm[cuda13] or gpulstm[cuda12]"
-    if not cuda.is_available():
-        return "numba.cuda finds no CUDA device, or no driver for it"
-    return _NO_KERNELS
+    return importlib.import_module("gpulstm_kernels.numba_cuda.runtime").why_not()
 
 
 # In the order of automatic choice.

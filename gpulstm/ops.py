@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,6 +91,7 @@ class Tape(NamedTuple):
 
     config: Config
     backend: dispatch.Backend
+    device: str
     dtype: np.dtype
     unbatched: bool
     steps: int
@@ -130,16 +132,17 @@ def rnn_forward(
         TypeError: a dtype that is not that of the parameters, floats as lengths, something that is no array.
         ValueError: a shape, length or size that does not fit; the message names the argument.
     """
-    dtype = next(iter(params.values())).dtype
-    x, unbatched = _check_input(config, x, dtype)
+    like = next(iter(params.values()))
+    device, dtype = arrays.device_of(like), like.dtype
+    library = arrays.library(device)
+    x, unbatched = _check_input(config, x, dtype, device)
     steps, batch, _ = x.shape
-    state = _check_state("state", config, state, batch, unbatched, dtype)
+    state = _check_state("state", config, state, batch, unbatched, dtype, device)
     if lengths is not None:
-        lengths = checks.lengths(lengths, batch, steps).astype(np.int64)
-    chosen, _ = dispatch.select("cpu", backend)
-    valid = None if lengths is None else (np.arange(steps)[:, None] < lengths)[:, :, None]
-    if valid is not None:
-        x = np.where(valid, x, x.dtype.type(0))  # padding may hold anything, NaN included
+        lengths = library.lengths(checks.lengths(lengths, batch, steps))
+    chosen, _ = dispatch.select(device, backend)
+    if lengths is not None:
+        x = library.clear_padding(x, lengths)
     generator = arrays.generator(rng) if keep and config.dropout else None
 
     tapes: list[Any] = []
@@ -153,18 +156,18 @@ def rnn_forward(
         )
         mask = None
         if generator is not None and layer + 1 < config.num_layers:
-            mask = arrays.kept(generator, y.shape, config.dropout)
-            y = arrays.drop(y, mask, config.dropout)
+            mask = library.kept(generator, y.shape, config.dropout)
+            y = library.drop(y, mask, config.dropout)
         tapes.append(tape)
         masks.append(mask)
         finals.append(final)
         x = y
-    if valid is not None:
-        y = np.where(valid, y, y.dtype.type(0))
+    if lengths is not None:
+        y = library.clear_padding(y, lengths)
     elif keep:
-        y = arrays.copy(y)  # backward reads the tape: what the caller does with the output must not reach it
-    states = tuple(np.concatenate(parts) for parts in zip(*finals, strict=True))
-    tape = Tape(config, chosen, dtype, unbatched, steps, batch, tapes, masks) if keep else None
+        y = library.copy(y)  # backward reads the tape: what the caller does with the output must not reach it
+    states = tuple(library.concatenate(parts) for parts in zip(*finals, strict=True))
+    tape = Tape(config, chosen, device, dtype, unbatched, steps, batch, tapes, masks) if keep else None
     return _outside(config, y, unbatched), _states_outside(states, unbatched), tape
 
 
@@ -182,14 +185,15 @@ def rnn_backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[np.nda
     Raises:
         TypeError, ValueError: an argument whose dtype or shape is not that of the output or the state.
     """
-    config, dtype = tape.config, tape.dtype
+    config, device, dtype = tape.config, tape.device, tape.dtype
+    library = arrays.library(device)
     features = config.output_size * config.directions
     if dy is None:
-        gradient = np.zeros((tape.steps, tape.batch, features), dtype)
+        gradient = library.zeros((tape.steps, tape.batch, features), dtype)
     else:
         shape = _outside_shape(config, tape.steps, tape.batch, features, tape.unbatched)
-        gradient = _inside(config, checks.array(dy, "dy", dtype, shape), tape.unbatched)
-    dstate = _check_state("dstate", config, dstate, tape.batch, tape.unbatched, dtype)
+        gradient = _inside(config, checks.array(dy, "dy", dtype, shape, device=device), tape.unbatched, library)
+    dstate = _check_state("dstate", config, dstate, tape.batch, tape.unbatched, dtype, device)
 
     initials: list[State] = []
     grads: dict[str, np.ndarray] = {}
@@ -197,14 +201,14 @@ def rnn_backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[np.nda
         own = slice(layer * config.directions, (layer + 1) * config.directions)
         mask = tape.masks[layer]
         if mask is not None:
-            gradient = arrays.drop(gradient, mask, config.dropout)
+            gradient = library.drop(gradient, mask, config.dropout)
         gradient, initial, of_weights = tape.backend.module.layer_backward(
             tape.layers[layer], gradient, tuple(s[own] for s in dstate)
         )
         initials.insert(0, initial)
         for end, part in zip(ends, of_weights, strict=True):
             grads |= {name + end: value for name, value in part.items()}
-    states = tuple(np.concatenate(parts) for parts in zip(*initials, strict=True))
+    states = tuple(library.concatenate(parts) for parts in zip(*initials, strict=True))
     ordered = {name: grads[name] for name in config.shapes()}
     return _outside(config, gradient, tape.unbatched), _states_outside(states, tape.unbatched), ordered
 
@@ -215,9 +219,10 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
     Raises:
         TypeError, ValueError: as :func:`rnn_forward`.
     """
-    dtype = next(iter(params.values())).dtype
-    checked, _ = _check_input(config, x, dtype)
-    chosen, why = dispatch.select("cpu", backend)
+    like = next(iter(params.values()))
+    device, dtype = arrays.device_of(like), like.dtype
+    checked, _ = _check_input(config, x, dtype, device)
+    chosen, why = dispatch.select(device, backend)
     weights = [_weights_of(params, end) for end in config.suffixes()[0]]
     how = chosen.module.describe(config.cell, *checked.shape[:2], weights)
     lines = [f"{chosen.name}: {why}", f"  cell {config.cell.name}, {dtype.name}, first layer: {how}"]
@@ -236,15 +241,17 @@ def _weights_of(params: Mapping[str, np.ndarray], end: str) -> dict[str, np.ndar
 # --- checks, and the way in and out -----------------------------------------------------------------------------
 
 
-def _check_input(config: Config, x: Any, dtype: np.dtype) -> tuple[np.ndarray, bool]:
+def _check_input(config: Config, x: Any, dtype: np.dtype, device: str) -> tuple[np.ndarray, bool]:
     """x as (T, B, I), and whether it was one sequence without a batch axis."""
     outer = ("B", "T") if config.batch_first else ("T", "B")
-    array = checks.array(x, "x", dtype, (*outer, config.input_size), ("T", config.input_size))
+    array = checks.array(x, "x", dtype, (*outer, config.input_size), ("T", config.input_size), device=device)
     unbatched = array.ndim == 2
-    return _inside(config, array, unbatched), unbatched
+    return _inside(config, array, unbatched, arrays.library(device)), unbatched
 
 
-def _check_state(name: str, config: Config, state: Any, batch: int, unbatched: bool, dtype: np.dtype) -> State:
+def _check_state(
+    name: str, config: Config, state: Any, batch: int, unbatched: bool, dtype: np.dtype, device: str
+) -> State:
     """The state, or gradients of one, as a tuple of C-contiguous (L·D, B, ·), zeros in place of None."""
     shapes = config.state_shapes(batch)
     labels = [f"{name} {label}" for label in ("h", *config.cell.states)]
@@ -255,23 +262,25 @@ def _check_state(name: str, config: Config, state: Any, batch: int, unbatched: b
     if not isinstance(parts, (tuple, list)) or len(parts) != len(shapes):
         found = f"{len(parts)} parts" if isinstance(parts, (tuple, list)) else type(parts).__name__
         raise TypeError(f"{name}: expected ({', '.join(labels)}), got {found}")
+    library = arrays.library(device)
     checked = []
     for label, part, shape in zip(labels, parts, shapes, strict=True):
         if part is None:
-            checked.append(np.zeros(shape, dtype))
+            checked.append(library.zeros(shape, dtype))
             continue
         outside = (shape[0], shape[2]) if unbatched else shape
-        checked.append(np.ascontiguousarray(checks.array(part, label, dtype, outside)).reshape(shape))
+        array = checks.array(part, label, dtype, outside, device=device)
+        checked.append(library.contiguous(array).reshape(shape))
     return tuple(checked)
 
 
-def _inside(config: Config, array: np.ndarray, unbatched: bool) -> np.ndarray:
-    """As the kernels take it: (T, B, features), contiguous, aligned, writable (so that one compiled kernel serves)."""
+def _inside(config: Config, array: np.ndarray, unbatched: bool, library: ModuleType) -> np.ndarray:
+    """As the kernels take it: (T, B, features), contiguous and aligned."""
     if unbatched:
         array = array[:, None]
     elif config.batch_first:
         array = array.swapaxes(0, 1)
-    return np.require(array, requirements=("C", "A", "W"))
+    return library.contiguous(array)
 
 
 def _outside(config: Config, array: np.ndarray, unbatched: bool) -> np.ndarray:

@@ -190,7 +190,7 @@ def test_every_step_of_the_stack() -> None:
     hunt(ops, "rnn_backward", check, 2, without_a_statement)
     source = inspect.getsource(ops.rnn_backward)
     for old, new in (
-        ("gradient = arrays.drop(gradient, mask, config.dropout)", "pass"),
+        ("gradient = library.drop(gradient, mask, config.dropout)", "pass"),
         ("tuple(s[own] for s in dstate)", "tuple(0 * s[own] for s in dstate)"),
         ("gradient, initial, of_weights =", "_, initial, of_weights ="),
         ("_inside(config, checks.array(dy", "0 * _inside(config, checks.array(dy"),

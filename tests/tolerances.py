@@ -15,6 +15,12 @@ TOLERANCES: dict[tuple[str, str], float] = {
     # a kernel against the float64 reference, given the same (rounded) parameters
     ("kernel", "float32"): 8e-6,  # 1.4e-6
     ("kernel", "float64"): 1e-14,  # 2.7e-15
+    # a CUDA kernel against the float64 reference, for the same rounded parameters; half types round h at every step
+    ("cuda", "float32"): 8e-6,  # 7.6e-7
+    ("cuda", "float64"): 1e-14,  # 8.6e-16
+    ("cuda", "float16"): 4e-3,  # 0.0012
+    ("cuda", "bfloat16"): 3e-2,  # 0.0066
+    ("cuda tf32", "float32"): 4e-3,  # 0.00078
     # a whole network against torch.nn.LSTM and torch.nn.RNN
     ("torch", "float32"): 5e-6,  # 7.7e-7
     ("torch", "float64"): 1e-14,  # 2.2e-15

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays
+from .. import arrays, checks
 
 Params = dict[str, np.ndarray]
 
@@ -32,7 +32,7 @@ class Layer:
 
     def state_dict(self) -> Params:
         """A copy of every parameter, under torch's names."""
-        return {name: value.copy() for name, value in self.params.items()}
+        return {name: arrays.library(arrays.device_of(value)).copy(value) for name, value in self.params.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Copy ``state_dict`` into the parameters; nothing changes if any entry does not fit.
@@ -52,8 +52,8 @@ class Layer:
             )
         loaded = {}
         for name, parameter in self.params.items():
-            value = arrays.to_numpy(state_dict[name], name)
-            if value.dtype.kind != "f":
+            value = arrays.on_host(state_dict[name], name)
+            if not checks.is_float(value.dtype):
                 raise TypeError(f"state_dict[{name!r}]: expected floating point, got dtype {value.dtype}")
             if value.shape != parameter.shape:
                 raise ValueError(f"state_dict[{name!r}]: expected shape {parameter.shape}, got {value.shape}")
@@ -63,7 +63,7 @@ class Layer:
                 raise ValueError(f"state_dict[{name!r}]: holds NaN or infinite values; expected finite ones")
             loaded[name] = value
         for name, value in loaded.items():
-            self.params[name][...] = value
+            arrays.library(arrays.device_of(self.params[name])).assign(self.params[name], value)
 
 
 class Recurrent(Layer):

@@ -26,7 +26,8 @@ class RNNBase(Recurrent):
         dropout: probability with which a value between two layers is dropped in :meth:`vjp`.
         bidirectional: a second set of layers runs from the end; outputs are joined, D = 2.
         proj_size: if above 0, h is projected to P = ``proj_size`` features by ``weight_hr``.
-        dtype: ``"float32"`` or ``"float64"``.
+        dtype: ``"float32"`` or ``"float64"``; on ``"cuda"`` also ``"float16"`` or ``"bfloat16"``, with sums and
+            carried states in float32.
         device: None or ``"cpu"``; ``"cuda"`` where a CUDA backend runs.
         seed: seed or ``numpy.random.Generator`` for the initial parameters.
         init: ``"uniform"``: ±1/√H, as torch; ``"recommended"``: orthogonal recurrent weights for each gate (Saxe et
@@ -74,7 +75,9 @@ class RNNBase(Recurrent):
         if init not in INITS:
             raise ValueError(f"init: expected one of {', '.join(INITS)}, got {init!r}")
         draw = _uniform if init == "uniform" else _recommended
-        self.params = draw(self.config, arrays.generator(seed, "seed"), checks.dtype(dtype))
+        params = draw(self.config, arrays.generator(seed, "seed"), checks.dtype(dtype, self.device))
+        library = arrays.library(self.device)
+        self.params = {name: library.from_host(value) for name, value in params.items()}
 
     def __call__(
         self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
@@ -116,10 +119,15 @@ class RNNBase(Recurrent):
         """This layer, once its parameters live on ``device``.
 
         Raises:
-            ValueError: no such device.
+            ValueError: no such device, or one that does not compute in the dtype of the parameters.
             BackendUnavailable: no backend for it runs here; the message says why.
         """
-        self.device = dispatch.check_device(device)
+        device = dispatch.check_device(device)
+        if device != self.device:
+            checks.dtype(next(iter(self.params.values())).dtype, device)
+            here, there = arrays.library(self.device), arrays.library(device)
+            self.params = {name: there.from_host(here.to_host(value)) for name, value in self.params.items()}
+            self.device = device
         return self
 
     def explain(self, x: Any, *, backend: str | None = None) -> str:

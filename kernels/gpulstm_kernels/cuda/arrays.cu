@@ -1,0 +1,43 @@
+// What a network does to arrays between its layers: padding cleared, dropout. One thread an element, 256 a block.
+#include "numeric.cuh"
+
+// to[t, b, :] = from[t, b, :] where t < lengths[b], else 0: padding may hold anything, NaN included.
+template <class T>
+__global__ void clear_padding(const T* from, T* to, const int* lengths, int steps, int batch, int features) {
+    const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const long long row = i / features;
+    if (row < static_cast<long long>(steps) * batch)
+        to[i] = row / batch < lengths[row % batch] ? from[i] : narrow<T>(accumulate_t<T>(0));
+}
+
+// Philox-4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011): four 32-bit numbers from a
+// counter and a key, so that any element's number is known without those before it.
+__device__ inline uint4 philox(uint4 counter, uint2 key) {
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        const unsigned long long a = 0xD2511F53ull * counter.x, b = 0xCD9E8D57ull * counter.z;
+        counter = make_uint4(static_cast<unsigned>(b >> 32) ^ counter.y ^ key.x, static_cast<unsigned>(b),
+                             static_cast<unsigned>(a >> 32) ^ counter.w ^ key.y, static_cast<unsigned>(a));
+        key.x += 0x9E3779B9u;
+        key.y += 0xBB67AE85u;
+    }
+    return counter;
+}
+
+// kept[i] = whether dropout with probability p keeps element i: the numbers of the generator `seed` (two words), four
+// elements a thread.
+__global__ void draw_kept(unsigned char* kept, const unsigned* seed, float p, int count) {
+    const int quad = blockIdx.x * blockDim.x + threadIdx.x;
+    if (quad >= (count + 3) / 4) return;
+    const uint4 drawn = philox(make_uint4(quad, 0, 0, 0), make_uint2(seed[0], seed[1]));
+    const unsigned numbers[4] = {drawn.x, drawn.y, drawn.z, drawn.w};
+    for (int j = 0; j < 4 && quad * 4 + j < count; ++j)
+        kept[quad * 4 + j] = static_cast<float>(numbers[j] >> 8) * 0x1p-24f >= p;  // uniform in [0, 1)
+}
+
+// to = from / (1 - p) where kept, else 0; `scale` is 1 / (1 - p).
+template <class T>
+__global__ void drop(const T* from, const unsigned char* kept, T* to, float scale, int count) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) to[i] = narrow<T>(kept[i] ? widen(from[i]) * scale : accumulate_t<T>(0));
+}

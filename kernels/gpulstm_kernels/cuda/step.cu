@@ -1,0 +1,211 @@
+// The step walk: one fused pointwise kernel around a matrix product a step, any size and any type.
+//
+//   gates_t = x_t·W_ihᵀ + h_{t-1}·W_hhᵀ   (products: the host's, cuBLAS)
+//   h_t, states_t, saved_t = cell(gates_t + bias, states_{t-1})
+//
+// Shapes, T steps, B batch, H hidden, P outputs, G gates, S states, D directions, A the type of sums:
+//   gates (D, T, B, G·H) of A; bias (D, G·H) of A; lengths (B,); h (D, B, P), the operand of the next product;
+//   ys (T+2, B, D·P); states (S, D, slots, B, H) of A; saved (D, T, B, saved·H); hidden (D, T or 1, B, H).
+// Gates lie one after another in the cell's order. For backward the cell's saved values and all states are kept.
+// A sequence past its length stands still: its h and states are handed on, and it has no gradient.
+// Launch: a thread takes UNITS neighbouring units of one sequence; grid (⌈B·⌈H/UNITS⌉ / 128⌉, 1, D), 128 threads.
+// UNITS is 4 where H is a multiple of 4 (one vector access a value), else 1.
+#include "numeric.cuh"
+
+constexpr int THREADS = 128;
+
+// Where a thread works; `step` counts the steps of the walk, t is the time it has reached.
+template <int UNITS>
+struct Place {
+    int direction, b, unit, t;
+    bool inside;
+
+    __device__ Place(int time, int reverse_time, int batch, int units) {
+        const int groups = (units + UNITS - 1) / UNITS;
+        const int flat = blockIdx.x * blockDim.x + threadIdx.x;
+        direction = blockIdx.z;
+        inside = flat < batch * groups;
+        b = flat / groups;
+        unit = flat % groups * UNITS;
+        t = direction ? reverse_time : time;
+    }
+    __device__ long long row(int steps, int batch) const {
+        return (static_cast<long long>(direction) * steps + t) * batch + b;
+    }
+};
+
+template <class T, class Cell, bool KEEP, int UNITS>
+__global__ void __launch_bounds__(THREADS)
+    step_forward(const accumulate_t<T>* gates, const accumulate_t<T>* bias, const int* lengths, T* h, T* ys,
+                 accumulate_t<T>* states, T* saved, T* hidden, int step, int steps, int batch, int hidden_size,
+                 int outputs, int directions, int has_bias, int ragged, int projected) {
+    using A = accumulate_t<T>;
+    constexpr int G = Cell::gates, S = at_least_one(Cell::states), V = at_least_one(Cell::saved);
+    const Place<UNITS> at(step, steps - 1 - step, batch, hidden_size);
+    if (!at.inside) return;
+    const long long row = at.row(steps, batch), here = static_cast<long long>(at.direction) * batch + at.b;
+    T* const output = ys + ((at.t + 1LL) * batch + at.b) * directions * outputs + at.direction * outputs + at.unit;
+    const bool stands = ragged && at.t >= lengths[at.b];
+
+    const int slots = KEEP ? steps + 1 : 1;
+    const int from = KEEP ? at.t + at.direction : 0, to = KEEP ? at.t + 1 - at.direction : 0;
+    A state[UNITS][S], result[S][UNITS], out[UNITS];
+    A* place[S];
+#pragma unroll
+    for (int k = 0; k < Cell::states; ++k) {
+        place[k] = states + ((k * directions + at.direction) * static_cast<long long>(slots) * batch + at.b) *
+                                hidden_size + at.unit;
+        A value[UNITS];
+        load<UNITS>(place[k] + static_cast<long long>(from) * batch * hidden_size, value);
+#pragma unroll
+        for (int u = 0; u < UNITS; ++u) state[u][k] = result[k][u] = value[u];
+    }
+    if (stands) {
+        if (!projected) load<UNITS>(h + here * outputs + at.unit, out);
+    } else {
+        A gate[UNITS][G], save[UNITS][V];
+#pragma unroll
+        for (int j = 0; j < G; ++j) {
+            A value[UNITS], offset[UNITS];
+            load<UNITS>(gates + (row * G + j) * hidden_size + at.unit, value);
+            if (has_bias) load<UNITS>(bias + (at.direction * G + j) * hidden_size + at.unit, offset);
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) gate[u][j] = has_bias ? value[u] + offset[u] : value[u];
+        }
+#pragma unroll
+        for (int u = 0; u < UNITS; ++u) Cell::forward(gate[u], state[u], out[u], save[u]);
+        if (KEEP) {
+#pragma unroll
+            for (int k = 0; k < Cell::saved; ++k) {
+                A value[UNITS];
+#pragma unroll
+                for (int u = 0; u < UNITS; ++u) value[u] = save[u][k];
+                store<UNITS>(value, saved + (row * Cell::saved + k) * hidden_size + at.unit);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < Cell::states; ++k)
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) result[k][u] = state[u][k];
+    }
+#pragma unroll
+    for (int k = 0; k < Cell::states; ++k)
+        store<UNITS>(result[k], place[k] + static_cast<long long>(to) * batch * hidden_size);
+    if (projected) {
+        if (stands) {  // its rows meet zeros in the gradient of weight_hr, and a NaN would survive that
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) out[u] = A(0);
+        }
+        store<UNITS>(out, hidden + (KEEP ? row : here) * hidden_size + at.unit);
+    } else {
+        store<UNITS>(out, h + here * outputs + at.unit);
+        store<UNITS>(out, output);
+    }
+}
+
+// With a projection: product = hidden·W_hrᵀ (D, B, P) becomes h, unless the sequence stands still.
+template <class T>
+__global__ void __launch_bounds__(THREADS)
+    step_place(const accumulate_t<T>* product, const int* lengths, T* h, T* ys, int step, int steps, int batch,
+               int outputs, int directions, int ragged) {
+    const Place<1> at(step, steps - 1 - step, batch, outputs);
+    if (!at.inside) return;
+    const long long here = (static_cast<long long>(at.direction) * batch + at.b) * outputs + at.unit;
+    if (!(ragged && at.t >= lengths[at.b])) h[here] = narrow<T>(product[here]);
+    ys[((at.t + 1LL) * batch + at.b) * directions * outputs + at.direction * outputs + at.unit] = h[here];
+}
+
+// With a projection, backward: the whole gradient of h_t to dprojected (D, T, B, P); dh keeps what stands still, since
+// the host's product of this step adds to it.
+template <class T>
+__global__ void __launch_bounds__(THREADS)
+    step_unplace(const T* dy, accumulate_t<T>* dh, const int* lengths, T* dprojected, int step, int steps, int batch,
+                 int outputs, int directions, int ragged) {
+    using A = accumulate_t<T>;
+    const Place<1> at(steps - 1 - step, step, batch, outputs);
+    if (!at.inside) return;
+    const long long here = (static_cast<long long>(at.direction) * batch + at.b) * outputs + at.unit;
+    const bool stands = ragged && at.t >= lengths[at.b];
+    const A later = dh[here];
+    A total = A(0);
+    if (!stands)
+        total = later +
+                widen(dy[(static_cast<long long>(at.t) * batch + at.b) * directions * outputs +
+                         at.direction * outputs + at.unit]);
+    dprojected[at.row(steps, batch) * outputs + at.unit] = narrow<T>(total);
+    dh[here] = stands ? later : A(0);
+}
+
+// Backward: dh (D, B, P) holds the gradient from later steps and dstates (S, D, B, H) that of the states; writes
+// dgates (D, T, B, G·H). The host's product then adds dgates·W_hh to dh, which keeps only what stands still.
+// With a projection, dhidden (D, B, H) is the whole gradient of the unprojected h, and dh is not touched.
+template <class T, class Cell, int UNITS>
+__global__ void __launch_bounds__(THREADS)
+    step_backward(const T* dy, accumulate_t<T>* dh, const accumulate_t<T>* dhidden, accumulate_t<T>* dstates,
+                  const T* saved, const accumulate_t<T>* states, const T* ys, const T* hidden, const int* lengths,
+                  T* dgates, int step, int steps, int batch, int hidden_size, int outputs, int directions, int ragged,
+                  int projected) {
+    using A = accumulate_t<T>;
+    constexpr int G = Cell::gates, S = at_least_one(Cell::states), V = at_least_one(Cell::saved);
+    const Place<UNITS> at(steps - 1 - step, step, batch, hidden_size);
+    if (!at.inside) return;
+    const long long row = at.row(steps, batch), here = static_cast<long long>(at.direction) * batch + at.b;
+    const int column = at.direction * outputs + at.unit, width = directions * outputs;
+    A dgate[UNITS][G] = {};
+    if (!(ragged && at.t >= lengths[at.b])) {
+        A total[UNITS], value[UNITS], h[UNITS], save[UNITS][V], state[UNITS][S], previous[UNITS][S], dstate[UNITS][S];
+        if (projected) {
+            load<UNITS>(dhidden + here * hidden_size + at.unit, total);
+            load<UNITS>(hidden + row * hidden_size + at.unit, h);
+        } else {
+            load<UNITS>(dh + here * outputs + at.unit, total);
+            load<UNITS>(dy + (static_cast<long long>(at.t) * batch + at.b) * width + column, value);
+            load<UNITS>(ys + ((at.t + 1LL) * batch + at.b) * width + column, h);
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) {
+                total[u] += value[u];
+                value[u] = A(0);
+            }
+            store<UNITS>(value, dh + here * outputs + at.unit);
+        }
+#pragma unroll
+        for (int k = 0; k < Cell::saved; ++k) {
+            load<UNITS>(saved + (row * Cell::saved + k) * hidden_size + at.unit, value);
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) save[u][k] = value[u];
+        }
+        A* place[S];
+#pragma unroll
+        for (int k = 0; k < Cell::states; ++k) {
+            const long long sequence = static_cast<long long>(k) * directions + at.direction;
+            const A* kept = states + (sequence * (steps + 1) * batch + at.b) * hidden_size + at.unit;
+            const long long slot = static_cast<long long>(batch) * hidden_size;
+            load<UNITS>(kept + (at.t + 1 - at.direction) * slot, value);
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) state[u][k] = value[u];
+            load<UNITS>(kept + (at.t + at.direction) * slot, value);
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) previous[u][k] = value[u];
+            place[k] = dstates + (sequence * batch + at.b) * hidden_size + at.unit;
+            load<UNITS>(place[k], value);
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) dstate[u][k] = value[u];
+        }
+#pragma unroll
+        for (int u = 0; u < UNITS; ++u)
+            Cell::backward(total[u], h[u], save[u], state[u], previous[u], dstate[u], dgate[u]);
+#pragma unroll
+        for (int k = 0; k < Cell::states; ++k) {
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) value[u] = dstate[u][k];
+            store<UNITS>(value, place[k]);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < G; ++j) {
+        A value[UNITS];
+#pragma unroll
+        for (int u = 0; u < UNITS; ++u) value[u] = dgate[u][j];
+        store<UNITS>(value, dgates + (row * G + j) * hidden_size + at.unit);
+    }
+}

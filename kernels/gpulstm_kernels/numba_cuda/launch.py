@@ -1,0 +1,101 @@
+"""The runtime of the Numba kernels: memory and products of another runtime, launches of the twins.
+
+The host code of the walks is the CUDA C++ kernels' own: it names a kernel, and what is launched here is the Numba
+kernel of the same name, template arguments, argument list and launch shape.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from numba import cuda
+from numba.core.errors import NumbaPerformanceWarning
+from numba.cuda import config
+
+from ..cuda.runtime import Kernel, Runtime
+from .compile import Twin, template
+
+_MODULES = {"step": ".step", "block": ".block", "layer": ".layer_kernels"}  # what holds the twins of a .cu file
+
+
+class NumbaRuntime:
+    """A :class:`~gpulstm_kernels.cuda.runtime.Runtime` that launches Numba kernels.
+
+    Args:
+        base: the runtime that has the arrays, the stream and the matrix products: all that is not a launch goes there.
+    """
+
+    walks: tuple[str, ...] = ("step",)
+
+    def __init__(self, base: Runtime) -> None:
+        self._base = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._base, name)
+
+    def replay(self, key: tuple[Any, ...], enqueue: Callable[[], None]) -> None:
+        """As the other runtime's, whose own graph of the same key launches other kernels."""
+        self._base.replay(("numba", *key), enqueue)
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: tuple[Any, ...],
+        shared: int = 0,
+        cooperative: bool = False,
+    ) -> None:
+        """Enqueue the twin of ``kernel`` on the current stream."""
+        if cooperative:
+            raise RuntimeError("cooperative: the Numba kernels have no barrier between blocks")
+        if config.ENABLE_CUDASIM:
+            compiled(kernel)[grid, block, 0, shared](*map(_flat, args))
+        else:
+            _configured(kernel, grid, block, shared, _current_stream())(*map(self._address, args))
+
+    def _address(self, value: Any) -> Any:
+        return value if isinstance(value, (int, float)) else self._base.pointer(value)
+
+
+def twin(kernel: Kernel) -> Twin:
+    """The Numba kernel of the same name and template arguments."""
+    name, arguments = template(kernel.expression, kernel.cell)
+    factory = getattr(importlib.import_module(_MODULES[kernel.file], __package__), name)
+    made: Twin = factory(*arguments)
+    return made
+
+
+@functools.lru_cache(maxsize=512)
+def compiled(kernel: Kernel) -> Any:
+    """Numba's dispatcher of a twin, with the one signature that it has."""
+    function, arguments = twin(kernel)
+    return cuda.jit(arguments)(function)
+
+
+@functools.lru_cache(maxsize=1024)
+def _configured(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int, stream: int) -> Any:
+    with warnings.catch_warnings():  # small layers have small grids, and Numba warns of each
+        warnings.simplefilter("ignore", NumbaPerformanceWarning)
+        return compiled(kernel)[grid, block, cuda.external_stream(stream) if stream else 0, shared]
+
+
+def _current_stream() -> int:
+    """The address of the stream that CuPy works on: all is in the order that the caller sees."""
+    import cupy
+
+    address: int = cupy.cuda.get_current_stream().ptr
+    return address
+
+
+def _flat(value: Any) -> Any:
+    """An argument as the simulator takes it: an array with one axis, so that an index past its end raises."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    if not value.flags.c_contiguous:
+        raise ValueError("args: kernels take C-contiguous arrays")
+    return value.reshape(-1)

@@ -1,0 +1,27 @@
+"""The device that kernels are tested on: the emulator (``-m emulator``), or a GPU through CuPy (``-m gpu``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gpulstm import dispatch
+from gpulstm_kernels.cuda import runtime as runtimes
+
+
+@pytest.fixture(
+    params=[pytest.param("emulator", marks=pytest.mark.emulator), pytest.param("cupy", marks=pytest.mark.gpu)]
+)
+def runtime(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The runtime, in use by the whole library while a test lasts."""
+    if request.param == "cupy":
+        yield runtimes.current()
+        return
+    from emulator.runtime import EmulatedRuntime
+
+    with runtimes.use(EmulatedRuntime()) as chosen:
+        dispatch._why_not.cache_clear()
+        yield chosen
+    dispatch._why_not.cache_clear()

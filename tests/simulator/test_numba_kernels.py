@@ -1,0 +1,166 @@
+"""The Numba CUDA kernels, in the simulator: a layer against the float64 reference, by every walk, cell and type."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import coupled_cell
+import minimal_cell
+import numpy as np
+import problems
+import pytest
+from problems import Arrays, Problem
+from tolerances import assert_close
+
+import gpulstm_kernels
+from gpulstm import cells
+from gpulstm_kernels import reference
+from gpulstm_kernels.cells import Cell
+from gpulstm_kernels.cuda.runtime import Kernel
+
+pytestmark = pytest.mark.simulator
+
+CELLS = {
+    "lstm": cells.get("lstm"),
+    "rnn": cells.get("rnn"),
+    "coupled": Cell("coupled", ("i", "g", "o"), ("c",), 3, coupled_cell.__name__),
+    "minimal": Cell("minimal", ("f", "g"), ("a", "b"), 2, minimal_cell.__name__),
+}
+# steps, batch, inputs, hidden, projection, directions, bias, ragged
+SHAPES: dict[str, tuple[int, int, int, int, int, int, bool, bool]] = {
+    "one of each": (1, 1, 1, 1, 0, 1, True, False),
+    "odd": (3, 2, 2, 5, 0, 1, True, True),
+    "even": (2, 3, 2, 4, 0, 2, False, True),
+    "projected": (3, 3, 2, 6, 2, 2, True, True),
+}
+
+
+def solved(p: Problem) -> Arrays:
+    """The reference's outputs and gradients, for the same numbers in float64."""
+
+    def wide(parts: Any) -> Any:
+        return tuple(part.astype("float64") for part in parts)
+
+    weights = [{name: value.astype("float64") for name, value in w.items()} for w in p.weights]
+    p = p._replace(x=p.x.astype("float64"), state=wide(p.state), weights=weights, dy=p.dy.astype("float64"))
+    p = p._replace(dstate=wide(p.dstate))
+    outputs, tape = problems.outputs(reference, p, keep=True)
+    return outputs | problems.gradients(reference, p, tape)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("walk", ["step", "block"])
+def test_equals_the_reference(runtime: Any, walk: str, cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from simulator import block_host
+
+    from gpulstm_kernels.cuda import layer as cuda_layer
+    from gpulstm_kernels.numba_cuda import layer
+
+    if walk == "block":
+        monkeypatch.setattr(cuda_layer, "_walk", lambda runtime, problem, backward: block_host)
+    else:
+        monkeypatch.setenv("GPULSTM_WALK", walk)
+    kind: Any = np.dtype(dtype)  # ml_dtypes has given NumPy the name bfloat16
+    for label, (steps, batch, inputs, hidden, projection, directions, bias, ragged) in SHAPES.items():
+        if walk == "block" and projection:
+            continue  # the block walk has none
+        p = problems.layer_problem(
+            CELLS[cell],
+            kind,
+            steps=steps,
+            batch=batch,
+            inputs=inputs,
+            hidden=hidden,
+            projection=projection,
+            directions=directions,
+            bias=bias,
+            ragged=ragged,
+        )
+        expected = solved(p)
+        outputs, tape = problems.outputs(layer, p, keep=True)
+        found = outputs | problems.gradients(layer, p, tape)
+        for name, value in expected.items():
+            assert found[name].dtype == kind
+            assert_close(found[name], value, "cuda", kind, f"{label}: {name}")
+        inference, _ = problems.outputs(layer, p, keep=False)
+        for name, value in inference.items():
+            np.testing.assert_array_equal(value, found[name], f"{label}: {name} of inference")
+
+
+def test_an_index_past_the_end_raises(runtime: Any) -> None:
+    arrays = [np.ones(4, np.float32), None, np.ones(4, np.float32), np.ones(7, np.float32)]  # ys: 8 = (0 + 2)·2·2
+    kernel = Kernel("step", "step_place<float>", None)
+    with pytest.raises(IndexError):
+        runtime.launch(kernel, (1, 1, 1), (128, 1, 1), (*arrays, 0, 1, 2, 2, 1, 0))
+
+
+def test_a_missing_array_raises(runtime: Any) -> None:
+    arrays = [np.ones(4, np.float32), None, np.ones(4, np.float32), np.ones(12, np.float32)]
+    kernel = Kernel("step", "step_place<float>", None)
+    with pytest.raises(TypeError):
+        runtime.launch(kernel, (1, 1, 1), (128, 1, 1), (*arrays, 0, 1, 2, 2, 1, 1))
+
+
+def test_strided_arrays_and_cooperative_launches_are_refused(runtime: Any) -> None:
+    kernel = Kernel("layer", "to_accumulate<float>", None)
+    with pytest.raises(ValueError, match="contiguous"):
+        runtime.launch(kernel, (1, 1, 1), (32, 1, 1), (np.ones((4, 4))[:, :2], np.ones(8), 8))
+    with pytest.raises(RuntimeError, match="barrier"):
+        runtime.launch(kernel, (1, 1, 1), (32, 1, 1), (np.ones(8), np.ones(8), 8), cooperative=True)
+
+
+def test_the_backend_says_how_it_walks(runtime: Any) -> None:
+    from gpulstm_kernels.numba_cuda import layer
+    from gpulstm_kernels.numba_cuda.runtime import why_not
+
+    assert why_not() is None
+    weights = problems.layer_problem("lstm", "float32").weights
+    assert "Numba CUDA: inference: step walk" in layer.describe(CELLS["lstm"], 4, 3, weights)
+
+
+def _parameters(file: str, name: str) -> list[tuple[str, str]]:
+    """The parameters of a C++ kernel: names, and types with T and A for those of elements and sums."""
+    text = (Path(gpulstm_kernels.__file__).parent / "cuda" / f"{file}.cu").read_text()
+    match = re.search(rf"\b{name}\(([^()]*)\) \{{", text)
+    assert match is not None, name
+    parameters = []
+    for parameter in match[1].replace("accumulate_t<T>", "A").split(","):
+        typ, parameter_name = parameter.replace("const ", "").split()
+        parameters.append((parameter_name, typ))
+    return parameters
+
+
+@pytest.mark.parametrize(
+    ("file", "expression"),
+    [
+        ("step", "step_forward<__half, LstmCell, true, 4>"),
+        ("step", "step_place<__half>"),
+        ("step", "step_unplace<__half>"),
+        ("step", "step_backward<__half, LstmCell, 4>"),
+        ("layer", "to_accumulate<__half>"),
+        ("layer", "from_accumulate<__half>"),
+        ("layer", "add_biases<__half>"),
+        ("layer", "sum_rows<__half>"),
+    ],
+)
+def test_argument_lists_are_those_of_cuda(runtime: Any, file: str, expression: str) -> None:
+    from gpulstm_kernels.numba_cuda.compile import ELEMENTS
+    from gpulstm_kernels.numba_cuda.launch import twin
+
+    function, arguments = twin(Kernel(file, expression, CELLS["lstm"]))
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    known = {"float16": "T", "float32": "A", "int32": "int"}
+    assert ELEMENTS["__half"].stored.name == "float16"
+
+    def in_cuda(typ: Any) -> str:
+        return f"{known[typ.dtype.name]}*" if hasattr(typ, "dtype") else known[typ.name]
+
+    found = [(name, in_cuda(typ)) for name, typ in zip(names, arguments, strict=True)]
+    expected = _parameters(file, expression.split("<")[0])
+    if file == "step":
+        assert found == expected
+    else:  # `from` and `to` are no names in Python
+        assert [typ for _, typ in found] == [typ for _, typ in expected]
