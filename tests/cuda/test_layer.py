@@ -103,7 +103,7 @@ def dtype_of(kind: str) -> str:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("walk", ["step"])
+@pytest.mark.parametrize("walk", ["step", "block", "grid"])
 def test_equals_the_reference(runtime: Any, walk: str, cell: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPULSTM_WALK", walk)
     for label, (steps, batch, inputs, hidden, projection, directions, bias, ragged) in SHAPES.items():
@@ -119,4 +119,6 @@ def test_equals_the_reference(runtime: Any, walk: str, cell: str, kind: str, mon
             bias=bias,
             ragged=ragged,
         )
+        if walk != "step" and (projection or kind == "float64"):
+            continue
         check(runtime, p, kind, label)

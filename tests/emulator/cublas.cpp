@@ -58,6 +58,7 @@ int cublasCreate_v2(Handle** handle) {
     *handle = new Handle{};
     return SUCCESS;
 }
+int cublasSetMathMode(Handle* handle, int) { return handle == nullptr ? NOT_INITIALIZED : SUCCESS; }
 int cublasSetStream_v2(Handle* handle, void* stream) {
     handle->stream = stream;
     handle->workspace = nullptr;  // as in cuBLAS: a workspace must be given anew

@@ -143,6 +143,7 @@ inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[
 inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     emulator::emulator_mma(a, b, d, emulator::Numbers::tf32);
 }
+inline void pin(unsigned&) {}
 inline float as_float(unsigned bits) {
     float value;
     std::memcpy(&value, &bits, 4);

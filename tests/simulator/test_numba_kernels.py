@@ -34,6 +34,7 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool, bool]] = {
     "odd": (3, 2, 2, 5, 0, 1, True, True),
     "even": (2, 3, 2, 4, 0, 2, False, True),
     "projected": (3, 3, 2, 6, 2, 2, True, True),
+    "two blocks": (2, 9, 2, 4, 0, 1, True, True),
 }
 
 
@@ -50,19 +51,18 @@ def solved(p: Problem) -> Arrays:
     return outputs | problems.gradients(reference, p, tape)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("walk", ["step", "block"])
+@pytest.mark.parametrize(
+    ("walk", "dtype"),
+    [
+        ("step", "float64"),
+        *((walk, dtype) for walk in ("step", "block") for dtype in ("float32", "float16", "bfloat16")),
+    ],
+)
 def test_equals_the_reference(runtime: Any, walk: str, cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from simulator import block_host
-
-    from gpulstm_kernels.cuda import layer as cuda_layer
     from gpulstm_kernels.numba_cuda import layer
 
-    if walk == "block":
-        monkeypatch.setattr(cuda_layer, "_walk", lambda runtime, problem, backward: block_host)
-    else:
-        monkeypatch.setenv("GPULSTM_WALK", walk)
+    monkeypatch.setenv("GPULSTM_WALK", walk)
     kind: Any = np.dtype(dtype)  # ml_dtypes has given NumPy the name bfloat16
     for label, (steps, batch, inputs, hidden, projection, directions, bias, ragged) in SHAPES.items():
         if walk == "block" and projection:
@@ -79,6 +79,7 @@ def test_equals_the_reference(runtime: Any, walk: str, cell: str, dtype: str, mo
             bias=bias,
             ragged=ragged,
         )
+        assert f"inference: {walk} walk" in layer.describe(CELLS[cell], steps, batch, p.weights)
         expected = solved(p)
         outputs, tape = problems.outputs(layer, p, keep=True)
         found = outputs | problems.gradients(layer, p, tape)
@@ -127,7 +128,7 @@ def _parameters(file: str, name: str) -> list[tuple[str, str]]:
     match = re.search(rf"\b{name}\(([^()]*)\) \{{", text)
     assert match is not None, name
     parameters = []
-    for parameter in match[1].replace("accumulate_t<T>", "A").split(","):
+    for parameter in match[1].replace("accumulate_t<T>", "A").replace("float", "A").split(","):
         typ, parameter_name = parameter.replace("const ", "").split()
         parameters.append((parameter_name, typ))
     return parameters
@@ -140,6 +141,8 @@ def _parameters(file: str, name: str) -> list[tuple[str, str]]:
         ("step", "step_place<__half>"),
         ("step", "step_unplace<__half>"),
         ("step", "step_backward<__half, LstmCell, 4>"),
+        ("persistent_block", "block_forward<__half, false, LstmCell, true, 1>"),
+        ("persistent_block", "block_backward<__half, false, LstmCell, 1>"),
         ("layer", "to_accumulate<__half>"),
         ("layer", "from_accumulate<__half>"),
         ("layer", "add_biases<__half>"),
@@ -160,7 +163,7 @@ def test_argument_lists_are_those_of_cuda(runtime: Any, file: str, expression: s
 
     found = [(name, in_cuda(typ)) for name, typ in zip(names, arguments, strict=True)]
     expected = _parameters(file, expression.split("<")[0])
-    if file == "step":
-        assert found == expected
-    else:  # `from` and `to` are no names in Python
+    if file == "layer":  # `from` and `to` are no names in Python
         assert [typ for _, typ in found] == [typ for _, typ in expected]
+    else:
+        assert found == expected

@@ -1,7 +1,7 @@
 """cuBLAS, called directly: products on the caller's stream that a CUDA graph can capture.
 
-CuPy's own wrapper refuses to call cuBLAS while a stream is being captured. This one has a handle of its own a device
-and thread, and a workspace of its own a stream, since cuBLAS may allocate nothing then.
+CuPy's own wrapper refuses to call cuBLAS while a stream is being captured. This one works with memory that it is
+given, since cuBLAS may allocate nothing then, and with row-major matrices, so that it knows no array library.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-WORKSPACE = 32 * 2**20  # bytes, what cuBLAS's manual recommends for Hopper
-
+_MEBIBYTE = 2**20
 _STATUS = {
     1: "CUBLAS_STATUS_NOT_INITIALIZED",
     3: "CUBLAS_STATUS_ALLOC_FAILED",
@@ -30,6 +29,7 @@ _STATUS = {
 _TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32F_FAST_TF32 = 68, 70, 77
 _DEFAULT_ALGORITHM = -1
+_NO_HALF_PARTIAL_SUMS = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 
 
 class CublasError(RuntimeError):
@@ -59,8 +59,9 @@ class Matrix(NamedTuple):
 
     @property
     def leading(self) -> int:
-        """Elements from one row to the next; a single row may say anything."""
-        return self.columns if self.rows == 1 else self.strides[-2] // self.dtype.itemsize
+        """Elements from one row to the next; cuBLAS wants one at least. A lone row, or an empty matrix, may say anything."""
+        free = self.rows == 1 or 0 in self.shape
+        return max(1, self.columns if free else self.strides[-2] // self.dtype.itemsize)
 
     @property
     def between(self) -> int:
@@ -69,17 +70,29 @@ class Matrix(NamedTuple):
 
     def check(self, name: str) -> None:
         """Raise ValueError unless the matrix is what this class says."""
+        if self.dtype.name not in _TYPES:
+            raise ValueError(f"{name}: expected one of {', '.join(_TYPES)}, got {self.dtype}")
         size = self.dtype.itemsize
-        contiguous = self.columns == 1 or self.strides[-1] == size
-        if len(self.shape) not in (2, 3) or not contiguous or self.leading < self.columns:
+        steps = [step for step, length in zip(self.strides, self.shape, strict=True) if length > 1]
+        contiguous = 0 in self.shape or self.columns == 1 or self.strides[-1] == size
+        whole = 0 in self.shape or all(step % size == 0 for step in steps)
+        if len(self.shape) not in (2, 3) or not contiguous or not whole or self.leading < self.columns:
             raise ValueError(
                 f"{name}: expected two or three axes, the last contiguous, got shape {self.shape} with strides "
                 f"{self.strides} of {self.dtype}"
             )
 
 
-def find() -> ctypes.CDLL:
+def workspace_size(capability: int) -> int:
+    """Bytes of workspace that cuBLAS's manual recommends for a compute capability (major · 10 + minor)."""
+    return (32 if capability >= 90 else 4) * _MEBIBYTE
+
+
+def find(major: int = 13) -> ctypes.CDLL:
     """The cuBLAS library of the CUDA that Python packages or the system have installed.
+
+    Args:
+        major: of the CUDA version to look for first, where it is left to the system's loader.
 
     Raises:
         OSError: there is none.
@@ -94,7 +107,7 @@ def find() -> ctypes.CDLL:
         except RuntimeError:  # it knows of none: the names below may yet be found by the system's loader
             pass
     pattern = "cublas64_{}.dll" if sys.platform == "win32" else "libcublas.so.{}"
-    names = [pattern.format(major) for major in (13, 12)]
+    names = [pattern.format(version) for version in sorted((13, 12), key=lambda version: version != major)]
     for name in names:
         try:
             return ctypes.CDLL(name)
@@ -104,17 +117,26 @@ def find() -> ctypes.CDLL:
 
 
 class Handle:
-    """A cuBLAS handle: for one device, used by one thread."""
+    """A cuBLAS handle: for one device, used by one thread at a time, kept as long as the process.
+
+    To destroy one waits for the whole device, and is forbidden while a stream is being captured.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._handle = c_void_p()
+        self._used: tuple[int, int, int] | None = None
         self._call("cublasCreate_v2", byref(self._handle))
+        self._call("cublasSetMathMode", self._handle, c_int(_NO_HALF_PARTIAL_SUMS))
 
     def use(self, stream: int, workspace: int, size: int) -> None:
         """Work on ``stream`` from now on, with ``size`` bytes of device memory at ``workspace``."""
-        self._call("cublasSetStream_v2", self._handle, c_void_p(stream))
+        if self._used == (stream, workspace, size):
+            return
+        self._used = None  # whatever fails below, the next call starts anew
+        self._call("cublasSetStream_v2", self._handle, c_void_p(stream))  # and forgets the workspace
         self._call("cublasSetWorkspace_v2", self._handle, c_void_p(workspace), c_size_t(size))
+        self._used = stream, workspace, size
 
     def gemm(
         self,

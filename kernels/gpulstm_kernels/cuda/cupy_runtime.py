@@ -9,9 +9,11 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,73 +23,94 @@ from . import blas, compile
 from .runtime import Attributes, Device, Graph, Kernel, Runtime, Shape3, arguments
 
 _GRAPHS = 64  # kept for replay
-_FREE_SHARED = 48 * 1024  # bytes of dynamic shared memory that need no asking
+_WORKSPACES = 16  # kept for cuBLAS, one a stream
+_INSTALL = "install gpulstm[cuda13] or gpulstm[cuda12]"
 
 
 def why_not() -> str | None:
     """Why kernels cannot run here through CuPy; None where they can."""
     try:
         import cupy
-        from cupy_backends.cuda.libs import nvrtc
     except ImportError as error:
-        return f"CuPy could not be imported ({error}); install gpulstm[cuda13] or gpulstm[cuda12]"
+        return f"CuPy could not be imported ({error}); {_INSTALL}"
     api = cupy.cuda.runtime
     try:
-        driver, devices = api.driverGetVersion(), api.getDeviceCount()
+        devices = api.getDeviceCount()
     except api.CUDARuntimeError as error:
-        needed = api.runtimeGetVersion()
-        if 0 < (driver := _version(api.driverGetVersion)) < needed:
+        driver, needed = _driver_version(api), api.runtimeGetVersion()
+        if 0 < driver // 1000 < needed // 1000:  # within a major version any driver will do
             return f"the driver speaks CUDA {_dotted(driver)}, but CuPy was made for {_dotted(needed)}: {error}"
         return f"CuPy finds no CUDA device, or no driver for it ({error})"
-    if not driver or not devices:
+    if not devices:
         return "CuPy finds no CUDA device, or no driver for it"
     try:
-        nvrtc.getVersion()
+        cupy.cuda.nvrtc.getVersion()
     except Exception as error:  # whatever its loader raises for a missing library
-        return f"NVRTC, the compiler for kernels, could not be loaded ({error}); install gpulstm[cuda13]"
+        return f"NVRTC, the compiler for kernels, could not be loaded ({error}); {_INSTALL}"
     if not include_folders():
-        return "CUDA's headers (cuda_fp16.h) were not found; install gpulstm[cuda13] or gpulstm[cuda12]"
+        return f"CUDA's headers (cuda_fp16.h) were not found; {_INSTALL}"
     try:
-        blas.find()
+        blas.find(_major())
     except OSError as error:
         return str(error)
     return None
 
 
-def _version(ask: Callable[[], int]) -> int:
+def _driver_version(api: Any) -> int:
     try:
-        return ask()
-    except Exception:  # no driver at all
+        version: int = api.driverGetVersion()
+    except api.CUDARuntimeError:
         return 0
+    return version
 
 
 def _dotted(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
+def _major() -> int:
+    """The CUDA version that CuPy was made for."""
+    import cupy
+
+    version: int = cupy.cuda.runtime.runtimeGetVersion()
+    return version // 1000
+
+
 @functools.cache
 def include_folders() -> tuple[str, ...]:
-    """Where CUDA's headers are: NVIDIA's wheels, or the toolkit that CuPy knows."""
+    """Where CUDA's headers are, of the version that CuPy was made for: NVIDIA's packages, or the toolkit it knows."""
     import cupy
 
     roots = []
     spec = importlib.util.find_spec("nvidia")
     for root in (spec.submodule_search_locations or ()) if spec else ():
-        roots += [Path(root) / "cu13", Path(root) / "cuda_runtime"]
+        roots.append(Path(root) / (f"cu{_major()}" if _major() > 12 else "cuda_runtime"))
     toolkit = cupy.cuda.get_cuda_path()
     if toolkit:
         roots.append(Path(toolkit))
     return tuple(str(root / "include") for root in roots if (root / "include" / "cuda_fp16.h").is_file())[:1]
 
 
-class CuPyGraph(Graph):
-    """A CUDA graph, and the memory pool that its buffers came from."""
+@dataclass
+class _Compiled:
+    """A kernel on one device: its handle, and how much dynamic shared memory it may be launched with as yet."""
 
-    def __init__(self, graph: Any, pool: Any, result: Any) -> None:
-        self._graph, self._pool, self.result = graph, pool, result
+    kernel: Any
+    handle: int
+    static: int
+    dynamic: int
+
+
+class CuPyGraph(Graph):
+    """A CUDA graph, the workspace of its products, and the memory pool that its buffers came from."""
+
+    def __init__(self, graph: Any, workspace: Any, pool: Any, result: Any) -> None:
+        self._graph, self._workspace, self._pool, self.result = graph, workspace, pool, result
+        self._lock = threading.Lock()  # launches of one graph from several threads may not overlap
 
     def launch(self) -> None:
-        self._graph.launch()
+        with self._lock:
+            self._graph.launch()
 
 
 class CuPyRuntime(Runtime):
@@ -95,16 +118,16 @@ class CuPyRuntime(Runtime):
 
     def __init__(self) -> None:
         import cupy
-        from cupy_backends.cuda.api import driver
 
-        self._cupy, self._driver = cupy, driver
-        self._library = blas.find()
-        self._own = threading.local()  # cuBLAS handles, a device
-        self._workspaces: dict[tuple[int, int], Any] = {}
-        self._kernels: dict[tuple[int, Kernel], Any] = {}
-        self._capturing: dict[int, Any] = {}  # streams to capture on, a device
+        self._cupy, self._driver = cupy, cupy.cuda.driver
+        self._library = blas.find(_major())
+        self._thread = threading.local()
+        self._lock = threading.RLock()  # of all that follows; never taken while waiting for another
+        self._handles: dict[int, blas.Handle] = {}  # by device
+        self._workspaces: OrderedDict[tuple[int, int], Any] = OrderedDict()  # by device and stream
+        self._kernels: dict[tuple[int, Kernel], _Compiled] = {}
+        self._streams: dict[int, Any] = {}  # to capture on, by device
         self._graphs: OrderedDict[tuple[Any, ...], CuPyGraph | None] = OrderedDict()
-        self._lock = threading.RLock()
 
     def device(self) -> Device:
         return _device(self._here())
@@ -117,12 +140,14 @@ class CuPyRuntime(Runtime):
         if not self.owns(value):
             kind, there = value.__dlpack_device__() if hasattr(value, "__dlpack_device__") else (1, 0)
             if int(kind) not in (2, 13):  # kDLCUDA, kDLCUDAManaged
-                raise TypeError(
-                    f"{name}: expected an array on the GPU, got {type(value).__name__} here; cupy.asarray moves it"
-                )
+                got = f"{type(value).__module__}.{type(value).__qualname__}"
+                raise TypeError(f"{name}: expected an array on the GPU, got {got}; cupy.asarray moves one there")
             if int(kind) == 2 and there != here:
                 raise ValueError(f"{name}: expected an array on GPU {here}, got one on GPU {there}")
-            value = self._cupy.from_dlpack(value)
+            try:
+                value = self._cupy.from_dlpack(value)
+            except BufferError as error:  # such as a tensor that a gradient is recorded of
+                raise TypeError(f"{name}: {error}") from error
         if value.device.id != here:
             raise ValueError(f"{name}: expected an array on GPU {here}, got one on GPU {value.device.id}")
         return value
@@ -145,7 +170,7 @@ class CuPyRuntime(Runtime):
             self._cupy.copyto(dst.view(bits), src.view(bits))
 
     def to_device(self, array: np.ndarray) -> Any:
-        return self._cupy.array(array)
+        return self._cupy.array(array, order="C")
 
     def to_host(self, array: Any) -> np.ndarray:
         host: np.ndarray = self._cupy.asnumpy(array)
@@ -164,13 +189,14 @@ class CuPyRuntime(Runtime):
         cooperative: bool = False,
     ) -> None:
         compiled = self._compiled(kernel)
-        if shared > _FREE_SHARED and compiled.max_dynamic_shared_size_bytes < shared:
-            compiled.max_dynamic_shared_size_bytes = shared
+        if not self._grant(compiled, shared):
+            most = self.device().shared_per_block - compiled.static
+            raise ValueError(f"shared: {shared} bytes are more than the {most} that a block can have")
         values = arguments(args, self.pointer)
         addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        where = (compiled.kernel.ptr, *grid, *block, shared, self._stream(), ctypes.addressof(addresses))
+        where = (compiled.handle, *grid, *block, shared, self._stream(), ctypes.addressof(addresses))
         if cooperative:
-            blocks, threads = grid[0] * grid[1] * grid[2], block[0] * block[1] * block[2]
+            blocks, threads = math.prod(grid), math.prod(block)
             resident = self.occupancy(kernel, threads, shared) * self.device().multiprocessors
             if blocks > resident:
                 raise RuntimeError(f"cooperative: {blocks} blocks, but {resident} can be resident at a time")
@@ -180,14 +206,14 @@ class CuPyRuntime(Runtime):
 
     def occupancy(self, kernel: Kernel, threads: int, shared: int) -> int:
         compiled = self._compiled(kernel)
-        if shared > _FREE_SHARED and compiled.max_dynamic_shared_size_bytes < shared:
-            compiled.max_dynamic_shared_size_bytes = shared
-        count: int = self._driver.occupancyMaxActiveBlocksPerMultiprocessor(compiled.kernel.ptr, threads, shared)
+        if not self._grant(compiled, shared):
+            return 0
+        count: int = self._driver.occupancyMaxActiveBlocksPerMultiprocessor(compiled.handle, threads, shared)
         return count
 
     def attributes(self, kernel: Kernel) -> Attributes:
         compiled = self._compiled(kernel)
-        return Attributes(compiled.num_regs, compiled.local_size_bytes, compiled.shared_size_bytes)
+        return Attributes(compiled.kernel.num_regs, compiled.kernel.local_size_bytes, compiled.static)
 
     def gemm(
         self,
@@ -200,21 +226,26 @@ class CuPyRuntime(Runtime):
         accumulate: bool = False,
         tf32: bool = False,
     ) -> None:
-        matrices = (blas.Matrix(self.pointer(m), m.shape, m.strides, m.dtype) for m in (a, b, out))
-        self._handle(self._stream()).gemm(
-            *matrices, transpose_a=transpose_a, transpose_b=transpose_b, accumulate=accumulate, tf32=tf32
-        )
+        matrices = [blas.Matrix(self.pointer(m), m.shape, m.strides, m.dtype) for m in (a, b, out)]
+        with self._lock:
+            here, stream = self._here(), self._stream()
+            if here not in self._handles:
+                self._handles[here] = blas.Handle(self._library)
+            handle, workspace = self._handles[here], self._workspace(here, stream)
+            handle.use(stream, self.pointer(workspace), workspace.nbytes)
+            handle.gemm(*matrices, transpose_a=transpose_a, transpose_b=transpose_b, accumulate=accumulate, tf32=tf32)
 
     def replay(self, key: tuple[Any, ...], enqueue: Callable[[], None]) -> None:
         if self.is_capturing():
             enqueue()
             return
-        key = (self._here(), *key)
+        here, stream = self._here(), self._stream()
+        key = (here, stream, *key)  # the stream's workspace is part of the graph
         with self._lock:
             known = key in self._graphs
             graph = self._graphs.get(key)
             if known and graph is None:
-                graph = self.capture(enqueue)
+                graph = self._captured(enqueue, self._workspace(here, stream), None)
             self._graphs[key] = graph
             self._graphs.move_to_end(key)
             while len(self._graphs) > _GRAPHS:
@@ -225,23 +256,30 @@ class CuPyRuntime(Runtime):
             graph.launch()
 
     def capture(self, enqueue: Callable[[], Any]) -> CuPyGraph:
-        cuda = self._cupy.cuda
-        with self._lock:  # of this process, one capture a device at a time
+        pool = self._cupy.cuda.MemoryPool()
+        with self._cupy.cuda.using_allocator(pool.malloc):
+            # it may be launched on any stream, beside others: it shares no workspace
+            return self._captured(enqueue, self._new_workspace(), pool)
+
+    def _captured(self, enqueue: Callable[[], Any], workspace: Any, pool: Any) -> CuPyGraph:
+        with self._lock:  # of this process, one capture at a time
             here = self._here()
-            stream = self._capturing.get(here)
-            if stream is None:
-                stream = self._capturing[here] = cuda.Stream(non_blocking=True)
-            self._handle(stream.ptr)  # its workspace is not the graph's
-            pool = cuda.MemoryPool()
-            with stream, cuda.using_allocator(pool.malloc):
-                stream.begin_capture()
-                try:
-                    result = enqueue()
-                except BaseException:
-                    with contextlib.suppress(cuda.runtime.CUDARuntimeError):  # the first exception says it better
-                        stream.end_capture()
-                    raise
-                return CuPyGraph(stream.end_capture(), pool, result)
+            if here not in self._streams:  # the caller's may be the null stream, which cannot be captured
+                self._streams[here] = self._cupy.cuda.Stream(non_blocking=True)
+            stream = self._streams[here]
+            self._workspaces[here, stream.ptr] = workspace
+            try:
+                with stream:
+                    stream.begin_capture()
+                    try:
+                        result = enqueue()
+                    except BaseException:
+                        with contextlib.suppress(RuntimeError):  # the first exception says it better
+                            stream.end_capture()
+                        raise
+                    return CuPyGraph(stream.end_capture(), workspace, pool, result)
+            finally:
+                self._workspaces.pop((here, stream.ptr), None)
 
     def is_capturing(self) -> bool:
         capturing: bool = self._cupy.cuda.get_current_stream().is_capturing()
@@ -251,38 +289,55 @@ class CuPyRuntime(Runtime):
         self._cupy.cuda.get_current_stream().synchronize()
 
     def _here(self) -> int:
-        device: int = self._cupy.cuda.runtime.getDevice()
+        """The current device, whose context is made this thread's: the driver's calls need one."""
+        runtime = self._cupy.cuda.runtime
+        device: int = runtime.getDevice()
+        ready: set[int] = self._thread.__dict__.setdefault("ready", set())
+        if device not in ready:
+            runtime.memGetInfo()
+            ready.add(device)
         return device
 
     def _stream(self) -> int:
         address: int = self._cupy.cuda.get_current_stream().ptr
         return address
 
-    def _compiled(self, kernel: Kernel) -> Any:
+    def _compiled(self, kernel: Kernel) -> _Compiled:
         key = self._here(), kernel
         found = self._kernels.get(key)
         if found is None:
             with self._lock:
-                module = self._cupy.RawModule(
+                module = self._cupy.RawModule(  # CuPy keeps what it compiled on disk
                     code=compile.source(kernel),
                     options=("-std=c++17", *(f"-I{folder}" for folder in include_folders())),
                     name_expressions=(kernel.expression,),
                 )
-                found = self._kernels[key] = module.get_function(kernel.expression)
+                raw = module.get_function(kernel.expression)
+                found = _Compiled(raw, raw.kernel.ptr, raw.shared_size_bytes, raw.max_dynamic_shared_size_bytes)
+                self._kernels[key] = found
         return found
 
-    def _handle(self, stream: int) -> blas.Handle:
-        """This thread's handle of the current device, at work on ``stream``."""
-        here = self._here()
-        handles = self._own.__dict__.setdefault("handles", {})
-        if here not in handles:
-            handles[here] = blas.Handle(self._library)
-        workspace = self._workspaces.get((here, stream))
-        if workspace is None:
-            workspace = self._workspaces[here, stream] = self._cupy.empty(blas.WORKSPACE, np.uint8)
-        handle: blas.Handle = handles[here]
-        handle.use(stream, workspace.data.ptr, blas.WORKSPACE)
-        return handle
+    def _grant(self, compiled: _Compiled, shared: int) -> bool:
+        """Let a kernel be launched with ``shared`` dynamic bytes; False where a block cannot have them."""
+        if compiled.static + shared > self.device().shared_per_block:
+            return False
+        with self._lock:
+            if shared > compiled.dynamic:  # at first what is left of 48 KiB
+                compiled.kernel.max_dynamic_shared_size_bytes = compiled.dynamic = shared
+        return True
+
+    def _workspace(self, device: int, stream: int) -> Any:
+        """What cuBLAS works with on a stream."""
+        key = device, stream
+        if key not in self._workspaces:
+            self._workspaces[key] = self._new_workspace()
+        self._workspaces.move_to_end(key)
+        while len(self._workspaces) > _WORKSPACES:
+            self._workspaces.popitem(last=False)
+        return self._workspaces[key]
+
+    def _new_workspace(self) -> Any:
+        return self._cupy.empty(blas.workspace_size(self.device().capability), np.uint8)
 
 
 @functools.cache

@@ -141,6 +141,8 @@ __device__ __forceinline__ unsigned to_tf32(float value) {
     return __float_as_uint(value);
 #endif
 }
+// Makes the compiler keep a value in its register, instead of computing it again where it is used.
+__device__ __forceinline__ void pin(unsigned& value) { asm volatile("" : "+r"(value)); }
 __device__ __forceinline__ float as_float(unsigned bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ unsigned as_bits(float value) { return __float_as_uint(value); }
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..cells import Cell
+from .runtime import Device
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,30 @@ class Buffers:
     dstates: Any = None
     dgates: Any = None
     dprojected: Any = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a persistent walk would be launched.
+
+    Attributes:
+        threads: a block.
+        grid: blocks along x, y, z.
+        shared: bytes of dynamic shared memory a block.
+    """
+
+    threads: int
+    grid: tuple[int, int, int]
+    shared: int
+
+
+def cannot_persist(device: Device, problem: Problem) -> str | None:
+    """In words, why no persistent walk computes this kind of layer on ``device``; None where one may."""
+    if problem.projected:
+        return "it has no projection"
+    if problem.dtype == np.float64:
+        return "it has no float64"
+    if device.capability < 80 and (problem.tf32 or problem.dtype.name == "bfloat16"):
+        kind = "TF32" if problem.tf32 else "bfloat16"
+        return f"tensor cores multiply {kind} from compute capability 8.0 on, this is {device.capability / 10}"
+    return None

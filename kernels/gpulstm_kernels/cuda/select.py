@@ -19,4 +19,8 @@ def choose(
     device: Device, problem: Problem, backward: bool, walks: tuple[str, ...], override: str | None = None
 ) -> Choice:
     """The walk for one layer's forward or backward pass."""
+    import os
+
+    if os.environ.get("GPULSTM_WALK"):
+        return Choice(os.environ["GPULSTM_WALK"], "asked for")
     return Choice("step", "takes any size and type")

@@ -19,7 +19,8 @@ from numba.cuda import config
 from ..cuda.runtime import Kernel, Runtime
 from .compile import Twin, template
 
-_MODULES = {"step": ".step", "block": ".block", "layer": ".layer_kernels"}  # what holds the twins of a .cu file
+# what holds the twins of a .cu file
+_MODULES = {"step": ".step", "persistent_block": ".persistent_block", "layer": ".layer_kernels"}
 
 
 class NumbaRuntime:
@@ -29,7 +30,7 @@ class NumbaRuntime:
         base: the runtime that has the arrays, the stream and the matrix products: all that is not a launch goes there.
     """
 
-    walks: tuple[str, ...] = ("step",)
+    walks: tuple[str, ...] = ("step", "block")
 
     def __init__(self, base: Runtime) -> None:
         self._base = base
@@ -54,9 +55,10 @@ class NumbaRuntime:
         if cooperative:
             raise RuntimeError("cooperative: the Numba kernels have no barrier between blocks")
         if config.ENABLE_CUDASIM:
-            compiled(kernel)[grid, block, 0, shared](*map(_flat, args))
+            compiled(kernel, 0)[grid, block, 0, shared](*map(_flat, args))
         else:
-            _configured(kernel, grid, block, shared, _current_stream())(*map(self._address, args))
+            made = compiled(kernel, self._base.device().capability)
+            _configured(made, grid, block, shared, _current_stream())(*map(self._address, args))
 
     def _address(self, value: Any) -> Any:
         return value if isinstance(value, (int, float)) else self._base.pointer(value)
@@ -71,17 +73,17 @@ def twin(kernel: Kernel) -> Twin:
 
 
 @functools.lru_cache(maxsize=512)
-def compiled(kernel: Kernel) -> Any:
-    """Numba's dispatcher of a twin, with the one signature that it has."""
+def compiled(kernel: Kernel, capability: int) -> Any:
+    """Numba's dispatcher of a twin, with the one signature that it has, for the current device's ``capability``."""
     function, arguments = twin(kernel)
     return cuda.jit(arguments)(function)
 
 
 @functools.lru_cache(maxsize=1024)
-def _configured(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int, stream: int) -> Any:
+def _configured(made: Any, grid: tuple[int, ...], block: tuple[int, ...], shared: int, stream: int) -> Any:
     with warnings.catch_warnings():  # small layers have small grids, and Numba warns of each
         warnings.simplefilter("ignore", NumbaPerformanceWarning)
-        return compiled(kernel)[grid, block, cuda.external_stream(stream) if stream else 0, shared]
+        return made[grid, block, cuda.external_stream(stream) if stream else 0, shared]
 
 
 def _current_stream() -> int:
