@@ -14,11 +14,10 @@ CHUNK = 64  # bytes of a row that a slice is cut into; see tile.cuh
 
 
 def _largest(device: Device, problem: Problem, backward: bool) -> int:
-    """The hidden size beyond which registers do not suffice: found with ptxas 13.0, and held to by the compile tests."""
-    blackwell = device.capability >= 100
+    """The hidden size beyond which registers do not suffice, by ptxas 13.0; the compile tests hold it to that."""
     if problem.dtype.itemsize == 2:
-        return 96 if blackwell and backward else 128
-    return 80 if blackwell and not backward and not problem.tf32 else 96
+        return 96 if backward and device.capability >= 100 else 128
+    return 96 if problem.tf32 else 80
 
 
 def _chunks(problem: Problem) -> int:

@@ -45,7 +45,7 @@ struct Pair {
 };
 
 template <class T, bool TF32, class Cell, bool KEEP, int CHUNKS>
-__global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS)
+__global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
     block_forward(const float* gates, const float* bias, const T* weight_hh, const int* lengths, T* ys, float* states,
                   T* saved, int steps, int batch, int hidden, int directions, int has_bias, int ragged) {
     constexpr int G = Cell::gates, S = at_least_one(Cell::states), V = at_least_one(Cell::saved);
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS)
 }
 
 template <class T, bool TF32, class Cell, int CHUNKS>
-__global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS)
+__global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
     block_backward(const T* dy, float* dh, float* dstates, const T* saved, const float* states, const T* ys,
                    const T* weight_hh, const int* lengths, T* dgates, int steps, int batch, int hidden, int directions,
                    int ragged) {

@@ -48,7 +48,7 @@ struct Owner {
 };
 
 template <class T, bool TF32, class Cell, bool KEEP, int WARPS, int CHUNKS>
-__global__ void __launch_bounds__(32 * WARPS)
+__global__ void __launch_bounds__(32 * WARPS, 1)
     grid_forward(const float* gates, const float* bias, const T* weight_hh, const int* lengths, T* ys, float* states,
                  T* saved, T* exchange, unsigned* counters, int steps, int batch, int hidden, int directions,
                  int has_bias, int ragged, int tiles) {
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(32 * WARPS)
 }
 
 template <class T, bool TF32, class Cell, int WARPS, int TILES>
-__global__ void __launch_bounds__(32 * WARPS)
+__global__ void __launch_bounds__(32 * WARPS, 1)
     grid_backward(const T* dy, float* dh, float* dstates, const T* saved, const float* states, const T* ys,
                   const T* weight_hh, const int* lengths, T* dgates, float* exchange, unsigned* counters, int steps,
                   int batch, int hidden, int directions, int ragged, int tiles) {
