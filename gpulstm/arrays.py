@@ -17,22 +17,30 @@ import numpy as np
 from gpulstm_kernels.memory import empty, poison, zeros
 
 __all__ = [
+    "add_bias",
     "assign",
     "clear_padding",
     "concatenate",
     "contiguous",
     "copy",
+    "cross_entropy",
     "device_of",
     "drop",
     "empty",
     "from_host",
     "gemm",
     "generator",
+    "indices",
     "kept",
     "lengths",
     "library",
+    "mse",
     "on_host",
+    "placed",
     "poison",
+    "sum_by_id",
+    "sum_rows",
+    "take",
     "to_array",
     "to_host",
     "to_numpy",
@@ -41,8 +49,9 @@ __all__ = [
 
 
 def device_of(array: Any) -> str:
-    """Where an array of a layer lies: ``"cpu"`` for NumPy's, else ``"cuda"``."""
-    return "cpu" if type(array) is np.ndarray else "cuda"
+    """Where an array lies: ``"cuda"`` for one of the GPU's runtime, else ``"cpu"``."""
+    runtime = sys.modules.get("gpulstm_kernels.cuda.runtime")
+    return "cuda" if runtime is not None and runtime.owns(array) else "cpu"
 
 
 def library(device: str) -> ModuleType:
@@ -98,6 +107,69 @@ def gemm(a: np.ndarray, b: np.ndarray, transpose_a: bool = False, transpose_b: b
     return c
 
 
+def add_bias(y: np.ndarray, bias: np.ndarray) -> None:
+    """Add ``bias`` (N,) to every row of ``y`` (M, N) in place."""
+    y += bias
+
+
+def sum_rows(values: np.ndarray) -> np.ndarray:
+    """The sum of the rows of (M, N): by a product, which is faster than sum(0)."""
+    return gemm(np.ones((1, len(values)), values.dtype), values)[0]
+
+
+def take(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """``rows[ids]``: (M, N) by ids (...) gives (..., N)."""
+    return rows.take(ids, axis=0)
+
+
+def placed(values: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
+    """Zeros (count, N) but for row ``ids[n]``, which is ``values[n]``; each id once at most."""
+    rows = np.zeros((count, values.shape[1]), values.dtype)
+    rows[ids] = values
+    return rows
+
+
+def sum_by_id(values: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
+    """(count, N): row r is the sum of the rows of ``values`` (M, N) whose id is r, in their order."""
+    features = values.shape[1]
+    sums = np.zeros((count, features), values.dtype)
+    # one scatter over flat elements: add.at is fast in one dimension only
+    elements = ids.reshape(-1, 1) * features + np.arange(features)
+    np.add.at(sums.reshape(-1), elements.reshape(-1), values.reshape(-1))
+    return sums
+
+
+def cross_entropy(logits: np.ndarray, ids: np.ndarray, count: int) -> tuple[float, np.ndarray]:
+    """The mean over ``count`` rows of log Σ exp(logits) - logits[id], and its gradient; an id of -1 does not count."""
+    rows, counted = np.arange(len(ids)), ids >= 0
+    dlogits = empty(logits.shape, logits.dtype)  # also the scratch for every step on the way
+    with np.errstate(invalid="ignore", over="ignore"):  # of inf - inf the loss tells by being NaN
+        np.subtract(logits, logits.max(axis=1, keepdims=True), out=dlogits)
+        picked = dlogits[rows, ids]
+        np.exp(dlogits, out=dlogits)
+        total = gemm(dlogits, np.ones((logits.shape[1], 1), logits.dtype))  # row sums, faster than sum(1)
+        losses = np.log(total[:, 0]) - picked
+        dlogits *= (1 / count) / total
+    dlogits[rows, ids] -= 1 / count
+    if count < len(ids):
+        losses = losses[counted]
+        dlogits[~counted] = 0
+    return float(losses.mean(dtype=np.float64)), dlogits
+
+
+def mse(prediction: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean of (prediction - target)², and its gradient."""
+    difference = np.subtract(prediction, target, out=empty(prediction.shape, prediction.dtype))
+    loss = float(np.mean(difference * difference, dtype=np.float64))
+    difference *= 2 / difference.size
+    return loss, difference
+
+
+def indices(value: np.ndarray) -> np.ndarray:
+    """Checked indices of any integer dtype as NumPy takes them."""
+    return value.astype(np.intp, copy=False)
+
+
 def kept(rng: np.random.Generator, shape: tuple[int, ...], p: float) -> np.ndarray:
     """Which elements dropout with probability ``p`` keeps: a boolean array drawn from ``rng``."""
     return rng.random(shape, dtype=np.float32) >= p
@@ -143,10 +215,7 @@ def assign(target: np.ndarray, value: np.ndarray) -> None:
 
 def on_host(value: Any, name: str) -> np.ndarray:
     """``value`` as a NumPy array: one already, DLPack on the CPU, or a copy of an array of a layer on a GPU."""
-    runtime = sys.modules.get("gpulstm_kernels.cuda.runtime")
-    if runtime is not None and runtime.owns(value):
-        return library("cuda").to_host(value)
-    return to_numpy(value, name)
+    return library("cuda").to_host(value) if device_of(value) == "cuda" else to_numpy(value, name)
 
 
 def to_array(value: Any, name: str) -> np.ndarray:

@@ -68,7 +68,8 @@ def is_float(dtype: np.dtype) -> bool:
 def array(value: Any, name: str, dtype: np.dtype | None, *shapes: Shape, device: str = "cpu") -> np.ndarray:
     """``value`` as a non-empty array of ``dtype`` (None: float32 or float64) on ``device`` of one of ``shapes``."""
     result = arrays.library(device).to_array(value, name)
-    if result.dtype not in (FLOATS if dtype is None else (dtype,)):
+    half = device == "cuda" and dtype is None and result.dtype.name in HALVES
+    if not half and result.dtype not in (FLOATS if dtype is None else (dtype,)):
         raise TypeError(f"{name}: expected dtype {dtype or 'float32 or float64'}, got {result.dtype}")
     if not any(_has_shape(result, shape) for shape in shapes):
         expected = " or ".join(_print(shape) for shape in shapes)
@@ -78,15 +79,22 @@ def array(value: Any, name: str, dtype: np.dtype | None, *shapes: Shape, device:
     return result
 
 
-def indices(value: Any, name: str, size: int, of: str) -> np.ndarray:
-    """``value`` as a non-empty array of intp in ``0 .. size-1``; ``of`` is for the message."""
+def indices(value: Any, name: str, size: int, of: str, device: str = "cpu") -> Any:
+    """``value`` as a non-empty array of indices in ``0 .. size-1``, as ``device`` takes them; ``of`` is for messages.
+
+    An array on a GPU must be int32 and its values are not looked at, since that would mean waiting for the device.
+    """
+    if device == "cuda" and arrays.device_of(value) == "cuda":
+        if value.dtype != np.int32 or value.size == 0:
+            raise TypeError(f"{name}: expected int32 on a GPU, got {value.dtype} of shape {value.shape}")
+        return arrays.library(device).contiguous(value)
     result = integers(value, name)
     if result.size == 0:
         raise ValueError(f"{name}: expected at least one element, got shape {result.shape}")
     for extreme in (int(result.min()), int(result.max())):
         if not 0 <= extreme < size:
             raise ValueError(f"{name}: expected 0 <= id < {size}, {of}, got {extreme}")
-    return result.astype(np.intp, copy=False)
+    return arrays.library(device).indices(result)
 
 
 def integers(value: Any, name: str) -> np.ndarray:

@@ -202,7 +202,9 @@ def sample_command(
     if config.get("task") != NAME:
         raise CheckpointError(f"{saved.path}: task is {config.get('task')!r}, expected {NAME!r}")
     with _kernels(Settings(backend=backend)):
-        model = build(config | {"init": "uniform"})  # the quickest: the checkpoint's parameters come next
+        # one step at a time is a CPU's work, unless a backend is asked for; the checkpoint's parameters come next
+        device = dispatch.choose_device("auto") if backend else "cpu"
+        model = build(config | {"init": "uniform"}, device)  # the quickest init
         try:
             model.load_state_dict(saved.model)
         except (ValueError, TypeError) as error:

@@ -170,6 +170,17 @@ def select(device: str = "cpu", backend: str | None = None) -> tuple[Backend, st
     raise BackendUnavailable(f"device: no backend can run on {device!r}: {reasons or 'none is known'}")
 
 
+def choose_device(device: str) -> str:
+    """``device`` as :func:`check_device`; for ``"auto"`` that of the backend asked for, else a GPU where one runs."""
+    if device != "auto":
+        return check_device(device)
+    asked = (_in_context.get() or _for_process or os.environ.get("GPULSTM_BACKEND") or "auto").strip()
+    if asked != "auto":
+        return check_backend(asked).device
+    on_gpu = any(backend.device == "cuda" and _why_not(name) is None for name, backend in _BACKENDS.items())
+    return "cuda" if on_gpu else "cpu"
+
+
 def check_device(device: str | None) -> str:
     """``device`` as a known name, ``"cpu"`` for None, once a backend for it can run here.
 

@@ -143,7 +143,7 @@ def rnn_forward(
     chosen, _ = dispatch.select(device, backend)
     if lengths is not None:
         x = library.clear_padding(x, lengths)
-    generator = arrays.generator(rng) if keep and config.dropout else None
+    generator = library.generator(rng) if keep and config.dropout else None
 
     tapes: list[Any] = []
     masks: list[np.ndarray | None] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,15 @@ class Optimizer:
     """
 
     slots: tuple[str, ...] = ()
+    rule: str
+    """The struct of ``optimizer.cu`` that does on a GPU what ``_update`` does here."""
 
     def __init__(self, lr: float, weight_decay: float) -> None:
         self.lr = lr
         self.weight_decay = checks.real(weight_decay, "weight_decay", "[0, inf)")
         self.steps = 0
-        self._state: dict[str, tuple[np.ndarray, ...]] = {}
+        self._state: dict[str, tuple[Any, ...]] = {}
+        self._on_device: Any = None  # this step's rates, where a GPU's kernels read them
 
     @property
     def lr(self) -> float:
@@ -56,25 +59,62 @@ class Optimizer:
     def lr(self, value: float) -> None:
         self._lr = checks.real(value, "lr", "[0, inf)")
 
-    def step(self, params: Params, grads: Mapping[str, np.ndarray]) -> None:
+    def step(self, params: Params, grads: Mapping[str, np.ndarray], finite: Sequence[Any] = ()) -> None:
         """Update ``params`` in place from ``grads``, which are only read; nothing changes if they do not fit.
+
+        Args:
+            params: float32 or float64 arrays by name, on one device.
+            grads: arrays of the same names, shapes and dtypes there.
+            finite: up to two numbers, such as the loss and the norm from :func:`clip_by_norm`: where one of them is
+                not finite, params stay as they are. On a GPU 0-d float64 arrays there, which nothing waits for.
 
         Raises:
             ValueError: keys, shapes, or the state's shapes differ, or a parameter is read-only.
             TypeError: a value that is no float32 or float64 array, or a gradient of another dtype.
         """
         self._check(params, grads)
+        self.advance(params)
+        self.apply(params, grads, finite)
+
+    def advance(self, params: Params) -> None:
+        """The first half of :meth:`step`: count it, and put its rates where the second half reads them."""
+        device = arrays.device_of(next(iter(params.values()), None))
+        library = arrays.library(device)
         if not self._state and self.slots:
             self._state = {
-                name: tuple(np.zeros(value.shape, value.dtype) for _ in self.slots) for name, value in params.items()
+                name: tuple(library.zeros(value.shape, value.dtype) for _ in self.slots)
+                for name, value in params.items()
             }
+        for name, state in self._state.items():
+            if any(arrays.device_of(value) != device for value in state):  # loaded, or the model has moved
+                self._state[name] = tuple(library.from_host(arrays.on_host(value, name)) for value in state)
         self.steps += 1
+        if device == "cuda":
+            rates = np.array(self._rates(), np.float64)
+            if self._on_device is None:
+                self._on_device = library.from_host(rates)
+            else:
+                library.assign(self._on_device, rates)
+
+    def apply(self, params: Params, grads: Mapping[str, np.ndarray], finite: Sequence[Any] = ()) -> None:
+        """The second half: the update. On a GPU it only launches, so that a CUDA graph can hold it."""
+        if arrays.device_of(next(iter(params.values()), None)) == "cuda":
+            update, optional = arrays.library("cuda").update, bool(getattr(self, "momentum", 0.0))
+            for name, param in params.items():
+                update(self.rule, param, grads[name], self._state.get(name, ()), self._on_device, finite, optional)
+            return
+        if not all(map(math.isfinite, finite)):
+            return
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for name, param in params.items():
                 scratch = arrays.empty((2, min(BLOCK, param.size)), param.dtype)
                 for p, g, *state in _blocks(param, grads[name], *self._state.get(name, ())):
                     a, b = scratch[:, : p.size]
                     self._update(p, self._decay(p, g, b), a, *state)
+
+    def _rates(self) -> tuple[float, ...]:
+        """The numbers of this step that ``rule`` reads."""
+        raise NotImplementedError
 
     def _update(self, p: np.ndarray, g: np.ndarray, a: np.ndarray, *state: np.ndarray) -> None:
         """Step ``p`` and ``state`` by the gradient ``g``; ``a`` is scratch: 1-D blocks of one size."""
@@ -95,7 +135,8 @@ class Optimizer:
         for name, param in params.items():
             _check_array(param, f"params[{name!r}]", writeable=True)
             _check_array(grads[name], f"grads[{name!r}]")
-            checks.array(grads[name], f"grads[{name!r}]", param.dtype, param.shape)
+            device = arrays.device_of(param)
+            checks.array(grads[name], f"grads[{name!r}]", param.dtype, param.shape, device=device)
             for slot, value in zip(self.slots, self._state.get(name, ()), strict=False):
                 if (value.shape, value.dtype) != (param.shape, param.dtype):
                     raise ValueError(
@@ -107,7 +148,7 @@ class Optimizer:
         """A copy of the state: ``"<slot>/<parameter>"``, and 0-d ``"step"`` (int64), ``"lr"`` (float64)."""
         result = {"step": np.array(self.steps, np.int64), "lr": np.array(self.lr, np.float64)}
         for i, slot in enumerate(self.slots):
-            result |= {f"{slot}/{name}": state[i].copy() for name, state in self._state.items()}
+            result |= {f"{slot}/{name}": arrays.copy(arrays.on_host(s[i], name)) for name, s in self._state.items()}
         return result
 
     def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -138,6 +179,8 @@ class Optimizer:
 class SGD(Optimizer):
     """``v = momentum·v + g; p -= lr·v``, or with Nesterov's look-ahead ``p -= lr·(g + momentum·v)``."""
 
+    rule = "Sgd"
+
     def __init__(
         self, lr: float = 0.01, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
     ) -> None:
@@ -147,6 +190,9 @@ class SGD(Optimizer):
             raise ValueError(f"nesterov: expected a momentum above 0 with it, got momentum={momentum!r}")
         self.nesterov = nesterov
         self.slots = ("momentum_buffer",) if self.momentum else ()
+
+    def _rates(self) -> tuple[float, ...]:
+        return self.lr, self.weight_decay, self.momentum, float(self.nesterov)
 
     def _update(self, p: np.ndarray, g: np.ndarray, a: np.ndarray, *state: np.ndarray) -> None:
         for v in state:
@@ -167,6 +213,8 @@ class RMSProp(Optimizer):
     takes the quotient's place.
     """
 
+    rule = "RmsProp"
+
     def __init__(
         self,
         lr: float = 0.01,
@@ -180,6 +228,9 @@ class RMSProp(Optimizer):
         self.eps = checks.real(eps, "eps", "[0, inf)")
         self.momentum = checks.real(momentum, "momentum", "[0, 1)")
         self.slots = ("square_avg", "momentum_buffer") if self.momentum else ("square_avg",)
+
+    def _rates(self) -> tuple[float, ...]:
+        return self.lr, self.weight_decay, self.alpha, self.eps, self.momentum
 
     def _update(self, p: np.ndarray, g: np.ndarray, a: np.ndarray, *state: np.ndarray) -> None:
         s, *buffer = state
@@ -202,6 +253,7 @@ class Adam(Optimizer):
     """
 
     slots = ("exp_avg", "exp_avg_sq")
+    rule = "Adam"
 
     def __init__(
         self,
@@ -218,6 +270,11 @@ class Adam(Optimizer):
             checks.real(betas[1], "betas[1]", "[0, 1)"),
         )
         self.eps = checks.real(eps, "eps", "[0, inf)")
+
+    def _rates(self) -> tuple[float, ...]:
+        beta1, beta2 = self.betas
+        root = math.sqrt(1 - beta2**self.steps)
+        return self.lr * root / (1 - beta1**self.steps), self.weight_decay, 1.0, beta1, beta2, self.eps * root
 
     def _update(self, p: np.ndarray, g: np.ndarray, a: np.ndarray, *state: np.ndarray) -> None:
         m, v = state
@@ -246,6 +303,10 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(lr, betas, eps, weight_decay)
 
+    def _rates(self) -> tuple[float, ...]:
+        rate, decay, _, *rest = super()._rates()
+        return rate, 0.0, 1 - self.lr * decay, *rest
+
     def _decay(self, p: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:
         p *= 1 - self.lr * self.weight_decay
         return g
@@ -270,8 +331,10 @@ def create(name: str, lr: float, **options: Any) -> Optimizer:
     return OPTIMIZERS[name](lr, **options)
 
 
-def clip_by_norm(grads: Params, max_norm: float) -> float:
+def clip_by_norm(grads: Params, max_norm: float) -> Any:
     """Scale ``grads`` in place to a joint Euclidean norm of at most ``max_norm``; give the norm before.
+
+    It is a float, or on a GPU a 0-d float64 array there, so that nothing waits for it.
 
     A norm that is NaN or infinite is returned and the gradients are left alone. ``max_norm`` may be infinite.
 
@@ -282,6 +345,8 @@ def clip_by_norm(grads: Params, max_norm: float) -> float:
     max_norm = checks.real(max_norm, "max_norm", "(0, inf]")
     for name, gradient in grads.items():
         _check_array(gradient, f"grads[{name!r}]", writeable=True)
+    if arrays.device_of(next(iter(grads.values()), None)) == "cuda":
+        return arrays.library("cuda").clip_by_norm(list(grads.values()), max_norm)
     with np.errstate(over="ignore", invalid="ignore"):
         norm = math.sqrt(sum(_square_sum(gradient) for gradient in grads.values()))
     if math.isfinite(norm) and norm > max_norm:
@@ -409,10 +474,13 @@ def _scalar(value: Any) -> Any:
 
 
 def _check_array(value: Any, name: str, writeable: bool = False) -> None:
-    if not isinstance(value, np.ndarray) or value.dtype not in checks.FLOATS:
-        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-        raise TypeError(f"{name}: expected a float32 or float64 array, got {kind}")
-    if writeable and not value.flags.writeable:
+    on_device = arrays.device_of(value) == "cuda"
+    known = on_device or isinstance(value, np.ndarray)
+    if not known or value.dtype not in checks.FLOATS:
+        raise TypeError(
+            f"{name}: expected a float32 or float64 array, got {value.dtype if known else type(value).__name__}"
+        )
+    if writeable and not on_device and not value.flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
 
 

@@ -26,16 +26,18 @@ class Dropout(Layer):
         self.params = {}
 
     def __call__(self, x: Any) -> np.ndarray:
-        return checks.array(x, "x", None, (...,))
+        return checks.array(x, "x", None, (...,), device=arrays.device_of(x))
 
     def vjp(self, x: Any, *, rng: Any = None) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, Params]]]:
-        x = checks.array(x, "x", None, (...,))
-        keep = arrays.kept(arrays.generator(rng), x.shape, self.p) if self.p else None
+        device = arrays.device_of(x)
+        library = arrays.library(device)
+        x = checks.array(x, "x", None, (...,), device=device)
+        keep = library.kept(library.generator(rng), x.shape, self.p) if self.p else None
 
         def masked(value: np.ndarray) -> np.ndarray:
-            return value if keep is None else arrays.drop(value, keep, self.p)
+            return value if keep is None else library.drop(value, keep, self.p)
 
         def pullback(dy: Any) -> tuple[np.ndarray, Params]:
-            return masked(checks.array(dy, "dy", x.dtype, x.shape)), {}
+            return masked(checks.array(dy, "dy", x.dtype, x.shape, device=device)), {}
 
         return masked(x), pullback

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import arrays, checks
-from .model import Layer, Params
+from .. import arrays, checks, dispatch
+from .model import Layer, Params, on_device
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Pullback = Callable[[np.ndarray], tuple[np.ndarray, Params]]
 
@@ -31,37 +35,41 @@ class Linear(Layer):
         bias: bool = True,
         *,
         dtype: Any = "float32",
+        device: str | None = None,
         seed: Any = None,
     ) -> None:
+        device = dispatch.check_device(device)
         self.in_features = checks.integer(in_features, "in_features")
         self.out_features = checks.integer(out_features, "out_features")
-        self.dtype = checks.dtype(dtype)
+        self.dtype = checks.dtype(dtype, device)
         rng = arrays.generator(seed, "seed")
         bound = self.in_features**-0.5
         shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
         if not bias:
             del shapes["bias"]
-        self.params = {name: rng.uniform(-bound, bound, shape).astype(self.dtype) for name, shape in shapes.items()}
+        params = {name: rng.uniform(-bound, bound, shape).astype(self.dtype) for name, shape in shapes.items()}
+        self.params = on_device(params, device)
 
     def __call__(self, x: Any) -> np.ndarray:
-        x = checks.array(x, "x", self.dtype, (..., self.in_features))
-        y = arrays.gemm(x.reshape(-1, self.in_features), self.params["weight"], transpose_b=True)
+        library = arrays.library(self.device)
+        x = library.contiguous(checks.array(x, "x", self.dtype, (..., self.in_features), device=self.device))
+        y = library.gemm(x.reshape(-1, self.in_features), self.params["weight"], transpose_b=True)
         if "bias" in self.params:
-            y += self.params["bias"]
+            library.add_bias(y, self.params["bias"])
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def vjp(self, x: Any, *, rng: Any = None) -> tuple[np.ndarray, Pullback]:
-        x = checks.array(x, "x", self.dtype, (..., self.in_features))
+        device, library = self.device, arrays.library(self.device)
+        x = library.contiguous(checks.array(x, "x", self.dtype, (..., self.in_features), device=device))
         y = self(x)
 
         def pullback(dy: Any) -> tuple[np.ndarray, Params]:
-            flat_dy = checks.array(dy, "dy", self.dtype, y.shape).reshape(-1, self.out_features)
-            flat_x = x.reshape(-1, self.in_features)
-            grads = {"weight": arrays.gemm(flat_dy, flat_x, transpose_a=True)}
+            upstream = library.contiguous(checks.array(dy, "dy", self.dtype, y.shape, device=device))
+            flat_dy, flat_x = upstream.reshape(-1, self.out_features), x.reshape(-1, self.in_features)
+            grads = {"weight": library.gemm(flat_dy, flat_x, transpose_a=True)}
             if "bias" in self.params:
-                ones = np.ones((1, len(flat_dy)), self.dtype)  # a product sums rows faster than sum(0)
-                grads["bias"] = arrays.gemm(ones, flat_dy)[0]
-            return arrays.gemm(flat_dy, self.params["weight"]).reshape(x.shape), grads
+                grads["bias"] = library.sum_rows(flat_dy)
+            return library.gemm(flat_dy, self.params["weight"]).reshape(x.shape), grads
 
         return y, pullback
 
@@ -94,39 +102,49 @@ class LastStepHead(Layer):
         batch_first: bool = False,
         *,
         dtype: Any = "float32",
+        device: str | None = None,
         seed: Any = None,
     ) -> None:
-        self.linear = Linear(in_features, out_features, bias, dtype=dtype, seed=seed)
+        self.linear = Linear(in_features, out_features, bias, dtype=dtype, device=device, seed=seed)
         self.batch_first = batch_first
         self.params = self.linear.params
 
+    def to(self: Self, device: str) -> Self:
+        self.params = self.linear.to(device).params
+        return self
+
     def __call__(self, x: Any, lengths: Any = None) -> np.ndarray:
         x, last = self._last(x, lengths)
-        return self.linear(x[last])
+        return self.linear(self._taken(x, last))
 
     def vjp(self, x: Any, lengths: Any = None, *, rng: Any = None) -> tuple[np.ndarray, Pullback]:
         x, last = self._last(x, lengths)
         shape = x.shape
-        y, linear_pullback = self.linear.vjp(x[last])
+        y, linear_pullback = self.linear.vjp(self._taken(x, last))
 
         def pullback(dy: Any) -> tuple[np.ndarray, Params]:
             dlast, grads = linear_pullback(dy)
-            dx = np.zeros(shape, dlast.dtype)
-            dx[last] = dlast
-            return dx, grads
+            rows = dlast.reshape(-1, shape[-1])
+            dx = arrays.library(self.device).placed(rows, last.reshape(-1), math.prod(shape[:-1]))
+            return dx.reshape(shape), grads
 
         return y, pullback
 
-    def _last(self, x: Any, lengths: Any) -> tuple[np.ndarray, tuple[Any, ...]]:
-        """``x`` checked, and the index of its last valid steps."""
+    def _taken(self, x: np.ndarray, last: np.ndarray) -> np.ndarray:
+        return arrays.library(self.device).take(x.reshape(-1, x.shape[-1]), last)
+
+    def _last(self, x: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray]:
+        """``x`` checked, and which of its rows, counted over all axes but the last, are the last valid steps."""
         outer = ("B", "T") if self.batch_first else ("T", "B")
         features = self.linear.in_features
-        x = checks.array(x, "x", self.linear.dtype, (*outer, features), ("T", features))
+        library = arrays.library(self.device)
+        shapes = (*outer, features), ("T", features)
+        x = library.contiguous(checks.array(x, "x", self.linear.dtype, *shapes, device=self.device))
         if x.ndim == 2:
             if lengths is not None:
                 raise ValueError(f"lengths: expected None for an unbatched x of shape {x.shape}, got {lengths!r}")
-            return x, (-1,)
+            return x, library.indices(np.array(len(x) - 1))
         steps, batch = x.shape[1::-1] if self.batch_first else x.shape[:2]
         times = np.full(batch, steps) if lengths is None else checks.lengths(lengths, batch, steps)
         rows = np.arange(batch)
-        return x, (rows, times - 1) if self.batch_first else (times - 1, rows)
+        return x, library.indices(rows * steps + times - 1 if self.batch_first else (times - 1) * batch + rows)

@@ -1,4 +1,7 @@
-"""Losses: ``loss, gradient = f(output, target)``, both for the mean, ready for the pullback of a model."""
+"""Losses: ``loss, gradient = f(output, target)``, both for the mean, ready for the pullback of a model.
+
+On a GPU the loss is a 0-d float64 array: ``float(loss)`` waits for it, and nothing else here does.
+"""
 
 from __future__ import annotations
 
@@ -24,37 +27,30 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int | None = None) ->
         ValueError: shapes that do not fit, empty logits, a target out of range, or no target that counts.
         TypeError: logits or targets of another kind.
     """
-    logits = checks.array(logits, "logits", None, (..., "V"))
-    targets = checks.integers(targets, "targets")
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"targets: expected shape {logits.shape[:-1]}, as logits but its last axis, got {targets.shape}"
-        )
+    device = arrays.device_of(logits)
+    library = arrays.library(device)
+    logits = library.contiguous(checks.array(logits, "logits", None, (..., "V"), device=device))
     classes = logits.shape[-1]
-    flat_logits, ids = logits.reshape(-1, classes), targets.reshape(-1)
-    counted = np.ones(ids.shape, bool)
-    if ignore_index is not None:
-        counted = ids != checks.integer(ignore_index, "ignore_index", -(2**63))
-        if not counted.any():
+    on_device = device == "cuda" and arrays.device_of(targets) == "cuda"
+    ids: Any = targets if on_device else checks.integers(targets, "targets")
+    if ids.shape != logits.shape[:-1]:
+        raise ValueError(f"targets: expected shape {logits.shape[:-1]}, as logits but its last axis, got {ids.shape}")
+    count = ids.size
+    if on_device:
+        if ignore_index is not None:
+            raise ValueError("ignore_index: expected None for targets on a GPU, which nobody here counts")
+        ids = checks.indices(ids, "targets", classes, "the number of classes", device)
+    else:
+        counted = np.ones(ids.shape, bool)
+        if ignore_index is not None:
+            counted = ids != checks.integer(ignore_index, "ignore_index", -(2**63))
+        count = np.count_nonzero(counted)
+        if not count:
             raise ValueError(f"targets: expected at least one that is not ignore_index={ignore_index}, got none")
-        ids = np.where(counted, ids, 0)
-    ids = checks.indices(ids, "targets", classes, "the number of classes")
-
-    rows = np.arange(len(ids))
-    scale = 1 / np.count_nonzero(counted)
-    dlogits = arrays.empty(flat_logits.shape, logits.dtype)  # also the scratch for every step on the way
-    with np.errstate(invalid="ignore", over="ignore"):  # of inf - inf the loss tells by being NaN
-        np.subtract(flat_logits, flat_logits.max(axis=1, keepdims=True), out=dlogits)
-        picked = dlogits[rows, ids]
-        np.exp(dlogits, out=dlogits)
-        total = arrays.gemm(dlogits, np.ones((classes, 1), logits.dtype))  # row sums, faster than sum(1)
-        losses = np.log(total[:, 0]) - picked
-        dlogits *= scale / total
-    dlogits[rows, ids] -= scale
-    if ignore_index is not None:
-        losses = losses[counted]
-        dlogits[~counted] = 0
-    return float(losses.mean(dtype=np.float64)), dlogits.reshape(logits.shape)
+        checks.indices(np.where(counted, ids, 0), "targets", classes, "the number of classes")
+        ids = library.indices(np.where(counted, ids, -1))
+    loss, dlogits = library.cross_entropy(logits.reshape(-1, classes), ids.reshape(-1), int(count))
+    return loss, dlogits.reshape(logits.shape)
 
 
 def mse(prediction: Any, target: Any) -> tuple[float, np.ndarray]:
@@ -71,9 +67,7 @@ def mse(prediction: Any, target: Any) -> tuple[float, np.ndarray]:
         ValueError: shapes that differ, or no elements.
         TypeError: dtypes that differ, or are not floating point.
     """
-    prediction = checks.array(prediction, "prediction", None, (...,))
-    target = checks.array(target, "target", prediction.dtype, prediction.shape)
-    difference = np.subtract(prediction, target, out=arrays.empty(prediction.shape, prediction.dtype))
-    loss = float(np.mean(difference * difference, dtype=np.float64))
-    difference *= 2 / difference.size
-    return loss, difference
+    device = arrays.device_of(prediction)
+    prediction = checks.array(prediction, "prediction", None, (...,), device=device)
+    target = checks.array(target, "target", prediction.dtype, prediction.shape, device=device)
+    return arrays.library(device).mse(prediction, target)

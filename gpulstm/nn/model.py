@@ -7,13 +7,21 @@ gradient needs inside the closure ``vjp``, so calls are re-entrant and a layer m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import arrays, checks
+from .. import arrays, checks, dispatch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Params = dict[str, np.ndarray]
+
+
+def on_device(params: Params, device: str) -> Params:
+    """``params``, NumPy arrays, as arrays on ``device``."""
+    return {name: arrays.library(device).from_host(value) for name, value in params.items()}
 
 
 class Layer:
@@ -29,6 +37,26 @@ class Layer:
     def vjp(self, x: Any, *, rng: Any = None) -> tuple[Any, Callable[..., Any]]:
         """``y, pullback``; ``pullback(dy)`` gives ``dx, grads`` with the keys of ``params``."""
         raise NotImplementedError
+
+    @property
+    def device(self) -> str:
+        """Where the parameters live: ``"cpu"`` or ``"cuda"``."""
+        return arrays.device_of(next(iter(self.params.values()), None))
+
+    def to(self: Self, device: str) -> Self:
+        """This layer, once its parameters live on ``device``.
+
+        Raises:
+            ValueError: no such device, or one that does not compute in the dtype of the parameters.
+            BackendUnavailable: no backend for it runs here; the message says why.
+        """
+        device = dispatch.check_device(device)
+        if self.params and device != self.device:
+            for value in self.params.values():
+                checks.dtype(value.dtype, device)
+            host = {name: arrays.on_host(value, name) for name, value in self.params.items()}
+            self.params = on_device(host, device)
+        return self
 
     def state_dict(self) -> Params:
         """A copy of every parameter, under torch's names."""
@@ -103,7 +131,18 @@ class Sequential(Recurrent):
         self.layers = layers
         self.recurrent = [i for i, layer in enumerate(layers) if isinstance(layer, Recurrent)]
         self.takes_lengths = any(layer.takes_lengths for layer in layers)
-        self.params = {f"{i}.{name}": value for i, layer in enumerate(layers) for name, value in layer.params.items()}
+        self._gather()
+
+    def _gather(self) -> None:
+        self.params = {
+            f"{i}.{name}": value for i, layer in enumerate(self.layers) for name, value in layer.params.items()
+        }
+
+    def to(self: Self, device: str) -> Self:
+        for layer in self.layers:
+            layer.to(device)
+        self._gather()
+        return self
 
     def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Any, tuple[Any, ...]]:
         final = []
@@ -117,7 +156,7 @@ class Sequential(Recurrent):
     def vjp(
         self, x: Any, state: Any = None, lengths: Any = None, rng: Any = None
     ) -> tuple[tuple[Any, tuple[Any, ...]], Callable[..., tuple[Any, tuple[Any, ...], Params]]]:
-        rng = arrays.generator(rng)
+        rng = arrays.library(self.device).generator(rng)
         final, pullbacks = [], []
         for layer, options in zip(self.layers, self._options(state, lengths), strict=True):
             x, layer_pullback = layer.vjp(x, rng=rng, **options)

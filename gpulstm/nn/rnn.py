@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, cells, checks, dispatch, ops
-from .model import Recurrent
+from .model import Recurrent, on_device
 
 INITS = ("uniform", "recommended")
 
@@ -71,13 +71,12 @@ class RNNBase(Recurrent):
             bidirectional,
             proj_size,
         )
-        self.device = dispatch.check_device(device)
+        device = dispatch.check_device(device)
         if init not in INITS:
             raise ValueError(f"init: expected one of {', '.join(INITS)}, got {init!r}")
         draw = _uniform if init == "uniform" else _recommended
-        params = draw(self.config, arrays.generator(seed, "seed"), checks.dtype(dtype, self.device))
-        library = arrays.library(self.device)
-        self.params = {name: library.from_host(value) for name, value in params.items()}
+        params = draw(self.config, arrays.generator(seed, "seed"), checks.dtype(dtype, device))
+        self.params = on_device(params, device)
 
     def __call__(
         self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
@@ -114,21 +113,6 @@ class RNNBase(Recurrent):
             return dx, _alone(initial), grads
 
         return (y, _alone(final)), pullback
-
-    def to(self, device: str) -> RNNBase:
-        """This layer, once its parameters live on ``device``.
-
-        Raises:
-            ValueError: no such device, or one that does not compute in the dtype of the parameters.
-            BackendUnavailable: no backend for it runs here; the message says why.
-        """
-        device = dispatch.check_device(device)
-        if device != self.device:
-            checks.dtype(next(iter(self.params.values())).dtype, device)
-            here, there = arrays.library(self.device), arrays.library(device)
-            self.params = {name: there.from_host(here.to_host(value)) for name, value in self.params.items()}
-            self.device = device
-        return self
 
     def explain(self, x: Any, *, backend: str | None = None) -> str:
         """See :func:`gpulstm.explain`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, checks, nn, optim
+from .. import arrays, checks, dispatch, nn, optim
 from ..data.lanes import Lanes
 from ..data.text import SEPARATOR, VOCABULARY, Corpus, character_starts
 from ..nn.rnn import INITS
@@ -116,8 +116,8 @@ class Settings:
         return optim.Plateau(self.lr) if self.schedule == "plateau" else optim.Constant(self.lr)
 
 
-def build(config: Mapping[str, Any]) -> nn.Sequential:
-    """The model that ``config`` describes: ids (T, B) to logits (T, B, 256)."""
+def build(config: Mapping[str, Any], device: str = "cpu") -> nn.Sequential:
+    """The model that ``config`` describes, on ``device``: ids (T, B) to logits (T, B, 256)."""
     rng = np.random.default_rng(config["seed"])
     embed, hidden, layers, dropout = (config[name] for name in ("embed", "hidden", "layers", "dropout"))
     return nn.Sequential(
@@ -125,7 +125,7 @@ def build(config: Mapping[str, Any]) -> nn.Sequential:
         nn.LSTM(embed, hidden, layers, dropout=dropout, init=config["init"], seed=rng),
         nn.Dropout(dropout),
         nn.EveryStepHead(hidden, VOCABULARY, seed=rng),
-    )
+    ).to(device)
 
 
 class TextTask:
@@ -140,7 +140,7 @@ class TextTask:
             "data": corpus.digest,
         }
         self.batches = Lanes(corpus.train, settings.batch, settings.seq_len, seed=settings.seed, separator=SEPARATOR)
-        self.model = build(self.config)
+        self.model = build(self.config, dispatch.choose_device(settings.device))
         self._corpus = corpus
         self._validate_bytes = settings.validate_bytes
 
@@ -186,7 +186,7 @@ def evaluate(
         targets = np.where(counted, stream[following].astype(np.int64), -1)
         loss, _ = nn.cross_entropy(logits, targets, ignore_index=-1)
         count = int(np.count_nonzero(counted))
-        nats, tokens = nats + loss * count, tokens + count
+        nats, tokens = nats + float(loss) * count, tokens + count
         characters += int(np.count_nonzero(is_start[following]))
     return {"loss": nats / tokens, "bits_per_char": nats / math.log(2) / max(1, characters)}
 
@@ -216,7 +216,8 @@ def sample(
     logits, state = model(ids[:, None])
     written = bytearray()
     while len(written) < length:
-        written.append(_draw(logits[-1, 0].astype(np.float64), temperature, top_k, rng))
+        last = arrays.on_host(logits[-1:, 0], "logits")[0]
+        written.append(_draw(last.astype(np.float64), temperature, top_k, rng))
         logits, state = model(np.array([[written[-1]]], np.uint8), state)
     return bytes(written).replace(SEPARATOR, b"\n").decode("utf-8", errors="replace")
 

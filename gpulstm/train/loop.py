@@ -19,10 +19,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import checks, optim
+from .. import arrays, checks, optim
 from ..data.lanes import Batch
 from . import checkpoint
 from .progress import Progress, Writer, writers
+from .step import Step
 
 
 class TrainingDiverged(ArithmeticError):
@@ -86,7 +87,8 @@ class Trainer:
     (None writes nothing). save_every, validate_every: in steps, 0 for never (with ``out`` the first and the
     last state are saved in any case). keep: how many checkpoints stay. patience: validations without a better
     loss after which training stops; the best checkpoint then stays too. metrics: formats, see
-    :func:`gpulstm.train.progress.writers`. settings: JSON that the checkpoint carries for the caller.
+    :func:`gpulstm.train.progress.writers`. settings: JSON that the checkpoint carries for the caller. graph:
+    whether steps on a GPU are captured in a CUDA graph (see :class:`gpulstm.train.step.Step`).
 
     Raises:
         ValueError: an argument out of its range.
@@ -108,6 +110,7 @@ class Trainer:
         metrics: Sequence[str] = ("jsonl",),
         settings: Mapping[str, Any] | None = None,
         shown: bool = True,
+        graph: bool = True,
     ) -> None:
         self.save_every = checks.integer(save_every, "save_every", 0)
         self.validate_every = checks.integer(validate_every, "validate_every", 0)
@@ -121,6 +124,8 @@ class Trainer:
         self.out = None if out is None else Path(out)
         self.metrics, self.settings, self.shown = metrics, dict(settings or {}), shown
         self.rng = np.random.default_rng(seed)
+        self._graph = graph
+        self._update = Step(task.model, task.loss, optimizer, self.clip, graph)
         self.step = 0
         self.state: Any = None  # of the recurrent layers, carried from window to window
         self.loss = math.nan
@@ -222,12 +227,13 @@ class Trainer:
         """
         if self.out is None:
             raise ValueError("out: None; expected a directory to save to")
-        for name, value in self.task.model.params.items():
+        params = {name: arrays.on_host(value, name) for name, value in self.task.model.params.items()}
+        for name, value in params.items():
             if not np.isfinite(value).all():
                 raise TrainingDiverged(self._diverged(f"parameter {name!r} is not finite"))
-        arrays = {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
-        arrays |= {f"schedule.{name}": value for name, value in self.schedule.state_dict().items()}
-        arrays |= _flatten(self.state, "state")
+        training = {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
+        training |= {f"schedule.{name}": value for name, value in self.schedule.state_dict().items()}
+        training |= _flatten(self.state, "state")
         record = {
             "config": dict(self.task.config),
             "settings": self.settings,
@@ -240,9 +246,7 @@ class Trainer:
             "validation": self.validation,
         }
         best = [] if self.patience is None or self._best is None else [self._best_step]
-        path = checkpoint.save(
-            self.out, self.step, self.task.model.params, arrays, record, keep=self.keep, protect=best
-        )
+        path = checkpoint.save(self.out, self.step, params, training, record, keep=self.keep, protect=best)
         self._saved = self.step
         return path
 
@@ -272,7 +276,8 @@ class Trainer:
             except (ValueError, TypeError) as error:
                 raise checkpoint.CheckpointError(f"{file}: does not fit this run: {error}") from error
         self.rng.bit_generator.state = record["rng"]
-        self.state = _nest(saved.training, "state")
+        self._update = Step(self.task.model, self.task.loss, self.optimizer, self.clip, self._graph)
+        self.state = self._loaded(_nest(saved.training, "state"))
         self.step = self._saved = saved.step
         self.loss = math.nan if record["loss"] is None else record["loss"]
         self.validation = record["validation"]
@@ -281,24 +286,28 @@ class Trainer:
         self._elapsed = record["elapsed"]
         self._timed_tokens, self._timed_seconds = record["timed"]
 
+    def _loaded(self, state: Any) -> Any:
+        """A state read from a file, where the model is."""
+        if state is None:
+            return None
+        if isinstance(state, tuple):
+            return tuple(self._loaded(part) for part in state)
+        return arrays.library(self.task.model.device).from_host(state)
+
     def _advance(self, progress: float, warm: bool) -> dict[str, float]:
         """One update; what it was like."""
         started = time.perf_counter()
         self.optimizer.lr = self.schedule(progress)
         batch = self.task.batches.next()
         state = None if batch.fresh else self.state
-        model = self.task.model
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below, with a message that helps
-            (output, state), pullback = model.vjp(batch.inputs, state, lengths=batch.lengths, rng=self.rng)
-            loss, doutput = self.task.loss(output, batch.targets)
-            if not math.isfinite(loss):
-                raise TrainingDiverged(self._diverged(f"the loss is {loss}"))
-            _, _, grads = pullback(doutput)
-            norm = optim.clip_by_norm(grads, self.clip)
-            if not math.isfinite(norm):
-                raise TrainingDiverged(self._diverged(f"the norm of the gradient is {norm}, the loss {loss:.4g}"))
-            self.optimizer.step(model.params, grads)
-        self.state, self.loss = state, float(loss)
+            outcome = self._update(batch, state, self.rng)
+        loss, norm = float(outcome.loss), float(outcome.norm)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(self._diverged(f"the loss is {loss}"))
+        if not math.isfinite(norm):
+            raise TrainingDiverged(self._diverged(f"the norm of the gradient is {norm}, the loss {loss:.4g}"))
+        self.state, self.loss = outcome.state, loss
         self.step += 1
         seconds = time.perf_counter() - started
         if warm:
@@ -398,16 +407,16 @@ class _Interrupt:
         self.seen = True
 
 
-def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+def _part(saved: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
 
 
 def _flatten(state: Any, name: str) -> dict[str, np.ndarray]:
     """Nested tuples of arrays as a flat dict: "state.0.1" is ``state[0][1]``."""
     if state is None:
         return {}
-    if isinstance(state, np.ndarray):
-        return {name: state}
+    if not isinstance(state, tuple):
+        return {name: arrays.on_host(state, name)}
     flat: dict[str, np.ndarray] = {}
     for index, part in enumerate(state):
         flat |= _flatten(part, f"{name}.{index}")

@@ -269,4 +269,4 @@ class EmulatedRuntime(Runtime):
 
 
 def _poison(memory: np.ndarray) -> None:
-    memory.view(np.uint8).fill(0xFF) if memory.ndim else memory.fill(np.nan)
+    memory.reshape(-1).view(np.uint8).fill(0xFF)  # NaN in any floating-point type

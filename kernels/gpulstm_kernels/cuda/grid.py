@@ -45,7 +45,7 @@ def _division(problem: Problem, backward: bool) -> tuple[int, int]:
 
 
 def _most(device: Device, problem: Problem, backward: bool) -> int:
-    """The largest share of the weights that leaves registers enough, by ptxas 13.0; the compile tests hold it to that."""
+    """The largest share of the weights that leaves registers enough, by ptxas 13.0; compile tests hold it to that."""
     exact = problem.dtype == np.float32 and not problem.tf32
     return 7 if (device.capability >= 100 if backward else exact) else 8
 

@@ -136,9 +136,7 @@ def layer_backward(
         runtime.gemm(dgates, flat, grad["weight_ih"], transpose_a=True, tf32=problem.tf32)
         runtime.gemm(dgates, before, grad["weight_hh"], transpose_a=True, tf32=problem.tf32)
         if "bias_ih" in w:
-            kernel = Kernel("layer", f"sum_rows<{type_name(dtype)}>", None)
-            grid, block = (-(-rows // _COLUMNS), 1, 1), (_COLUMNS, _ROWS, 1)
-            runtime.launch(kernel, grid, block, (dgates, grad["bias_ih"], count, rows))
+            sum_rows(runtime, dgates, grad["bias_ih"])
             runtime.copy(grad["bias_hh"], grad["bias_ih"])
         if problem.projected:
             dprojected = buffers.dprojected[d].reshape(count, outputs)
@@ -151,6 +149,13 @@ def layer_backward(
     ):
         _convert(runtime, dtype, value, initial)
     return dx.reshape(x.shape), tuple(initials), grads
+
+
+def sum_rows(runtime: Runtime, values: Any, sums: Any) -> None:
+    """``sums`` (N,) = the sum of the rows of ``values`` (M, N), in one order always."""
+    rows, columns = values.shape
+    kernel = Kernel("layer", f"sum_rows<{type_name(values.dtype)}>", None)
+    runtime.launch(kernel, (-(-columns // _COLUMNS), 1, 1), (_COLUMNS, _ROWS, 1), (values, sums, rows, columns))
 
 
 def describe(

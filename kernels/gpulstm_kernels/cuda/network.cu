@@ -1,0 +1,131 @@
+// What a model has beside its recurrent layers: rows of an embedding, a bias, losses, the norm of the gradient. Sums run
+// in one order whatever the schedule of threads, so that a training step gives the same bits on every run.
+// 256 threads a block.
+#include "numeric.cuh"
+
+constexpr int THREADS = 256;
+
+__device__ inline long long thread_index() { return static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+// The sum of all threads' values, in their order by halves; every thread calls it, the first has the sum.
+__device__ inline double block_sum(double value) {
+    SHARED_ARRAY(double, partial, THREADS);
+    partial[threadIdx.x] = value;
+    for (int half = THREADS / 2; half; half /= 2) {
+        block_barrier();
+        if (static_cast<int>(threadIdx.x) < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+    }
+    return partial[0];
+}
+
+// to[n, :] = rows[ids[n], :]; an id outside 0..size-1 gives NaN, since telling the host would mean waiting. A thread an
+// element.
+template <class T>
+__global__ void take_rows(const T* rows, const int* ids, T* to, int count, int size, int features) {
+    const long long i = thread_index();
+    if (i >= static_cast<long long>(count) * features) return;
+    const int id = ids[i / features];
+    to[i] = id >= 0 && id < size ? rows[static_cast<long long>(id) * features + i % features]
+                                 : narrow<T>(accumulate_t<T>(not_a_number()));
+}
+
+// rows[ids[n], :] = from[n, :], each id once at most. A thread an element.
+template <class T>
+__global__ void place_rows(const T* from, const int* ids, T* rows, int count, int features) {
+    const long long i = thread_index();
+    if (i < static_cast<long long>(count) * features)
+        rows[static_cast<long long>(ids[i / features]) * features + i % features] = from[i];
+}
+
+// sums[r, :] = Σ over n with ids[n] == r of values[n, :], in the order of n. A block a row, a thread a feature: each looks
+// at all ids, which stay in cache, and at its own values only.
+template <class T>
+__global__ void __launch_bounds__(THREADS) sum_by_id(const T* values, const int* ids, T* sums, int count, int features) {
+    const int row = blockIdx.x;
+    for (int feature = threadIdx.x; feature < features; feature += blockDim.x) {
+        accumulate_t<T> sum = 0;
+        for (int n = 0; n < count; ++n)
+            if (ids[n] == row) sum += widen(values[static_cast<long long>(n) * features + feature]);
+        sums[static_cast<long long>(row) * features + feature] = narrow<T>(sum);
+    }
+}
+
+// y[n, :] += bias. A thread an element.
+template <class T>
+__global__ void add_bias(T* y, const T* bias, int count, int features) {
+    const long long i = thread_index();
+    if (i < static_cast<long long>(count) * features) y[i] = narrow<T>(widen(y[i]) + widen(bias[i % features]));
+}
+
+// Softmax and cross-entropy of rows: losses[n] = log Σ exp(logits[n, :]) - logits[n, target], and the gradient of their
+// mean over `counted` rows. A target of -1 does not count: no loss, no gradient; one outside 0..classes-1 gives NaN. A
+// warp a row.
+template <class T>
+__global__ void __launch_bounds__(THREADS)
+    cross_entropy(const T* logits, const int* targets, T* dlogits, accumulate_t<T>* losses, int counted,
+                  int count, int classes) {
+    using A = accumulate_t<T>;
+    const int row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (row >= count) return;  // a whole warp
+    const T* const from = logits + static_cast<long long>(row) * classes;
+    T* const to = dlogits + static_cast<long long>(row) * classes;
+    const int target = targets[row];
+    A most = -A(infinity()), sum = 0;
+    for (int c = lane; c < classes; c += WARP) most = widen(from[c]) > most ? widen(from[c]) : most;
+    for (int mask = WARP / 2; mask; mask /= 2) {
+        const A other = shuffle_xor(most, mask);
+        most = other > most ? other : most;
+    }
+    for (int c = lane; c < classes; c += WARP) sum += exponential(widen(from[c]) - most);
+    for (int mask = WARP / 2; mask; mask /= 2) sum += shuffle_xor(sum, mask);
+    const bool counts = target != -1, known = target >= 0 && target < classes;
+    for (int c = lane; c < classes; c += WARP) {
+        const A gradient = exponential(widen(from[c]) - most) / sum - (c == target ? A(1) : A(0));
+        to[c] = narrow<T>(!counts ? A(0) : known ? gradient / A(counted) : A(not_a_number()));
+    }
+    if (lane == 0) losses[row] = !counts ? A(0) : known ? logarithm(sum) - (widen(from[target]) - most) : A(not_a_number());
+}
+
+// difference = a - b. A thread an element.
+template <class T>
+__global__ void subtract(const T* a, const T* b, T* difference, int count) {
+    const long long i = thread_index();
+    if (i < count) difference[i] = narrow<T>(widen(a[i]) - widen(b[i]));
+}
+
+// values *= 2 / count: from the difference to the gradient of the mean of its square. A thread an element.
+template <class T>
+__global__ void mse_gradient(T* values, int count) {
+    using A = accumulate_t<T>;
+    const long long i = thread_index();
+    if (i < count) values[i] = narrow<T>(widen(values[i]) * (A(2) / A(count)));
+}
+
+// partial[first + block] = Σ of the block's share of values, or of their squares, in double: float would overflow.
+template <class T, bool SQUARES>
+__global__ void __launch_bounds__(THREADS) partial_sums(const T* values, double* partial, int first, int count) {
+    double sum = 0;
+    for (long long i = thread_index(); i < count; i += static_cast<long long>(gridDim.x) * blockDim.x) {
+        const double value = widen(values[i]);
+        sum += SQUARES ? value * value : value;
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) partial[first + blockIdx.x] = sum;
+}
+
+// result = Σ partial / over, or with ROOT the square root of that. One block.
+template <bool ROOT>
+__global__ void __launch_bounds__(THREADS) total(const double* partial, double* result, int over, int count) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *result = ROOT ? sqrt(sum / over) : sum / over;
+}
+
+// values *= most / norm where the norm is finite and above `most`. A thread an element.
+template <class T>
+__global__ void clip(T* values, const double* norm, float most, int count) {
+    const long long i = thread_index();
+    if (i < count && *norm > most && *norm < infinity())
+        values[i] = narrow<T>(static_cast<accumulate_t<T>>(widen(values[i]) * (most / *norm)));
+}
