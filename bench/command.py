@@ -1,4 +1,4 @@
-"""Command line: ``python -m bench run cpu`` and ``python -m bench report RECORD.json``."""
+"""Command line: ``python -m bench run cpu``, ``run gpu`` and ``report RECORD.json``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from . import machine
+from .gpu import command as on_gpu
 from .plot import plot
 from .pool import ROOT, ProviderError
 from .registry import CPU_GRID, CPU_PROVIDERS, SUBJECT, parse_case, select
@@ -64,13 +65,26 @@ def cpu(
     finish(record, path)
 
 
+@run.command(
+    help="The grid on a GPU; options: python -m bench run gpu --help.",
+    context_settings={"ignore_unknown_options": True},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def gpu(arguments: tuple[str, ...]) -> None:
+    sys.exit(on_gpu.main(arguments))
+
+
 @main.command("report", help="Print the table of a record, and draw it again.")
 @click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def report_command(record: Path) -> None:
     try:
-        finish(load(record), record)
+        found = load(record)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+    if found["kind"] == "gpu":
+        sys.exit(on_gpu.finish(found, record))
+    finish(found, record)
 
 
 def finish(record: Record, path: Path) -> None:
@@ -87,7 +101,3 @@ def finish(record: Record, path: Path) -> None:
 
 def say(line: str) -> None:
     click.echo(line, err=True)
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m bench")

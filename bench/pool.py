@@ -26,16 +26,14 @@ class ProviderError(Exception):
     """A provider could not do what it was asked; the message says why."""
 
 
-class Worker:
-    """A provider's process. A request is sent at once; :meth:`receive` waits for its answer."""
+class Process:
+    """A child that answers :mod:`bench.worker`'s requests: they are sent at once, :meth:`receive` waits for answers."""
 
-    def __init__(self, provider: Provider, threads: int, scratch: Path) -> None:
-        self.provider = provider
-        self._results = scratch / f"{provider.name}.npz"
-        self._errors = scratch / f"{provider.name}.stderr"
+    def __init__(self, name: str, command: list[str], threads: int, scratch: Path) -> None:
+        self._errors = scratch / f"{name}.stderr"
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.worker", provider.module, str(threads)],
+                [sys.executable, "-m", *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -48,14 +46,14 @@ class Worker:
         with suppress(BrokenPipeError):  # it died: receive() says why
             print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
 
-    def receive(self) -> dict[str, Any]:
-        """The answer to the oldest open request.
+    def receive(self, patience: float | None = None) -> dict[str, Any]:
+        """The answer to the oldest open request, after ``patience`` seconds at most (PATIENCE).
 
         Raises:
             ProviderError: the answer is an error, or the process ended or gave none in time.
         """
         assert self._process.stdout
-        watchdog = threading.Timer(PATIENCE, self._process.kill)
+        watchdog = threading.Timer(patience or PATIENCE, self._process.kill)
         watchdog.start()
         try:
             line = self._process.stdout.readline()
@@ -68,6 +66,23 @@ class Worker:
         if "error" in answer:
             raise ProviderError(answer["error"])
         return answer
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class Worker(Process):
+    """A provider's process."""
+
+    def __init__(self, provider: Provider, threads: int, scratch: Path) -> None:
+        super().__init__(provider.name, ["bench.worker", provider.module, str(threads)], threads, scratch)
+        self.provider = provider
+        self._results = scratch / f"{provider.name}.npz"
 
     def send_prepare(self, case: Case, mode: str) -> None:
         self.send("prepare", case=asdict(case), mode=mode, path=str(self._results))
@@ -88,10 +103,6 @@ class Worker:
     def time(self, target: float) -> Turn:
         self.send("time", target=target)
         return Turn(**self.receive())
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 MODES = ("inference", "training")
 SUBJECT = "gpulstm"  # the provider that the others are compared with
@@ -112,7 +114,10 @@ def parse_case(text: str) -> Case:
     return Case(batch, steps, hidden)
 
 
-def select(names: str | None, providers: dict[str, Provider]) -> list[Provider]:
+AnyProvider = TypeVar("AnyProvider", bound=Provider)
+
+
+def select(names: str | None, providers: Mapping[str, AnyProvider]) -> list[AnyProvider]:
     """The providers of a comma-separated list, all for None, in the registry's order.
 
     Raises:

@@ -49,9 +49,14 @@ class Session:
 
 def main() -> None:
     module, threads = sys.argv[1], int(sys.argv[2])
+    limit_cores(threads)
+    serve(lambda: Session(module, threads))
+
+
+def serve(start: Callable[[], Any]) -> None:
+    """Answer requests with the methods of what ``start`` makes; first an empty answer, once it is made."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes to stderr, not between the replies
-    limit_cores(threads)
 
     def reply(answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=replies, flush=True)
@@ -63,7 +68,7 @@ def main() -> None:
             return {"error": f"{type(error).__name__}: {error}"}
 
     try:
-        session = Session(module, threads)
+        session = start()
     except Exception as error:
         reply({"error": f"{type(error).__name__}: {error}"})
         return

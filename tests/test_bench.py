@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench import machine, peak, pool, run
-from bench.__main__ import main
+from bench.command import main
 from bench.plot import plot
 from bench.problem import Problem
 from bench.registry import CPU_GRID, CPU_PROVIDERS, MODES, Case, Provider, parse_case, select

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,9 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Any]:
         return
     from emulator.runtime import EmulatedRuntime
 
-    with runtimes.use(EmulatedRuntime()) as chosen:
+    # how tests/emulator/test_sanitizers.py runs these tests again
+    sanitizer, seed = os.environ.get("EMULATOR_SANITIZER", ""), int(os.environ.get("EMULATOR_SEED", "0"))
+    with runtimes.use(EmulatedRuntime(seed=seed, sanitizer=sanitizer)) as chosen:
         dispatch._why_not.cache_clear()
         yield chosen
     dispatch._why_not.cache_clear()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from gpulstm_kernels.cuda import blas
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
 
 TYPES = {0: np.float32, 1: np.float64, 2: np.float16, 14: ml_dtypes.bfloat16}
 COMPUTE = {68: "fp32", 70: "fp64", 77: "tf32"}
@@ -179,6 +180,8 @@ def test_an_axis_of_one_may_have_any_stride() -> None:
     out = np.empty((1, 1), np.float32)
     multiply(row, column, out)
     np.testing.assert_array_equal(out, row @ column)
+    multiply(row, np.lib.stride_tricks.as_strided(column, (4, 1), (16, 7)), out)
+    np.testing.assert_array_equal(out, row @ column)
     multiply(one, column[None], out[None])
     np.testing.assert_array_equal(out, row @ column)
 
@@ -207,6 +210,8 @@ def test_what_cannot_be_multiplied() -> None:
     for view in (b.T.copy().T, b[::-1], np.broadcast_to(b[:1], (4, 5))):
         with pytest.raises(ValueError, match="b: expected two or three axes, the last contiguous"):
             multiply(a, view, out)
+    with pytest.raises(ValueError, match="a: expected two or three axes"):
+        multiply(np.ones((2, 3, 4), np.float32)[::-1], np.ones((2, 4, 5), np.float32), np.ones((2, 3, 5), np.float32))
     packed = np.zeros(4, [("x", np.float32, 5), ("odd", np.uint16)])
     with pytest.raises(ValueError, match="b: expected"):
         multiply(a, packed["x"], out)
@@ -234,6 +239,12 @@ def test_a_failure_is_named_and_leaves_nothing_set() -> None:
     library.status = 99
     with pytest.raises(blas.CublasError, match="cublasSetStream_v2: 99"):
         handle.use(1, 4096, 64)
+    library.status = 0
+    handle.use(1, 4096, 64)
+    assert library.calls[-2:] == ["stream 1", "workspace 4096 64"]
+    library.status = 99
+    with pytest.raises(blas.CublasError):
+        handle.use(2, 8192, 64)
     library.status = 0
     handle.use(1, 4096, 64)
     assert library.calls[-2:] == ["stream 1", "workspace 4096 64"]

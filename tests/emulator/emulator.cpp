@@ -1,10 +1,10 @@
 // The machine behind emulator.h: fibers, their turns, barriers, and reports of what a GPU would leave undefined.
 //
 // One fiber a CUDA thread, all on one OS thread. A fiber runs until it must wait; then the others of its round get
-// their turns, in an order drawn from the seed (0: in order of thread index). Blocks run one at a time, blocks of a
-// cluster together, blocks of a cooperative launch all together. Shared memory starts as NaN, and so does the target
-// of a copy_async until the wait that ends it. This file is compiled without sanitizers' checks, since it copies what
-// kernels own; it tells them of its fibers and of the order that barriers make.
+// their turns, in an order drawn from the seed (0: in order of thread index). Blocks run one at a time, in an order
+// drawn as well; blocks of a cluster together, those of a cooperative launch all together. Shared memory starts as NaN,
+// and so does the target of a copy_async until the wait that ends it. This file is compiled without sanitizers' checks,
+// since it copies what kernels own; it tells them of its fibers and of the order that barriers make.
 //
 // Reported: a barrier that some threads never reach (exited, or waiting elsewhere), lanes of a warp that disagree,
 // blocks that wait for blocks which are not resident.
@@ -13,6 +13,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <random>
 #include <string>
 #include <vector>
@@ -36,8 +37,14 @@
 using namespace emulator;
 
 namespace {
+#ifdef EMULATOR_TSAN
+constexpr std::size_t STACK = 64 * 1024;
+#else
 constexpr std::size_t STACK = 256 * 1024;
+#endif
 constexpr int LANES = 32;
+constexpr std::size_t MESSAGE = 560;
+constexpr std::size_t SHARED_ARRAYS = 15, ARENA = 64 * 1024;  // static shared arrays of a kernel, and all their bytes
 
 struct Block;
 struct Warp;
@@ -50,10 +57,18 @@ using Context = void*;  // the stack pointer; registers are on the stack
 using Context = ucontext_t;
 #endif
 
+// What a thread runs on; made once, and used again by later ones.
+struct Fiber {
+    char* stack = nullptr;
+#ifdef EMULATOR_TSAN
+    void* identity = nullptr;  // for ThreadSanitizer
+    unsigned long launch = 0;  // that it last belonged to
+#endif
+};
 struct Thread {
     Place place;
     Context context;
-    char* stack = nullptr;
+    Fiber fiber;
     Block* block = nullptr;
     Warp* warp = nullptr;
     State state = State::ready;
@@ -63,9 +78,6 @@ struct Thread {
     std::vector<int> groups;   // of how many copies, the oldest first
     int open = 0;              // copies in no group yet
     std::vector<Copy> landed;
-#ifdef EMULATOR_TSAN
-    void* fiber = nullptr;
-#endif
 #ifdef EMULATOR_ASAN
     void* fake_stack = nullptr;
 #endif
@@ -88,7 +100,9 @@ struct Block {
     std::vector<Warp> warps;
     Barrier barriers[16];
     void* dynamic_memory = nullptr;
-    std::vector<void*> static_memory;  // by the launch's number of a shared array
+    void* static_memory[SHARED_ARRAYS] = {};  // by the launch's number of a shared array
+    char* arena = nullptr;                    // ThreadSanitizer takes malloc for a write of the thread that calls it
+    std::size_t used = 0;
     struct Cluster* cluster = nullptr;
     unsigned rank = 0;
 };
@@ -97,6 +111,11 @@ struct Cluster {
     unsigned arrived = 0, turn = 0;
     std::size_t threads = 0;
     char token[2];
+};
+// Blocks that are resident together.
+struct Wave {
+    std::vector<Block> blocks;
+    std::vector<Cluster> clusters;
 };
 struct SharedArray {
     const void* key;
@@ -107,7 +126,7 @@ void (*entry)(void**);
 void** arguments;
 std::string message;
 std::vector<Thread*> ready;
-std::vector<char*> stacks;
+std::deque<Fiber> fibers;  // that nobody runs on
 std::vector<SharedArray> shared_arrays;
 std::size_t dynamic_bytes, alive;
 unsigned long progress;  // counts what could let a waiting block go on
@@ -116,6 +135,9 @@ Context scheduler;
 char begin_token, end_token;
 #ifdef EMULATOR_TSAN
 void* scheduler_fiber;
+unsigned long launch;        // number of the launch under way
+std::size_t identities = 0;  // made so far
+constexpr std::size_t IDENTITIES = 1500;  // at a megabyte each; more only if they run at a time, up to 8128
 #endif
 #ifdef EMULATOR_ASAN
 void* scheduler_fake_stack;
@@ -192,7 +214,7 @@ void to_scheduler(bool last = false) {
 
 // Ends the launch with a report; the fibers are left where they are.
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...) {
-    char text[400];
+    char text[MESSAGE - 160];
     va_list values;
     va_start(values, format);
     std::vsnprintf(text, sizeof text, format, values);
@@ -202,7 +224,7 @@ void to_scheduler(bool last = false) {
         char where[160];
         std::snprintf(where, sizeof where, " (block %u,%u,%u thread %u,%u,%u)", at.block.x, at.block.y, at.block.z,
                       at.thread.x, at.thread.y, at.thread.z);
-        message = std::string(text) + where;
+        message.append(text).append(where);
     }
     to_scheduler();
     std::abort();
@@ -222,44 +244,79 @@ void first_function() {
     std::abort();
 }
 
+bool fiber_is_at_hand() {
+    if (fibers.empty()) return false;
+#ifdef EMULATOR_TSAN
+    // What one identity does is in order for ThreadSanitizer. Were it to stand for threads of two blocks of a launch,
+    // races between these would go unseen; so each has its own, as long as there are any.
+    return fibers.front().launch != launch || identities >= IDENTITIES;
+#else
+    return true;
+#endif
+}
+
+// Gives `thread` a stack; false if there is no memory for one.
+bool start(Thread& thread) {
+    Fiber& fiber = thread.fiber;
+    if (fiber_is_at_hand()) {
+        fiber = fibers.front();
+        fibers.pop_front();
+    } else {
+        void* const memory =
+            mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED) return false;
+        fiber.stack = static_cast<char*>(memory);
+#ifdef EMULATOR_TSAN
+        fiber.identity = __tsan_create_fiber(0);
+        ++identities;
+#endif
+    }
+#ifdef EMULATOR_TSAN
+    fiber.launch = launch;
+#endif
+    prepare(thread.context, fiber.stack, first_function);
+    return true;
+}
+
+// Keeps the fiber of a thread that has ended. The last one used comes first again, while its stack is in the cache;
+// for ThreadSanitizer the one that was used longest ago.
+void end(Thread& thread) {
+#ifdef EMULATOR_TSAN
+    fibers.push_back(thread.fiber);
+#else
+    fibers.push_front(thread.fiber);
+#endif
+    thread.fiber = Fiber();
+}
+
+// Frees the fiber of a thread that was left in the middle.
+void abandon(Thread& thread) {
+    if (thread.fiber.stack == nullptr) return;
+    munmap(thread.fiber.stack, STACK);
+#ifdef EMULATOR_TSAN
+    __tsan_destroy_fiber(thread.fiber.identity);
+    --identities;
+#endif
+}
+
 void resume(Thread* thread) {
     running = thread;
     emulator_place = &thread->place;
-    if (thread->stack == nullptr) {
-        if (stacks.empty()) {
-            void* const memory = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
-                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-            if (memory == MAP_FAILED) {
-                message = "no memory for the stack of another thread";
-                return;
-            }
-            stacks.push_back(static_cast<char*>(memory));
-        }
-        thread->stack = stacks.back();
-        stacks.pop_back();
-        prepare(thread->context, thread->stack, first_function);
-#ifdef EMULATOR_TSAN
-        thread->fiber = __tsan_create_fiber(0);
-#endif
+    if (thread->fiber.stack == nullptr && !start(*thread)) {
+        message = "no memory for the stack of another thread";
+        return;
     }
 #ifdef EMULATOR_ASAN
-    __sanitizer_start_switch_fiber(&scheduler_fake_stack, thread->stack, STACK);
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack, thread->fiber.stack, STACK);
 #endif
 #ifdef EMULATOR_TSAN
-    __tsan_switch_to_fiber(thread->fiber, __tsan_switch_to_fiber_no_sync);
+    __tsan_switch_to_fiber(thread->fiber.identity, __tsan_switch_to_fiber_no_sync);
 #endif
     swap(scheduler, thread->context);
 #ifdef EMULATOR_ASAN
     __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
 #endif
-    if (thread->state == State::done) {
-        stacks.push_back(thread->stack);
-        thread->stack = nullptr;
-#ifdef EMULATOR_TSAN
-        __tsan_destroy_fiber(thread->fiber);
-        thread->fiber = nullptr;
-#endif
-    }
+    if (thread->state == State::done) end(*thread);
 }
 
 void wake(Thread& thread) {
@@ -282,8 +339,9 @@ unsigned meet(Operation operation, int size, Last last) {
         warp.arrived = 0;
         ++warp.turn;
         last(warp, half);
-        for (Thread& other : running->block->threads)
-            if (other.warp == &warp && other.state == State::warp) wake(other);
+        Thread* const lanes = running - running->lane;
+        for (Thread* other = lanes; other < lanes + LANES; ++other)
+            if (other != running) wake(*other);
     } else {
         running->state = State::warp;
         to_scheduler();
@@ -333,6 +391,20 @@ void* allocate_shared(std::size_t bytes) {
     return memory;
 }
 
+void* static_shared(Block& block, std::size_t index) {
+    if (block.static_memory[index] == nullptr) {
+        const std::size_t bytes = shared_arrays[index].bytes;
+#ifdef EMULATOR_TSAN
+        block.static_memory[index] = block.arena + block.used;
+        block.used += (bytes + 15) / 16 * 16;
+        if (block.used > ARENA) fail("over %zu bytes of static shared memory", ARENA);
+#else
+        block.static_memory[index] = allocate_shared(bytes);  // each by itself, so that its bounds are watched
+#endif
+    }
+    return block.static_memory[index];
+}
+
 std::string stuck(const std::vector<Block>& blocks) {
     int counts[5] = {};
     const Thread* example = nullptr;
@@ -343,15 +415,21 @@ std::string stuck(const std::vector<Block>& blocks) {
         }
     char text[400];
     std::snprintf(text, sizeof text,
-                  "deadlock: %d threads wait at a block barrier, %d in a warp, %d at a cluster barrier, %d have exited; "
-                  "block %u,%u,%u thread %u waits",
+                  "deadlock: %d threads wait at a block barrier, %d in a warp, %d at a cluster barrier, "
+                  "%d have exited; block %u,%u,%u thread %u waits",
                   counts[1], counts[2], counts[3], counts[4], example->place.block.x, example->place.block.y,
                   example->place.block.z, example->place.thread.x);
     return text;
 }
 
 void run(std::vector<Block>& blocks, std::mt19937& random, bool shuffled) {
+    alive = blocks.size() * blocks[0].threads.size();
     std::vector<Thread*> turns;
+    turns.reserve(alive);  // here, not in a fiber: ThreadSanitizer watches who allocates
+    ready.reserve(alive);
+    ready.clear();
+    for (Block& block : blocks)
+        for (Thread& thread : block.threads) ready.push_back(&thread);
     int idle = 0;
     while (message.empty() && alive) {
         turns.swap(ready);
@@ -379,6 +457,48 @@ void run(std::vector<Block>& blocks, std::mt19937& random, bool shuffled) {
         }
     }
 }
+
+// Makes the `count` blocks from number `first`.
+void lay_out(Wave& wave, unsigned first, unsigned count, unsigned cluster, dim3 grid, dim3 block) {
+    const unsigned threads = block.x * block.y * block.z;
+    wave.blocks.resize(count);
+    wave.clusters.resize(count / cluster);
+    for (unsigned i = 0; i < count; ++i) {
+        Block& own = wave.blocks[i];
+        const unsigned number = first + i;
+        own.threads.resize(threads);
+        own.warps.resize((threads + LANES - 1) / LANES);
+        own.cluster = &wave.clusters[i / cluster];
+        own.rank = i % cluster;
+        own.cluster->blocks.push_back(&own);
+        own.cluster->threads += threads;
+        if (dynamic_bytes) own.dynamic_memory = allocate_shared(dynamic_bytes);
+#ifdef EMULATOR_TSAN
+        own.arena = static_cast<char*>(allocate_shared(ARENA));
+#endif
+        for (unsigned t = 0; t < threads; ++t) {
+            Thread& thread = own.threads[t];
+            thread.place = {{t % block.x, t / block.x % block.y, t / (block.x * block.y)},
+                            {number % grid.x, number / grid.x % grid.y, number / (grid.x * grid.y)},
+                            block,
+                            grid};
+            thread.block = &own;
+            thread.warp = &own.warps[t / LANES];
+            thread.lane = static_cast<int>(t % LANES);
+            ++thread.warp->lanes;
+        }
+    }
+}
+
+void take_down(Block& own) {
+    std::free(own.dynamic_memory);
+#ifdef EMULATOR_TSAN
+    std::free(own.arena);
+#else
+    for (void* memory : own.static_memory) std::free(memory);
+#endif
+    for (Thread& thread : own.threads) abandon(thread);
+}
 }  // namespace
 
 namespace emulator {
@@ -397,7 +517,7 @@ void emulator_barrier(int id, int threads) {
     if (barrier.arrived && barrier.threads != expected)
         fail("barrier %d is of %d threads for some and of %d for others", id, barrier.threads, expected);
     barrier.threads = expected;
-    char* const token = &barrier.token[barrier.turn & 1];  // of this turn alone: the next is no reason to have seen this
+    char* const token = &barrier.token[barrier.turn & 1];  // this turn's own: to come to the next shows no order here
     RELEASE(token);
     if (++barrier.arrived == expected) {
         barrier.arrived = 0;
@@ -441,11 +561,9 @@ void* emulator_shared_dynamic() { return running->block->dynamic_memory; }
 void* emulator_shared_static(const void* key, std::size_t bytes) {
     std::size_t index = 0;
     while (index < shared_arrays.size() && shared_arrays[index].key != key) ++index;
+    if (index == SHARED_ARRAYS) fail("more than %zu static shared arrays", SHARED_ARRAYS);
     if (index == shared_arrays.size()) shared_arrays.push_back({key, bytes});
-    std::vector<void*>& memory = running->block->static_memory;
-    if (memory.size() <= index) memory.resize(index + 1);
-    if (memory[index] == nullptr) memory[index] = allocate_shared(bytes);
-    return memory[index];
+    return static_shared(*running->block, index);
 }
 
 unsigned emulator_load_acquire(const unsigned* word) {
@@ -536,7 +654,7 @@ unsigned emulator_map_shared(const void* shared, unsigned rank) {
     };
     if (within(block.dynamic_memory, dynamic_bytes))
         return rank << 28 | 15u << 24 | distance(block.dynamic_memory);
-    for (std::size_t i = 0; i < block.static_memory.size(); ++i)
+    for (std::size_t i = 0; i < shared_arrays.size(); ++i)
         if (within(block.static_memory[i], shared_arrays[i].bytes))
             return rank << 28 | static_cast<unsigned>(i) << 24 | distance(block.static_memory[i]);
     fail("map_shared of an address that is not in shared memory");
@@ -546,9 +664,7 @@ void* emulator_shared_of(unsigned address) {
     Block& block = *running->block->cluster->blocks[address >> 28];
     const unsigned index = address >> 24 & 15, byte = address & 0xffffff;
     if (index == 15) return static_cast<char*>(block.dynamic_memory) + byte;
-    if (block.static_memory.size() <= index) block.static_memory.resize(index + 1);
-    if (block.static_memory[index] == nullptr) block.static_memory[index] = allocate_shared(shared_arrays[index].bytes);
-    return static_cast<char*>(block.static_memory[index]) + byte;
+    return static_cast<char*>(static_shared(block, index)) + byte;
 }
 
 // arrivals awaited in bits 0-19, still missing in 20-39, phases ended from 40 on
@@ -578,58 +694,36 @@ const char* emulator_launch(void (*function)(void**), void** values, const unsig
     entry = function;
     arguments = values;
     message.clear();
+    message.reserve(MESSAGE);
     shared_arrays.clear();
+    shared_arrays.reserve(SHARED_ARRAYS);
     dynamic_bytes = shared;
-    std::mt19937 random(seed);
+    const dim3 grid_size(grid[0], grid[1], grid[2]), block_size(block[0], block[1], block[2]);
     const unsigned blocks = grid[0] * grid[1] * grid[2], threads = block[0] * block[1] * block[2];
+    if (threads == 0 || threads > 1024 || blocks == 0) return "a launch of no threads, or of over 1024 a block";
+    if (cluster == 0 || grid[0] % cluster) return "grid.x is no multiple of the cluster";
     const unsigned together = cooperative ? blocks : cluster;
-    if (threads == 0 || threads > 1024 || blocks == 0) message = "a launch of no threads, or of over 1024 a block";
-    if (cluster == 0 || grid[0] % std::max(cluster, 1u)) message = "grid.x is no multiple of the cluster";
+    std::mt19937 random(seed);
+    std::vector<unsigned> first(blocks / together);
+    for (std::size_t i = 0; i < first.size(); ++i) first[i] = static_cast<unsigned>(i) * together;
+    if (seed) std::shuffle(first.begin(), first.end(), random);
 #ifdef EMULATOR_TSAN
     scheduler_fiber = __tsan_get_current_fiber();
+    ++launch;
+    const std::size_t laid_out = first.size();  // to free one and make the next would put them in order
+#else
+    const std::size_t laid_out = 1;
 #endif
-    RELEASE(&begin_token);
-    for (unsigned first = 0; first < blocks && message.empty(); first += together) {
-        std::vector<Block> wave(std::min(together, blocks - first));
-        std::vector<Cluster> clusters((wave.size() + cluster - 1) / cluster);
-        ready.clear();
-        alive = wave.size() * threads;
-        for (std::size_t i = 0; i < wave.size(); ++i) {
-            Block& own = wave[i];
-            const unsigned number = first + static_cast<unsigned>(i);
-            own.threads.resize(threads);
-            own.warps.resize((threads + LANES - 1) / LANES);
-            own.cluster = &clusters[i / cluster];
-            own.rank = static_cast<unsigned>(i % cluster);
-            own.cluster->blocks.push_back(&own);
-            own.cluster->threads += threads;
-            if (shared) own.dynamic_memory = allocate_shared(shared);
-            for (unsigned t = 0; t < threads; ++t) {
-                Thread& thread = own.threads[t];
-                thread.place = {{t % block[0], t / block[0] % block[1], t / (block[0] * block[1])},
-                                {number % grid[0], number / grid[0] % grid[1], number / (grid[0] * grid[1])},
-                                dim3(block[0], block[1], block[2]),
-                                dim3(grid[0], grid[1], grid[2])};
-                thread.block = &own;
-                thread.warp = &own.warps[t / LANES];
-                thread.lane = static_cast<int>(t % LANES);
-                ++thread.warp->lanes;
-                ready.push_back(&thread);
-            }
-        }
-        run(wave, random, seed != 0);
-        for (Block& own : wave) {
-            std::free(own.dynamic_memory);
-            for (void* memory : own.static_memory) std::free(memory);
-            for (Thread& thread : own.threads) {
-                if (thread.stack != nullptr) stacks.push_back(thread.stack);
-#ifdef EMULATOR_TSAN
-                if (thread.fiber != nullptr) __tsan_destroy_fiber(thread.fiber);
-#endif
-            }
-        }
+    for (std::size_t next = 0; next < first.size() && message.empty(); next += laid_out) {
+        std::vector<Wave> waves(laid_out);
+        for (std::size_t i = 0; i < laid_out; ++i)
+            lay_out(waves[i], first[next + i], together, cluster, grid_size, block_size);
+        RELEASE(&begin_token);
+        for (std::size_t i = 0; i < laid_out && message.empty(); ++i) run(waves[i].blocks, random, seed != 0);
+        ACQUIRE(&end_token);
+        for (Wave& wave : waves)
+            for (Block& own : wave.blocks) take_down(own);
     }
-    ACQUIRE(&end_token);
     return message.c_str();
 }
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from . import build
 H200 = Device("emulated H200", 90, 132, 227 * 1024, 228 * 1024, 65536, 2048)
 _BLOCK_OVERHEAD = 1024  # bytes of shared memory that CUDA itself takes of each block
 _GRAPHS = 64
+_TURN = threading.Lock()  # the emulator runs one launch at a time
 _LETTERS = {ctypes.c_void_p: "p", ctypes.c_int32: "i", ctypes.c_float: "f"}
 
 
@@ -42,9 +44,8 @@ class DeviceArray:
         return len(self.memory)
 
     def __getitem__(self, index: Any) -> DeviceArray:
-        view = self.memory[index]
-        if not isinstance(view, np.ndarray):
-            view = self.memory[index if isinstance(index, tuple) else (index,)][..., None].reshape(())
+        parts = index if isinstance(index, tuple) else (index,)
+        view = self.memory[parts if any(part is Ellipsis for part in parts) else (*parts, ...)]  # ...: never a scalar
         if not np.shares_memory(view, self.memory) and view.size:
             raise TypeError(f"index: expected integers and slices, got {index!r}")
         return DeviceArray(view, self.owner)
@@ -93,7 +94,7 @@ class EmulatedRuntime(Runtime):
     """
 
     def __init__(self, device: Device = H200, memory: float = math.inf, seed: int = 0, sanitizer: str = "") -> None:
-        self._device, self._memory, self._seed, self._sanitizer = device, memory, seed, sanitizer
+        self._device, self._memory, self.seed, self._sanitizer = device, memory, seed, sanitizer
         self._handle, self._workspace = blas.Handle(build.cublas()), np.empty(1024, np.uint8)
         self._used = 0
         self._kernels: dict[Kernel, tuple[int, str]] = {}
@@ -164,7 +165,9 @@ class EmulatedRuntime(Runtime):
         args: tuple[Any, ...],
         shared: int = 0,
         cooperative: bool = False,
+        cluster: int = 1,
     ) -> None:
+        """As :meth:`Runtime.launch`; and with clusters of ``cluster`` blocks along x, which no walk has yet."""
         entry, signature = self._kernel(kernel)
         values = arguments(args, self.pointer)
         given = "".join(_LETTERS[type(value)] for value in values)
@@ -180,12 +183,12 @@ class EmulatedRuntime(Runtime):
 
         def launch() -> None:
             addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-            self.launches += 1
-            seed = self._seed and self._seed + self.launches
             dimensions = [(ctypes.c_uint * 3)(*part) for part in (grid, block)]
-            error = run(
-                ctypes.c_void_p(entry), addresses, *dimensions, ctypes.c_size_t(shared), int(cooperative), 1, seed
-            )
+            with _TURN:
+                self.launches += 1
+                seed = self.seed and self.seed + self.launches
+                options = ctypes.c_size_t(shared), int(cooperative), cluster, seed
+                error = run(ctypes.c_void_p(entry), addresses, *dimensions, *options)
             if error:
                 raise RuntimeError(f"{kernel.expression}: {error.decode()}")
 

@@ -113,13 +113,16 @@ def test_strided_arrays_and_cooperative_launches_are_refused(runtime: Any) -> No
         runtime.launch(kernel, (1, 1, 1), (32, 1, 1), (np.ones(8), np.ones(8), 8), cooperative=True)
 
 
-def test_the_backend_says_how_it_walks(runtime: Any) -> None:
+def test_the_backend_says_how_it_walks(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpulstm_kernels.numba_cuda import layer
     from gpulstm_kernels.numba_cuda.runtime import why_not
 
     assert why_not() is None
     weights = problems.layer_problem("lstm", "float32").weights
+    monkeypatch.delenv("GPULSTM_WALK", raising=False)
     assert "Numba CUDA: inference: step walk" in layer.describe(CELLS["lstm"], 4, 3, weights)
+    monkeypatch.setenv("GPULSTM_WALK", "block")
+    assert "Numba CUDA: inference: block walk, asked for" in layer.describe(CELLS["lstm"], 4, 3, weights)
 
 
 def _parameters(file: str, name: str) -> list[tuple[str, str]]:

@@ -59,7 +59,7 @@ class Matrix(NamedTuple):
 
     @property
     def leading(self) -> int:
-        """Elements from one row to the next; cuBLAS wants one at least. A lone row, or an empty matrix, may say anything."""
+        """Elements from one row to the next, at least one; where there is no next row the stride may say anything."""
         free = self.rows == 1 or 0 in self.shape
         return max(1, self.columns if free else self.strides[-2] // self.dtype.itemsize)
 
@@ -73,10 +73,9 @@ class Matrix(NamedTuple):
         if self.dtype.name not in _TYPES:
             raise ValueError(f"{name}: expected one of {', '.join(_TYPES)}, got {self.dtype}")
         size = self.dtype.itemsize
-        steps = [step for step, length in zip(self.strides, self.shape, strict=True) if length > 1]
-        contiguous = 0 in self.shape or self.columns == 1 or self.strides[-1] == size
-        whole = 0 in self.shape or all(step % size == 0 for step in steps)
-        if len(self.shape) not in (2, 3) or not contiguous or not whole or self.leading < self.columns:
+        used = [step for step, length in zip(self.strides, self.shape, strict=True) if length > 1]
+        fits = all(step >= 0 and step % size == 0 for step in used) and (self.columns == 1 or self.strides[-1] == size)
+        if len(self.shape) not in (2, 3) or not (fits or 0 in self.shape) or self.leading < self.columns:
             raise ValueError(
                 f"{name}: expected two or three axes, the last contiguous, got shape {self.shape} with strides "
                 f"{self.strides} of {self.dtype}"

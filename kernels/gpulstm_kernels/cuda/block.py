@@ -15,9 +15,10 @@ CHUNK = 64  # bytes of a row that a slice is cut into; see tile.cuh
 
 def _largest(device: Device, problem: Problem, backward: bool) -> int:
     """The hidden size beyond which registers do not suffice, by ptxas 13.0; the compile tests hold it to that."""
+    blackwell = backward and device.capability >= 100
     if problem.dtype.itemsize == 2:
-        return 96 if backward and device.capability >= 100 else 128
-    return 96 if problem.tf32 else 80
+        return 96 if blackwell else 128
+    return (64 if blackwell else 96) if problem.tf32 else 80
 
 
 def _chunks(problem: Problem) -> int:

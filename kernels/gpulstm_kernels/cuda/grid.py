@@ -46,8 +46,10 @@ def _division(problem: Problem, backward: bool) -> tuple[int, int]:
 
 def _most(device: Device, problem: Problem, backward: bool) -> int:
     """The largest share of the weights that leaves registers enough, by ptxas 13.0; compile tests hold it to that."""
+    if backward and device.capability >= 100:
+        return 4 if problem.dtype == np.float32 else 7
     exact = problem.dtype == np.float32 and not problem.tf32
-    return 7 if (device.capability >= 100 if backward else exact) else 8
+    return 7 if exact and not backward else 8
 
 
 def kernels(problem: Problem) -> dict[str, Kernel]:

@@ -210,11 +210,14 @@ def arguments(args: tuple[Any, ...], pointer: Callable[[Any], int]) -> list[Any]
     """The arguments of a launch as C values, whose addresses the driver takes: see :meth:`Runtime.launch`.
 
     Raises:
-        ValueError: an array that is not C-contiguous; kernels index arrays as one block.
+        ValueError: an array that is not C-contiguous, since kernels index arrays as one block; an int over 32 bits,
+            such as the size of an array that is too large for them.
     """
     values: list[Any] = []
     for value in args:
         if isinstance(value, int):
+            if not -(2**31) <= value < 2**31:
+                raise ValueError(f"args: expected sizes below 2**31, which is how far kernels count, got {value}")
             values.append(ctypes.c_int32(value))
         elif isinstance(value, float):
             values.append(ctypes.c_float(value))

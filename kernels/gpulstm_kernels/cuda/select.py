@@ -1,11 +1,34 @@
-"""Which walk computes a layer on a device, and why."""
+"""Which walk computes a layer on a device, and why.
+
+In this order: what the caller or the environment variable ``GPULSTM_WALK`` asks for; the fastest of those that were
+measured on such a device nearest to this size (:mod:`.measured`); the fastest by a rough model. Only walks that fit
+the device are chosen; the step walk always does. Forward and backward are chosen for each by itself: all walks work on
+the same arrays.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import math
+import os
 from typing import NamedTuple
 
-from .problem import Problem
+from . import measured
+from .problem import Plan, Problem
 from .runtime import Device
+
+_FAR = math.log(4)  # a measurement is of use as far as this: sizes four times as large, or as small
+
+# Estimates: published costs on Hopper (a node of a CUDA graph, a barrier of the grid), scaled by multiprocessors; the
+# rest is what these kernels' instructions allow at 1.7 GHz. None of it was measured with these kernels.
+_START = {"step": 3.0, "block": 4.0, "grid": 6.0}  # microseconds a launch: a graph, weights to registers, cooperation
+_STEP = {"step": 2.8, "block": 0.35, "grid": 1.4}  # microseconds a step whatever its size: nodes, barriers, the cell
+_BACKWARD = {"step": 1.2, "block": 1.3, "grid": 1.5}  # times as long as forward
+_MULTIPLY = {"tf32": 0.3e6, "float16": 0.6e6, "bfloat16": 0.6e6, "float32": 0.13e6}  # a microsecond, persistent walks
+_GEMM = {"tf32": 0.75e6, "float16": 1.5e6, "bfloat16": 1.5e6, "float32": 0.2e6, "float64": 0.1e6}  # cuBLAS
+_BYTES = 32e3  # bytes a microsecond and multiprocessor, memory
+_REGISTERS = 128  # a thread of the persistent walks
 
 
 class Choice(NamedTuple):
@@ -18,9 +41,120 @@ class Choice(NamedTuple):
 def choose(
     device: Device, problem: Problem, backward: bool, walks: tuple[str, ...], override: str | None = None
 ) -> Choice:
-    """The walk for one layer's forward or backward pass."""
-    import os
+    """The walk for one layer's forward or backward pass.
 
-    if os.environ.get("GPULSTM_WALK"):
-        return Choice(os.environ["GPULSTM_WALK"], "asked for")
-    return Choice("step", "takes any size and type")
+    Args:
+        device: that it runs on.
+        problem: the layer's sizes.
+        backward: which of the two passes.
+        walks: what the runtime has kernels for.
+        override: the walk to take, before what ``GPULSTM_WALK`` says.
+
+    Raises:
+        ValueError: the walk asked for is unknown, or cannot walk this problem on the device; the message says why.
+    """
+    environment = os.environ.get
+    return _choose(
+        device, problem, backward, walks, override, environment("GPULSTM_WALK"), environment("GPULSTM_MEASURED")
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _choose(
+    device: Device,
+    problem: Problem,
+    backward: bool,
+    walks: tuple[str, ...],
+    override: str | None,
+    environment: str | None,
+    table: str | None,
+) -> Choice:
+    asked = override or environment
+    if asked and asked not in walks:
+        raise ValueError(f"walk: unknown walk {asked!r}; known walks: {', '.join(walks)}")
+    plans = {walk: _plan(walk, device, problem, backward) for walk in walks}
+    if asked:
+        found = plans[asked]
+        if isinstance(found, str):
+            raise ValueError(f"walk: {asked!r} cannot walk this: {found}")
+        return Choice(asked, "asked for by walk=" if override else "asked for by GPULSTM_WALK")
+    fitting = {walk: found for walk, found in plans.items() if not isinstance(found, str)}
+    if len(fitting) == 1:
+        reasons = "".join(f"; {walk}: {found}" for walk, found in plans.items() if isinstance(found, str))
+        return Choice(next(iter(fitting)), f"which takes any size and type{reasons}")
+    return _measured(device, problem, backward, tuple(fitting), table) or _modelled(device, problem, backward, fitting)
+
+
+def _plan(walk: str, device: Device, problem: Problem, backward: bool) -> Plan | str | None:
+    """How a walk would be launched, or in words why it cannot; None for the step walk, which has nothing to plan."""
+    if walk == "step":
+        return None
+    found: Plan | str = importlib.import_module(f".{walk}", __package__).plan(device, problem, backward)
+    return found
+
+
+def _kind(problem: Problem) -> str:
+    return "tf32" if problem.tf32 else problem.dtype.name
+
+
+def _measured(
+    device: Device, problem: Problem, backward: bool, fitting: tuple[str, ...], table: str | None
+) -> Choice | None:
+    """The fastest at the nearest size that was measured, of the walks that fit; None where none is near."""
+    kind = (_kind(problem), problem.cell.name, problem.directions, backward)
+    sizes: dict[tuple[int, int], dict[str, float]] = {}
+    for entry in measured.entries(device.name, table):
+        if (entry.dtype, entry.cell, entry.directions, entry.backward) == kind and entry.walk in fitting:
+            sizes.setdefault((entry.hidden, entry.batch), {})[entry.walk] = entry.us
+
+    def distance(size: tuple[int, int]) -> float:
+        return abs(math.log(size[0] / problem.hidden)) + abs(math.log(size[1] / problem.batch))
+
+    if not sizes or distance(nearest := min(sizes, key=distance)) > _FAR:
+        return None
+    return _fastest(sizes[nearest], f"measured on {device.name} at hidden_size {nearest[0]}, batch {nearest[1]}")
+
+
+def _modelled(device: Device, problem: Problem, backward: bool, plans: dict[str, Plan | None]) -> Choice:
+    times = {}
+    for walk, plan in plans.items():
+        step = _steps(device, problem) if plan is None else _persistent(device, problem, plan)
+        times[walk] = _START[walk] / max(1, problem.steps) + (_STEP[walk] + step) * (_BACKWARD[walk] if backward else 1)
+    return _fastest(times, "estimated")
+
+
+def _fastest(times: dict[str, float], how: str) -> Choice:
+    chosen = min(times, key=times.__getitem__)
+    others = "".join(f"; {walk} {time:.2g}" for walk, time in times.items() if walk != chosen)
+    return Choice(chosen, f"{how}: {times[chosen]:.2g} us a step{others}")
+
+
+def _steps(device: Device, problem: Problem) -> float:
+    """Microseconds a step of products and memory in the step walk."""
+    p, many = problem, device.multiprocessors
+    weights = p.directions * len(p.cell.gates) * p.hidden * p.outputs
+    gates = p.directions * p.batch * len(p.cell.gates) * p.hidden
+    moved = weights * p.dtype.itemsize + 3 * gates * p.accumulate.itemsize  # the product adds to them, the cell reads
+    return weights * p.batch / (many * _GEMM[_kind(p)]) + moved / (many * _BYTES)
+
+
+def _persistent(device: Device, problem: Problem, plan: Plan) -> float:
+    """Microseconds a step of products in a walk whose blocks hold the weights.
+
+    Blocks that no multiprocessor is free for walk all of time after those that came first; blocks that share one
+    share its arithmetic too.
+    """
+    p, blocks = problem, math.prod(plan.grid)
+    columns = -(-p.batch // 8) * 8
+    products = p.directions * columns * len(p.cell.gates) * p.hidden * p.hidden / blocks
+    resident = max(
+        1,
+        min(
+            device.threads_per_multiprocessor // plan.threads,
+            device.shared_per_multiprocessor // (plan.shared + 1024),
+            device.registers_per_multiprocessor // (plan.threads * _REGISTERS),
+        ),
+    )
+    busy = min(resident, -(-blocks // device.multiprocessors))
+    waves = -(-blocks // (device.multiprocessors * busy))
+    return waves * busy * products / _MULTIPLY[_kind(p)] + (waves - 1) * _STEP["block"]

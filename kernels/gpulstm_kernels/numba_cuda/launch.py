@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -30,10 +31,16 @@ class NumbaRuntime:
         base: the runtime that has the arrays, the stream and the matrix products: all that is not a launch goes there.
     """
 
-    walks: tuple[str, ...] = ("step", "block")
-
     def __init__(self, base: Runtime) -> None:
         self._base = base
+
+    @property
+    def walks(self) -> tuple[str, ...]:
+        """The walks that may be chosen: the block walk only if ``GPULSTM_WALK`` asks for it.
+
+        What selection knows of walks' speed holds for C++, and this block walk reads weights again at every step.
+        """
+        return ("step", "block") if os.environ.get("GPULSTM_WALK") == "block" else ("step",)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._base, name)
@@ -54,6 +61,8 @@ class NumbaRuntime:
         """Enqueue the twin of ``kernel`` on the current stream."""
         if cooperative:
             raise RuntimeError("cooperative: the Numba kernels have no barrier between blocks")
+        if any(_is_array(value) and not value.flags.c_contiguous for value in args):
+            raise ValueError("args: kernels take C-contiguous arrays")
         if config.ENABLE_CUDASIM:
             compiled(kernel, 0)[grid, block, 0, shared](*map(_flat, args))
         else:
@@ -61,7 +70,7 @@ class NumbaRuntime:
             _configured(made, grid, block, shared, _current_stream())(*map(self._address, args))
 
     def _address(self, value: Any) -> Any:
-        return value if isinstance(value, (int, float)) else self._base.pointer(value)
+        return self._base.pointer(value) if value is None or _is_array(value) else value
 
 
 def twin(kernel: Kernel) -> Twin:
@@ -94,10 +103,10 @@ def _current_stream() -> int:
     return address
 
 
+def _is_array(value: Any) -> bool:
+    return value is not None and not isinstance(value, (int, float))
+
+
 def _flat(value: Any) -> Any:
     """An argument as the simulator takes it: an array with one axis, so that an index past its end raises."""
-    if value is None or isinstance(value, (int, float)):
-        return value
-    if not value.flags.c_contiguous:
-        raise ValueError("args: kernels take C-contiguous arrays")
-    return value.reshape(-1)
+    return value.reshape(-1) if _is_array(value) else value

@@ -4,8 +4,9 @@
 
 Arguments and launch shape are those of ``cuda/persistent_block.cu``: grid (⌈B/8⌉, 1, D), any number of threads. That
 kernel holds W_hh in registers and passes h and dgates on in shared memory. Here all of it is read as it is needed,
-from the block's own L1 cache: what a step wrote to ys and dgates, the next one reads there after a barrier. A thread
-takes the (sequence, unit) pairs that are ``blockDim.x`` apart, at every step the same ones.
+from caches: what a step wrote to ys and dgates, the next one reads there after a barrier. That is slower, short to
+read, and taken only when asked for. A thread takes the (sequence, unit) pairs that are ``blockDim.x`` apart, at every
+step the same ones.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""One module a contender; the interface is :class:`bench.gpu.grid.Contender`."""

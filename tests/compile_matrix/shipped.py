@@ -1,0 +1,115 @@
+"""Every kernel that the library launches, by asking the code that launches it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from gpulstm import cells
+from gpulstm_kernels.cuda import block, grid, runtime, step
+from gpulstm_kernels.cuda.problem import Problem
+from gpulstm_kernels.cuda.runtime import Device, Kernel
+
+FOLDER = Path(runtime.__file__).parent
+CELLS = ("lstm", "rnn")
+# dtype, and whether products are TF32
+KINDS = [("float32", False), ("float32", True), ("float16", False), (ml_dtypes.bfloat16, False), ("float64", False)]
+MULTIPROCESSORS = 192  # more than any GPU has that these architectures are made into
+LARGEST = 8 * MULTIPROCESSORS  # hidden size: eight units a block is what the grid walk gives each multiprocessor
+PERSISTENT = {"block": block, "grid": grid}
+
+_TEMPLATES = re.compile(
+    r"(?:template <([^>]*)>\s*)?__global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(", re.MULTILINE
+)
+_STRUCT = re.compile(r"^struct (\w+)", re.MULTILINE)
+_ARGUMENTS = {"class T": ("float", "double", "__half", "__nv_bfloat16"), "class A": ("float", "double")}
+
+
+class Launch(NamedTuple):
+    """Threads and dynamic shared memory of a block, and what a persistent walk multiplies: a dtype or "tf32"."""
+
+    threads: int
+    shared: int
+    kind: str | None
+
+
+def device(capability: int) -> Device:
+    """The largest imaginable of a compute capability."""
+    threads = {75: 1024, 86: 1536, 89: 1536, 120: 1536}.get(capability, 2048)
+    shared = {75: 64, 80: 163, 86: 99, 89: 99, 120: 99}.get(capability, 227) * 1024
+    own = 0 if capability < 80 else 1024
+    return Device(f"sm_{capability}", capability, MULTIPROCESSORS, shared, shared + own, 65536, threads)
+
+
+def kernels(capability: int, thorough: bool) -> dict[Kernel, Launch]:
+    """All kernels that may be launched on a compute capability.
+
+    Without ``thorough``, of the grid walk's the smallest slice of weights and the two largest: its blocks are of one
+    size, so that registers as a rule grow with the slice. (The block walk's have more threads for more weights.)
+    """
+    found = dict(_elementwise())
+    found.update(_steps())
+    for walk, cell, kind, keep in itertools.product(PERSISTENT, CELLS, KINDS, (False, True)):
+        for backward in (False, True) if keep else (False,):
+            sizes = list(_persistent(walk, cell, *kind, keep, backward, device(capability)).items())
+            found.update(sizes if thorough or walk == "block" else sizes[:1] + sizes[-2:])
+    return found
+
+
+def problem(cell: str, dtype: object, tf32: bool, keep: bool, hidden: int, projected: bool = False) -> Problem:
+    outputs = hidden - 1 if projected else hidden
+    return Problem(cells.get(cell), np.dtype(dtype), tf32, 10, 8, hidden, outputs, 1, projected, False, keep)
+
+
+def _persistent(
+    walk: str, cell: str, dtype: object, tf32: bool, keep: bool, backward: bool, on: Device
+) -> dict[Kernel, Launch]:
+    """A walk's kernels of one kind and pass for all hidden sizes, smallest first."""
+    found = {}
+    for hidden in range(8, LARGEST + 1, 8):
+        p = problem(cell, dtype, tf32, keep, hidden)
+        plan = PERSISTENT[walk].plan(on, p, backward)
+        if not isinstance(plan, str):
+            kernel = PERSISTENT[walk].kernels(p)["backward" if backward else "forward"]
+            found[kernel] = Launch(plan.threads, plan.shared, "tf32" if tf32 else p.dtype.name)
+    return found
+
+
+def _steps() -> Iterator[tuple[Kernel, Launch]]:
+    for cell, (dtype, tf32), keep, hidden in itertools.product(CELLS, KINDS, (False, True), (5, 8)):
+        for kernel in step.kernels(problem(cell, dtype, tf32, keep, hidden, projected=True)).values():
+            yield kernel, Launch(step.THREADS, 0, None)
+
+
+def _elementwise() -> Iterator[tuple[Kernel, Launch]]:
+    """The kernels of files that no walk owns: each with all that its template parameters can be."""
+    for file in sorted({path.stem for path in FOLDER.glob("*.cu")} - {"step", "persistent_block", "persistent_grid"}):
+        source = (FOLDER / f"{file}.cu").read_text(encoding="utf-8")
+        for parameters, name in _TEMPLATES.findall(source):
+            choices = [_choices(parameter, source) for parameter in parameters.split(", ") if parameter]
+            for arguments in itertools.product(*choices):
+                expression = f"{name}<{', '.join(arguments)}>" if arguments else name
+                yield Kernel(file, expression, None), Launch(256, 0, None)
+
+
+def _choices(parameter: str, source: str) -> tuple[str, ...]:
+    if parameter.startswith("bool "):
+        return ("false", "true")
+    if parameter == "class Rule":  # of an optimizer
+        return tuple(_STRUCT.findall(source))
+    return _ARGUMENTS[parameter]
+
+
+def defined() -> set[tuple[str, str]]:
+    """Every ``__global__`` function: its file and name."""
+    return {
+        (path.stem, name)
+        for path in FOLDER.glob("*.cu")
+        for _, name in _TEMPLATES.findall(path.read_text(encoding="utf-8"))
+    }

@@ -1,0 +1,120 @@
+"""Every CUDA C++ kernel, compiled to machine code for every architecture without a device or a driver.
+
+``-s`` prints what each needs. GPULSTM_COMPILE_ALL=1 compiles all sizes of the grid walk for all architectures, which
+takes about twice as long; else it does so for two, and for the others compiles those that need most registers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+pytestmark = pytest.mark.compile_matrix
+pytest.importorskip("ml_dtypes")
+
+import offline  # noqa: E402
+import shipped  # noqa: E402
+from offline import Built, Job  # noqa: E402
+from shipped import Launch  # noqa: E402
+
+from gpulstm_kernels.cuda import compile  # noqa: E402
+from gpulstm_kernels.cuda.runtime import Kernel  # noqa: E402
+
+CAPABILITIES = [75, 80, 86, 89, 90, 100, 120]
+THOROUGH = CAPABILITIES if os.environ.get("GPULSTM_COMPILE_ALL") else [90, 100]  # on 100 a smaller slice may need more
+REGISTERS = 65536  # a multiprocessor
+SAVED = 64  # bytes that ptxas may put aside around its subroutines for float64, in kernels that have no loop over time
+# the matrix instruction of a kind of product: half of k at a time on Turing
+TENSOR = {
+    "float16": r"HMMA\.1688\.F32$|HMMA\.16816\.F32$",
+    "bfloat16": r"HMMA\.16816\.F32\.BF16$",
+    "tf32": r"HMMA\.1688\.F32\.TF32$",
+}
+
+
+Matrix = dict[int, dict[Kernel, tuple[Launch, Built]]]
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Matrix:
+    """All of it, each file once a cell and architecture, by as many processes as there are processors."""
+    pytest.importorskip("cuda.core")
+    wanted = {capability: shipped.kernels(capability, capability in THOROUGH) for capability in CAPABILITIES}
+    jobs: dict[Job, list[Kernel]] = {}
+    for capability, kernels in wanted.items():
+        groups: dict[str, list[Kernel]] = {}
+        for kernel in kernels:
+            groups.setdefault(compile.source(kernel), []).append(kernel)
+        for source, group in groups.items():
+            jobs[Job(source, tuple(kernel.expression for kernel in group), capability)] = group
+    ordered = sorted(jobs, key=lambda job: -len(job.expressions) * ("grid_" in job.expressions[0] or 0.5))
+    built: Matrix = {capability: {} for capability in CAPABILITIES}
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as processes:
+        for job, results in zip(ordered, processes.map(offline.build, ordered), strict=True):
+            for kernel in jobs[job]:
+                built[job.capability][kernel] = wanted[job.capability][kernel], results[kernel.expression]
+    return built
+
+
+def resident(capability: int, launch: Launch, built: Built) -> int:
+    """Blocks that a multiprocessor can hold at a time: registers are given to a warp 256 at a time."""
+    device, warps = shipped.device(capability), -(-launch.threads // 32)
+    of_warp = -(-built.registers * 32 // 256) * 256
+    by_registers = REGISTERS // of_warp // 4 * 4 // warps  # four schedulers, each with a quarter of them
+    own = 1024 if capability >= 80 else 0
+    by_shared = device.shared_per_multiprocessor // max(1, launch.shared + built.shared + own)
+    return min(device.threads_per_multiprocessor // launch.threads, by_registers, by_shared)
+
+
+def test_every_kernel_is_in_the_matrix(matrix: Matrix) -> None:
+    for capability in CAPABILITIES:
+        compiled = {(kernel.file, kernel.expression.split("<")[0]) for kernel in matrix[capability]}
+        assert compiled == shipped.defined()
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_nothing_spills(matrix: Matrix, capability: int) -> None:
+    spilled = {}
+    for kernel, (launch, built) in matrix[capability].items():
+        if built.spills > (SAVED if launch.kind is None and "double" in kernel.expression else 0):
+            spilled[kernel.expression] = built
+    assert not spilled
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_block_can_be_resident(matrix: Matrix, capability: int) -> None:
+    """The grid walk counts on one block a multiprocessor; where there is room for none, any launch fails."""
+    for kernel, (launch, built) in matrix[capability].items():
+        assert resident(capability, launch, built) >= 1, f"{kernel.expression}: {launch} {built}"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_tensor_cores_where_they_are_claimed_and_nowhere_else(matrix: Matrix, capability: int) -> None:
+    if offline.disassembler() is None:
+        pytest.skip("nvdisasm is not installed: python -m pip install nvidia-cuda-nvdisasm")
+    claimed = set()
+    for kernel, (launch, built) in matrix[capability].items():
+        assert built.tensor is not None
+        if launch.kind in TENSOR:
+            claimed.add(launch.kind)
+            assert built.tensor, kernel.expression
+            for instruction in built.tensor:
+                assert re.match(TENSOR[launch.kind], instruction), f"{kernel.expression}: {instruction}"
+        else:
+            assert not built.tensor, f"{kernel.expression}: {built.tensor}"
+    assert claimed == ({"float16"} if capability < 80 else set(TENSOR))
+
+
+def test_table(matrix: Matrix) -> None:
+    """Registers by architecture; of sm_90 bytes of static shared memory, and the share of threads that are resident."""
+    print(f"\n{'registers':>{5 * len(CAPABILITIES)}} shared occupancy")
+    print("".join(f"{capability:5}" for capability in CAPABILITIES))
+    for kernel, (launch, built) in sorted(matrix[90].items(), key=lambda item: (item[0].file, item[0].expression)):
+        cells = (matrix[capability].get(kernel) for capability in CAPABILITIES)
+        registers = "".join(f"{cell[1].registers:5}" if cell else "    -" for cell in cells)
+        occupancy = resident(90, launch, built) * launch.threads / shipped.device(90).threads_per_multiprocessor
+        print(f"{registers} {built.shared:6} {occupancy:9.0%}  {kernel.expression}")
