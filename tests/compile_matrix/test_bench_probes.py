@@ -15,7 +15,6 @@ pytestmark = pytest.mark.compile_matrix
 
 @pytest.mark.parametrize(("architecture", "clusters"), [("sm_80", ()), ("sm_90", (2, 8, 16)), ("sm_120", (2, 8, 16))])
 def test_probes_compile(architecture: str, clusters: tuple[int, ...]) -> None:
-    pytest.importorskip("cuda.core")
     import nvidia
     from cuda.core import Program, ProgramOptions
 

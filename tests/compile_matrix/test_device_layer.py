@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import offline
 import pytest
 
 from gpulstm_kernels.cuda import compile
 from gpulstm_kernels.cuda.runtime import Kernel
 
 pytestmark = pytest.mark.compile_matrix
-pytest.importorskip("cuda.core")
-
-import offline  # noqa: E402
 
 KERNELS = Path(__file__).parents[1] / "cuda"
 PRIMITIVES = (

@@ -11,18 +11,16 @@ import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 
+import offline
 import pytest
+import shipped
+from offline import Built, Job
+from shipped import Launch
+
+from gpulstm_kernels.cuda import compile
+from gpulstm_kernels.cuda.runtime import Kernel
 
 pytestmark = pytest.mark.compile_matrix
-pytest.importorskip("ml_dtypes")
-
-import offline  # noqa: E402
-import shipped  # noqa: E402
-from offline import Built, Job  # noqa: E402
-from shipped import Launch  # noqa: E402
-
-from gpulstm_kernels.cuda import compile  # noqa: E402
-from gpulstm_kernels.cuda.runtime import Kernel  # noqa: E402
 
 CAPABILITIES = [75, 80, 86, 89, 90, 100, 120]
 THOROUGH = CAPABILITIES if os.environ.get("GPULSTM_COMPILE_ALL") else [90, 100]  # on 100 a smaller slice may need more
@@ -35,14 +33,12 @@ TENSOR = {
     "tf32": r"HMMA\.1688\.F32\.TF32$",
 }
 
-
 Matrix = dict[int, dict[Kernel, tuple[Launch, Built]]]
 
 
 @pytest.fixture(scope="module")
 def matrix() -> Matrix:
     """All of it, each file once a cell and architecture, by as many processes as there are processors."""
-    pytest.importorskip("cuda.core")
     wanted = {capability: shipped.kernels(capability, capability in THOROUGH) for capability in CAPABILITIES}
     jobs: dict[Job, list[Kernel]] = {}
     for capability, kernels in wanted.items():

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fake_cupy import FakeArray, FakeCupy, FakeGraph, FakeKernel, FakeStream
 
-cupy = pytest.importorskip("cupy")
+pytestmark = pytest.mark.emulator  # the lane that has CuPy
+
+
+@pytest.fixture
+def cupy() -> Any:
+    import cupy
+
+    return cupy
 
 
 def public(names: object) -> list[str]:
     return [name for name in vars(names) if not name.startswith("_") and name not in ("cupy", "streams")]
 
 
-def test_modules() -> None:
+def test_modules(cupy: Any) -> None:
     fake = FakeCupy()
     for name in public(fake.cuda):
         assert hasattr(cupy.cuda, name), name
@@ -23,7 +32,7 @@ def test_modules() -> None:
         assert hasattr(cupy, name), name
 
 
-def test_classes() -> None:
+def test_classes(cupy: Any) -> None:
     for name in public(FakeStream):
         assert hasattr(cupy.cuda.Stream, name), name
     for name in public(FakeGraph):
@@ -35,7 +44,7 @@ def test_classes() -> None:
     assert hasattr(cupy.cuda.MemoryPool, "malloc")
 
 
-def test_launches_take_as_many_arguments() -> None:
+def test_launches_take_as_many_arguments(cupy: Any) -> None:
     """Cython writes a function's parameters into the first line of its documentation."""
     driver = cupy.cuda.driver
     for function, parameters in (

@@ -1,6 +1,7 @@
 """The runtime that tests put in CuPy's place: device memory that only kernels can read, and kernels on the CPU.
 
-It cannot see a missing fence (memory here is sequentially consistent), bank conflicts, registers, or speed.
+It cannot see a missing fence (memory here is sequentially consistent), bank conflicts, registers, or speed; nor that
+threads which meet at a barrier or shuffle do so at different places in the code, as long as their numbers fit.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class EmulatedRuntime(Runtime):
         sanitizer: ``"address"`` or ``"thread"``, in a process that has the sanitizer's library loaded.
     """
 
-    def __init__(self, device: Device = H200, memory: float = math.inf, seed: int = 0, sanitizer: str = "") -> None:
+    def __init__(self, device: Device = H200, memory: float = 141e9, seed: int = 0, sanitizer: str = "") -> None:
         self._device, self._memory, self.seed, self._sanitizer = device, memory, seed, sanitizer
         self._handle, self._workspace = blas.Handle(build.cublas()), np.empty(1024, np.uint8)
         self._used = 0
