@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from gpulstm import cells
 from gpulstm_kernels.cells import Cell
@@ -14,6 +15,11 @@ from gpulstm_kernels.cpu import gemm, layer
 from gpulstm_kernels.cpu.threads import crew
 
 Arrays = dict[str, np.ndarray]
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The dtype called ``name``. A GPU machine may lack ml_dtypes, which has bfloat16; CI fails where it is skipped."""
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 class Problem(NamedTuple):
@@ -43,12 +49,12 @@ def layer_problem(
     seed: int = 0,
 ) -> Problem:
     """A random problem with a non-zero initial state and a gradient of every output."""
-    rng = np.random.default_rng(seed)
+    rng, kind = np.random.default_rng(seed), dtype_of(dtype)
     cell = cells.get(cell) if isinstance(cell, str) else cell
     rows, outputs = len(cell.gates) * hidden, projection or hidden
 
     def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(dtype)
+        return rng.standard_normal(shape).astype(kind)
 
     def states() -> tuple[np.ndarray, ...]:
         return normal(directions, batch, outputs), *(normal(directions, batch, hidden) for _ in cell.states)

@@ -90,8 +90,7 @@ def test_every_block_can_be_resident(matrix: Matrix, capability: int) -> None:
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_tensor_cores_where_they_are_claimed_and_nowhere_else(matrix: Matrix, capability: int) -> None:
-    if offline.disassembler() is None:
-        pytest.skip("nvdisasm is not installed: python -m pip install nvidia-cuda-nvdisasm")
+    assert offline.disassembler() is not None, "install requirements-cuda.txt: nvdisasm is missing"
     claimed = set()
     for kernel, (launch, built) in matrix[capability].items():
         assert built.tensor is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from problems import dtype_of
 
 from bench.gpu import probes
 from bench.gpu.grid import CONTENDERS
@@ -28,7 +29,7 @@ def _no_walk_stays(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("walk", ["step", "block", "grid"])
 def test_each_walk_is_right_by_the_benchmarks_own_check(runtime: Any, walk: str, dtype: str) -> None:
     if dtype == "bfloat16":
-        pytest.importorskip("ml_dtypes")
+        dtype_of(dtype)  # or skip
     case, contender = Case(3, 4, 16, dtype), CONTENDERS[f"gpulstm {walk}"]
     problem = Problem.of(np, case)
     expected = truth(np, problem)

@@ -16,7 +16,6 @@ from tolerances import assert_close
 from gpulstm_kernels import reference
 from gpulstm_kernels.cuda import layer, precision
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
 KINDS = ["float32", "tf32", "float64", "float16", "bfloat16"]
 CELLS = ["lstm", "rnn"]
 

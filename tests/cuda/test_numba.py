@@ -59,7 +59,6 @@ class OnDevice:
     ],
 )
 def test_equals_the_reference(walk: str, cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ml_dtypes")
     monkeypatch.setenv("GPULSTM_WALK", walk)
     for steps, batch, inputs, hidden, projection, directions, bias, ragged in SHAPES:
         if walk == "block" and projection:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from problems import dtype_of
 
 from gpulstm_kernels.cuda.runtime import Kernel
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
-HALVES = {"__half": np.dtype(np.float16), "__nv_bfloat16": np.dtype(ml_dtypes.bfloat16)}
+HALVES = {"__half": "float16", "__nv_bfloat16": "bfloat16"}
 
 
 def kernel(expression: str, file: str = "primitives") -> Kernel:
@@ -45,7 +45,7 @@ def tf32(value: np.ndarray, rounded: bool = True) -> np.ndarray:
 @pytest.mark.parametrize("name", HALVES)
 def test_products_of_halves(runtime: Any, name: str) -> None:
     rng = np.random.default_rng(0)
-    a, b = (rng.normal(size=shape).astype(HALVES[name]) for shape in ((16, 16), (8, 16)))
+    a, b = (rng.normal(size=shape).astype(dtype_of(HALVES[name])) for shape in ((16, 16), (8, 16)))
     d = rng.normal(size=(16, 8)).astype(np.float32)
     *_, found = run(runtime, f"product_of_halves<{name}>", 1, 32, a, b, d)
     np.testing.assert_allclose(found, d + a.astype(np.float64) @ b.astype(np.float64).T, rtol=0, atol=2e-5)
@@ -76,7 +76,7 @@ def test_rounding_to_tf32(runtime: Any) -> None:
 
 @pytest.mark.parametrize("name", HALVES)
 def test_half_conversions(runtime: Any, name: str) -> None:
-    dtype = HALVES[name]
+    dtype = dtype_of(HALVES[name])
     every = np.arange(2**16).astype(np.uint16).view(dtype)
     with np.errstate(invalid="ignore", over="ignore"):  # signalling NaN; numbers over the largest half
         wide = every.astype(np.float32)

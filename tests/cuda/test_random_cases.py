@@ -15,7 +15,6 @@ from gpulstm_kernels.cuda import grid, precision
 from gpulstm_kernels.cuda.problem import Problem
 from gpulstm_kernels.cuda.runtime import Device
 
-pytest.importorskip("ml_dtypes")
 CASES = 13  # of each of 26 combinations: more than 300 in all
 COMBINATIONS = [
     (walk, kind, cell)

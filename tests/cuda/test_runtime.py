@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from problems import dtype_of
 
 from gpulstm_kernels.cuda.runtime import Kernel
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-DTYPES = [np.dtype("float32"), np.dtype("float64"), np.dtype("float16"), BFLOAT16]
+DTYPES = ["float32", "float64", "float16", "bfloat16"]
 WIDEN = Kernel("layer", "to_accumulate<__half>", None)
 ADD = Kernel("layer", "add_biases<float>", None)
 
@@ -22,8 +21,9 @@ def integers(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(-3, 4, shape).astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, np.dtype("int32"), np.dtype("uint8")], ids=str)
-def test_arrays_go_there_and_back(runtime: Any, dtype: np.dtype) -> None:
+@pytest.mark.parametrize("name", [*DTYPES, "int32", "uint8"])
+def test_arrays_go_there_and_back(runtime: Any, name: str) -> None:
+    dtype = dtype_of(name)
     value = integers((3, 4), dtype)
     for given in (value, value.T, value[:, ::2], value[:0]):
         array = runtime.to_device(given)
@@ -62,8 +62,9 @@ def test_too_much_memory(runtime: Any) -> None:
 
 
 @pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False), (True, True)])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_products_of_views(runtime: Any, dtype: np.dtype, transposed: tuple[bool, bool]) -> None:
+@pytest.mark.parametrize("name", DTYPES)
+def test_products_of_views(runtime: Any, name: str, transposed: tuple[bool, bool]) -> None:
+    dtype = dtype_of(name)
     m, n, k = 5, 7, 6
     a = integers((3, *((k, m) if transposed[0] else (m, k))), dtype)
     b = integers((3, *((n, k) if transposed[1] else (k, n))), dtype, seed=1)

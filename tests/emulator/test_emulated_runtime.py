@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from problems import dtype_of
 
 from gpulstm_kernels.cuda.runtime import Device, Kernel
 
@@ -58,7 +59,7 @@ def test_host_arrays_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
 def test_empty_memory_is_full_of_nan(dtype: str) -> None:
-    kind: Any = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+    kind = dtype_of(dtype)
     runtime = EmulatedRuntime()
     assert np.isnan(runtime.to_host(runtime.empty((3, 5), kind)).astype(np.float64)).all()
     filled = runtime.empty((3, 5), kind)

@@ -22,7 +22,6 @@ def simulator() -> None:
 @pytest.fixture
 def runtime() -> Iterator[Any]:
     """The Numba runtime over NumPy arrays, which is the process's while a test lasts."""
-    pytest.importorskip("ml_dtypes")
     from simulator.host_runtime import HostRuntime
 
     from gpulstm_kernels.cuda import runtime as runtimes
