@@ -100,8 +100,8 @@ def gemm(a: np.ndarray, b: np.ndarray, transpose_a: bool = False, transpose_b: b
     a, b = (np.require(matrix, requirements=("C", "A", "W")) for matrix in (a, b))
     if transpose_a:
         m, n = a.shape[1], b.shape[1]
-        product, _ = products.outer(a.reshape(-1), b.reshape(-1), a.shape[0], m, n, (0, m), (0, n))
-        return copy(product[:m, :n])
+        product, _ = products.outer(a.reshape(-1), b.reshape(-1), a.shape[0], n, (0, m), (0, n), 1, m, 64)
+        return product
     c = zeros((a.shape[0], b.shape[0] if transpose_b else b.shape[1]), a.dtype)
     products.multiply(c, a, b, transposed=transpose_b)
     return c

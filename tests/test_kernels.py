@@ -70,10 +70,12 @@ def computed(p: Problem) -> Arrays:
         return outputs | problems.gradients(layer, p, tape)
 
 
-@pytest.fixture(params=["packed", "few rows"])
+@pytest.fixture(params=["step by step", "in chunks", "few rows"])
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Weights packed into tiles, or read where they lie, whatever the number of rows."""
-    monkeypatch.setattr(layer, "_PACKS_FROM", 1 if request.param == "packed" else 1 << 62)
+    """Weights packed into tiles, for the input of a step or of several; or read where they lie: at any size."""
+    monkeypatch.setattr(layer, "_PACKS_FROM", 1 << 62 if request.param == "few rows" else 1)
+    monkeypatch.setattr(layer, "_FUSED_FROM", 1 if request.param == "step by step" else 1 << 62)
+    monkeypatch.setattr(layer, "_BLOCK", 5)
     return request.param
 
 
@@ -99,6 +101,7 @@ def test_equals_the_reference_whoever_computes(cell: str, dtype: str, rows: str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_input_is_projected_in_chunks(cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer, "_FUSED_FROM", 1 << 62)
     for chunk_rows in (1, 14, 20):  # one step at a time; a whole number of steps; a rest
         monkeypatch.setattr(layer, "_CHUNK_ROWS", chunk_rows)
         for shape in ("odd", "many rows", "projected"):
@@ -266,15 +269,15 @@ def test_products_equal_numpys(count: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_outer_of_views_and_its_sums(dtype: str) -> None:
-    """Columns of larger arrays, and the sums of B's columns that give a bias its gradient."""
+    """Columns of larger arrays, and the sums of A's columns that give a bias its gradient."""
     rng = np.random.default_rng(0)
     for rows, m, n in ((1, 1, 1), (3, 7, 5), (530, 10, 3), (9, 70, 130)):
         a, b = rng.standard_normal((rows, m + 5)).astype(dtype), rng.standard_normal((rows, n + 3)).astype(dtype)
         expected = a[:, 2 : 2 + m].astype(np.float64).T @ b[:, 1 : 1 + n].astype(np.float64)
         for count in (1, 3):
             with arrays.poison(), problems.threads(count):
-                c, sums = gemm.outer(a.reshape(-1), b.reshape(-1), rows, m, n, (2, m + 5), (1, n + 3))
-                assert_close(c[:m, :n], expected, "product", dtype, f"{rows} x {m} x {n}")
+                c, sums = gemm.outer(a.reshape(-1), b.reshape(-1), rows, n, (2, m + 5), (1, n + 3), 1, m, 64)
+                assert_close(c, expected, "product", dtype, f"{rows} x {m} x {n}")
                 assert_close(
-                    sums[:n], b[:, 1 : 1 + n].astype(np.float64).sum(0), "product", dtype, f"{rows} x {m} x {n}"
+                    sums[:m], a[:, 2 : 2 + m].astype(np.float64).sum(0), "product", dtype, f"{rows} x {m} x {n}"
                 )

@@ -9,14 +9,17 @@ import numpy as np
 
 from ..cells import Cell
 from ..memory import empty, zeros
-from . import gemm, sequence
-from .sequence import Plan, Scratch, Tape, Weights
+from . import gemm, packing, sequence
+from .sequence import Packed, Plan, Tape, Weights
 from .threads import crew
-from .tile import ROWS, WIDTH, panel_vectors
+from .tile import WIDTH, panel_vectors
 from .vector import REGISTER_BYTES, lanes
 
 _PACKS_FROM = 16  # rows of input from which packing the weights pays
-_CHUNK_ROWS = 384  # rows of input that one pass projects: enough to reuse a panel, few enough to stay in the cache
+_BLOCK = 48  # rows of a panel of gates that stay in the L1 cache from bias to cell
+_FUSED_FROM = 4  # rows a thread has in a step from which they make tiles good enough to project input step by step
+_FUSED_TO = 4 << 20  # bytes of input weights that may be read again at every step
+_CHUNK_ROWS = 96  # rows of input that one pass projects: enough to reuse a panel, few enough to stay in the cache
 _WORTH_A_THREAD = 4_000_000  # multiply-adds below which waking a thread costs more than it brings
 _READ_COST = 8  # multiply-adds in the time it takes to read one weight
 _SHARED_FROM = 1 << 19  # bytes of recurrent weights from which threads share them rather than the batch
@@ -55,7 +58,7 @@ def layer_forward(
     keep: bool,
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], LayerTape]:
     """See :func:`gpulstm_kernels.reference.layer_forward`. ``y`` is a view of the tape's ``ys``."""
-    steps, batch, inputs = x.shape
+    steps, batch, _ = x.shape
     dtype, directions = x.dtype, len(weights)
     n_gates, width = len(cell.gates), panel_vectors(len(cell.gates)) * lanes(dtype)
     own = [_weights(cell, w, width) for w in weights]
@@ -65,13 +68,20 @@ def layer_forward(
     kept = steps if keep else 0
     at_most, by_batch = thread_split(cell, steps, batch, own[0], directions)
     packs = steps * batch >= _PACKS_FROM
-    chunk = min(steps, max(1, -(-_CHUNK_ROWS // batch)))
+    team = 1 if at_most < directions else at_most // directions
+    rows = -(-batch // team) if by_batch else batch
+    if packs and rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO:
+        chunk, room = 0, (at_most, min(rows, _BLOCK), n_gates * width)
+    else:
+        chunk = -(-steps // -(-steps * batch // max(batch, _CHUNK_ROWS)))
+        room = (padded // width, chunk * batch, n_gates * width)
     lengths = np.full(batch, steps, np.int64) if lengths is None else lengths
 
     ys = empty((steps + 2, batch, directions * outputs), dtype)
-    plans, tapes, gates, scratch = [], [], [], []
+    plans, tapes, gates, packed = [], [], [], []
+    edges = [gemm.edges(at_most, dtype) for _ in weights]
     for d in range(directions):
-        plan = Plan(d == 1, d * outputs, keep, packs, by_batch)
+        plan = Plan(d == 1, d * outputs, keep, packs, by_batch, chunk)
         states = empty((len(cell.states), kept + 1, batch, padded), dtype)
         first = kept if plan.reverse else 0
         states[:, first, :, hidden:] = 0
@@ -81,18 +91,12 @@ def layer_forward(
         saved = empty((kept, batch, padded * cell.saved), dtype)
         tapes.append(Tape(ys, states, saved, empty(((kept or 1) * projected, batch, hidden), dtype)))
         plans.append(plan)
-        gates.append(empty((chunk, batch, padded * n_gates), dtype))
-        scratch.append(
-            Scratch(
-                empty(padded * n_gates * inputs * packs, dtype),
-                empty(padded * n_gates * outputs * packs, dtype),
-                empty(_padded(outputs, dtype) * hidden * projected, dtype),
-                _edges(at_most, dtype),
-            )
-        )
+        gates.append(empty(room, dtype))
+        packed.append(_packed_rows(own[d], n_gates, width, packs))
 
     def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
-        sequence.forward(cell, x, own[d], lengths, tapes[d], gates[d], scratch[d], plans[d], rank, size, barrier)
+        scratch = gates[d], edges[d]
+        sequence.forward(cell, x, own[d], packed[d], lengths, tapes[d], *scratch, plans[d], rank, size, barrier)
 
     _in_teams(walk, directions, at_most)
     final: tuple[np.ndarray, ...] = (
@@ -118,7 +122,8 @@ def layer_backward(
     projected = own[0].hr.size > 0
     at_most, _ = thread_split(cell, steps, batch, own[0], directions)
 
-    dh, dstates, dgates, dprojected, dhidden, scratch = [], [], [], [], [], []
+    dh, dstates, dgates, dprojected, dhidden, packed = [], [], [], [], [], []
+    nothing, edges = empty(0, dtype), [gemm.edges(at_most, dtype) for _ in plans]
     for d in range(directions):
         dh.append(empty((1, batch, outputs), dtype))
         dh[d][0] = dstate[0][d]
@@ -128,24 +133,22 @@ def layer_backward(
         dgates.append(empty((steps, batch, padded * n_gates), dtype))
         dprojected.append(empty((steps * projected, batch, outputs), dtype))
         dhidden.append(empty((1 * projected, batch, hidden), dtype))
-        nothing = empty(0, dtype)
-        hh = empty(_padded(outputs, dtype) * padded * n_gates, dtype)
-        hr = empty(_padded(hidden, dtype) * outputs * projected, dtype)
-        scratch.append(Scratch(nothing, hh, hr, _edges(at_most, dtype)))
+        hh = packing.columns(own[d].hh, n_gates, width)
+        packed.append(Packed(nothing, hh, packing.columns(own[d].hr) if projected else nothing))
 
     def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
         sequence.backward(
             cell,
             dy,
-            own[d],
             tape.lengths,
+            packed[d],
             tape.tapes[d],
             dh[d],
             dstates[d],
             dgates[d],
             dprojected[d],
             dhidden[d],
-            scratch[d],
+            edges[d],
             plans[d],
             rank,
             size,
@@ -159,22 +162,20 @@ def layer_backward(
     grads = []
     for d, plan in enumerate(plans):
         of_gates, in_rows = dgates[d].reshape(-1), (0, across)
-        gemm.multiply(dx, dgates[d].reshape(rows, across), own[d].ih, gates=n_gates, width=width)
-        dih, dbias = gemm.outer(x.reshape(-1), of_gates, rows, inputs, across, (0, inputs), in_rows)
+        gemm.multiply_packed(dx, dgates[d].reshape(rows, across), packing.columns(own[d].ih, n_gates, width))
+        dih, dbias = gemm.outer(of_gates, x.reshape(-1), rows, inputs, in_rows, (0, inputs), n_gates, hidden, width)
         ys = tape.tapes[d].ys
         before = ((2 if plan.reverse else 0) * batch * ys.shape[2] + plan.column, ys.shape[2])
-        dhh, _ = gemm.outer(ys.reshape(-1), of_gates, rows, outputs, across, before, in_rows)
-        grad = {
-            "weight_ih": gemm.unpanel(dih, inputs, n_gates, hidden, width),
-            "weight_hh": gemm.unpanel(dhh, outputs, n_gates, hidden, width),
-        }
+        dhh, _ = gemm.outer(of_gates, ys.reshape(-1), rows, outputs, in_rows, before, n_gates, hidden, width)
+        grad = {"weight_ih": dih, "weight_hh": dhh}
         if "bias_ih" in tape.names[d]:
-            grad["bias_ih"] = gemm.unpanel(dbias[None], 1, n_gates, hidden, width)[:, 0]
+            by_gate = dbias.reshape(-1, n_gates, width).swapaxes(0, 1).reshape(n_gates, -1)
+            grad["bias_ih"] = by_gate[:, :hidden].ravel()
             grad["bias_hh"] = grad["bias_ih"].copy()
         if projected:
             flat, through = dprojected[d].reshape(-1), tape.tapes[d].hidden.reshape(-1)
-            dhr, _ = gemm.outer(flat, through, rows, outputs, hidden, (0, outputs), (0, hidden))
-            grad["weight_hr"] = np.ascontiguousarray(dhr[:outputs, :hidden])
+            whole = WIDTH * lanes(dtype)
+            grad["weight_hr"], _ = gemm.outer(flat, through, rows, hidden, (0, outputs), (0, hidden), 1, outputs, whole)
         grads.append(grad)
     initial: tuple[np.ndarray, ...] = (np.stack([value[0] for value in dh]),)
     for k in range(len(cell.states)):
@@ -218,10 +219,10 @@ def _weights(cell: Cell, weights: Mapping[str, np.ndarray], width: int) -> Weigh
     return Weights(ih, hh, weights.get("weight_hr", np.empty((0, 0), ih.dtype)), in_panels)
 
 
-def _padded(columns: int, dtype: np.dtype) -> int:
-    """``columns`` rounded up to whole output panels."""
-    return gemm.panels(columns, dtype) * WIDTH * lanes(dtype)
-
-
-def _edges(threads: int, dtype: np.dtype) -> np.ndarray:
-    return empty((threads, ROWS * WIDTH * lanes(dtype)), dtype)
+def _packed_rows(weights: Weights, n_gates: int, width: int, packs: bool) -> Packed:
+    """What the forward walk reads: the projection is always packed."""
+    nothing = empty(0, weights.hh.dtype)
+    hr = packing.rows(weights.hr, 1, WIDTH * lanes(weights.hr.dtype)) if weights.hr.size else nothing
+    if not packs:
+        return Packed(nothing, nothing, hr)
+    return Packed(packing.rows(weights.ih, n_gates, width), packing.rows(weights.hh, n_gates, width), hr)

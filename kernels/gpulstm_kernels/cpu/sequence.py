@@ -14,7 +14,7 @@ ys       (T + 2, B, D·P)    output of step t at [t + 1]; initial h at [0] forwa
 states   (S, T + 1, B, Hp)  what the cell carries; (S, 1, B, Hp), updated in place, where nothing is kept
 saved    (T, B, Hp·V)       what the cell saves, in panels: (Hp/U, V, U); T = 0 where nothing is kept
 hidden   (T, B, H)          h before the projection; T = 1 where nothing is kept, 0 without a projection
-gates    (C, B, Hp·G)       scratch for C steps at a time, in panels: (Hp/U, G, U)
+gates    (Hp/U, R, G·U)     scratch in panels: for the R rows of several steps, or (threads, R, G·U) for R rows of one
 dgates   (T, B, Hp·G)       gradient of the gates, in the same order
 ======== ================== ==================================================================================
 
@@ -31,8 +31,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .compile import cell_backward, cell_forward, inline, kernel
-from .gemm import DEPTH, multiply_panel, pack_columns, pack_rows, share
-from .threads import meet
+from .gemm import DEPTH, multiply_panel
+from .threads import meet, share
 from .tile import WIDTH, dots, tile_rows, units
 from .vector import lanes, load, load_gates, load_saved, load_states, store, store_tuple
 
@@ -55,13 +55,12 @@ class Weights(NamedTuple):
     bias: np.ndarray
 
 
-class Scratch(NamedTuple):
-    """Room for packed weights, and ``edges`` (threads, ROWS·WIDTH vectors) for panels that are not full."""
+class Packed(NamedTuple):
+    """The matrices of :class:`Weights` as :mod:`.packing` gives them, flat; empty where a walk does not read one."""
 
     ih: np.ndarray
     hh: np.ndarray
     hr: np.ndarray
-    edges: np.ndarray
 
 
 class Plan(NamedTuple):
@@ -72,6 +71,7 @@ class Plan(NamedTuple):
     keep: bool  # training: states, saved and hidden hold every step
     packs: bool  # weights are packed for tiles; else they are read where they lie, for a handful of rows
     by_batch: bool  # threads split the batch; else the units
+    chunk: int  # steps whose inputs are projected together; 0: each step's with its recurrent product
 
 
 @inline
@@ -98,6 +98,13 @@ def _state_at(states, slot, b, u):
 
 
 @inline
+def _copy_row(like, to, source, n):
+    """Copy ``n`` elements, a whole number of registers, from one byte address to another."""
+    for v in range(0, n, lanes(like)):
+        store(like, load(like, source + v * like.itemsize, n), to + v * like.itemsize, n)
+
+
+@inline
 def _dot_panel(cell, to, row, weight, p, hidden):
     """One row of a panel of gates += a row of input times the panel's rows of ``weight`` as they lie."""
     size, width, k = weight.itemsize, units(cell, weight), weight.shape[1]
@@ -108,45 +115,42 @@ def _dot_panel(cell, to, row, weight, p, hidden):
 
 
 @inline
-def _input_gates(cell, x, weights, packed, packs, gates, t0, n, b0, b1, p0, p1):
-    """gates[:n] = bias + x[t0 : t0 + n]·W_ihᵀ, for rows b0 to b1 and panels p0 to p1."""
-    size, width, batch, inputs = x.itemsize, units(cell, x), x.shape[1], x.shape[2]
-    across, hidden = cell.n_gates * width, weights.ih.shape[0] // cell.n_gates
-    ldx, ldg = inputs * size, gates.shape[2] * size
+def _input_gates(cell, x, weights, packed, plan, gates, t0, n, b0, b1, p0, p1):
+    """gates = bias + x[t0 : t0 + n]·W_ihᵀ, for rows b0 to b1 and panels p0 to p1."""
+    size, batch, inputs = x.itemsize, x.shape[1], x.shape[2]
+    across, hidden = gates.shape[2], weights.ih.shape[0] // cell.n_gates
+    ldx, ldg = inputs * size, across * size
     for p in range(p0, p1):
-        for t in range(n):
-            for b in range(b0, b1):
-                for j in range(p * across, (p + 1) * across):
-                    gates[t, b, j] = weights.bias[j]
-                if not packs:
-                    _dot_panel(cell, _at(gates, t, b, p * across), _at(x, t0 + t, b, 0), weights.ih, p, hidden)
-        if not packs:
+        bias = weights.bias.ctypes.data + p * ldg
+        if not plan.packs:
+            for t in range(n):
+                for b in range(b0, b1):
+                    to = _at(gates, p, t * batch + b, 0)
+                    _copy_row(x, to, bias, across)
+                    _dot_panel(cell, to, _at(x, t0 + t, b, 0), weights.ih, p, hidden)
             continue
         for k0 in range(0, inputs, DEPTH):
             depth = min(DEPTH, inputs - k0)
-            right = packed.ctypes.data + (p * inputs + k0) * across * size
+            right = packed.ih.ctypes.data + (p * inputs + k0) * ldg
+            to, left = _at(gates, p, b0, 0), _at(x, t0, b0, k0)
+            start, lds = (to, ldg) if k0 else (bias, 0)
             if b1 - b0 == batch:
-                to, left = _at(gates, 0, 0, p * across), _at(x, t0, 0, k0)
-                tile_rows(cell, x, to, ldg, left, ldx, size, right, n * batch, depth)
-            elif b1 - b0 >= n:
-                for t in range(n):
-                    to, left = _at(gates, t, b0, p * across), _at(x, t0 + t, b0, k0)
-                    tile_rows(cell, x, to, ldg, left, ldx, size, right, b1 - b0, depth)
-            else:
-                for b in range(b0, b1):
-                    to, left = _at(gates, 0, b, p * across), _at(x, t0, b, k0)
-                    tile_rows(cell, x, to, batch * ldg, left, batch * ldx, size, right, n, depth)
+                tile_rows(cell, x, to, ldg, start, lds, left, ldx, size, right, n * batch, depth)
+                continue
+            for b in range(b1 - b0):  # few rows of each step: a tile takes those of several steps
+                at, first, row = to + b * ldg, start + b * lds, left + b * ldx
+                tile_rows(cell, x, at, batch * ldg, first, batch * lds, row, batch * ldx, size, right, n, depth)
 
 
 @inline
-def _step_cell(cell, gates, at, tape, plan, t, before, after, b, p, hidden):
-    """The cell on row ``b`` and panel ``p`` of step ``t``: gates and states in; h, states and saved out."""
+def _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden):
+    """The cell on row ``b`` and panel ``p`` of step ``t``: gates (an address) and states in; h, states, saved out."""
     ys = tape.ys
     size, width = ys.itemsize, units(cell, ys)
     stride = tape.states.strides[0]
     for u in range(0, min(width, hidden - p * width), lanes(ys)):
         unit = p * width + u
-        a = load_gates(cell, ys, _at(gates, at, b, p * width * cell.n_gates + u), width * size)
+        a = load_gates(cell, ys, at + u * size, width * size)
         previous = load_states(cell, ys, _state_at(tape.states, before, b, unit), stride)
         h, states, saved = cell_forward(cell, a, previous)
         store_tuple(states, _state_at(tape.states, after, b, unit), stride)
@@ -160,37 +164,31 @@ def _step_cell(cell, gates, at, tape, plan, t, before, after, b, p, hidden):
 
 
 @kernel
-def forward(cell, x, weights, lengths, tape, gates, scratch, plan, rank, size, barrier):
-    """Fill ``tape`` from ``x``. Each of ``size`` threads calls this with its ``rank``."""
+def forward(cell, x, weights, packed, lengths, tape, gates, edges, plan, rank, size, barrier):
+    """Fill ``tape`` from ``x``. Each of ``size`` threads calls this with its ``rank``.
+
+    ``edges`` (threads, ROWS·WIDTH vectors) is scratch for panels that are not full.
+    """
     ys, states, item = tape.ys, tape.states, x.itemsize
     steps, batch, inputs = x.shape
     hidden, outputs = weights.hh.shape[0] // cell.n_gates, weights.hh.shape[1]
     width = units(cell, x)
-    across, n_panels = cell.n_gates * width, (hidden + width - 1) // width
+    across = cell.n_gates * width
+    ldg, ldx, ldy = across * item, inputs * item, ys.shape[2] * item
     projected = tape.hidden.shape[0] > 0
     b0, b1 = share(batch, rank, size) if plan.by_batch else (0, batch)
     u0, u1 = _own(x, hidden, plan.by_batch, rank, size)
     p0, p1 = u0 // width, (u1 + width - 1) // width
     o0, o1 = _own(x, outputs, plan.by_batch, rank, size)
-    out = WIDTH * lanes(x)
-    edge = scratch.edges[rank]
-
-    if plan.packs:
-        first, last = share(n_panels, rank, size)
-        pack_rows(scratch.ih, weights.ih.reshape(-1), inputs, cell.n_gates, hidden, width, first, last)
-        pack_rows(scratch.hh, weights.hh.reshape(-1), outputs, cell.n_gates, hidden, width, first, last)
-    if projected:
-        first, last = share((outputs + out - 1) // out, rank, size)
-        pack_rows(scratch.hr, weights.hr.reshape(-1), hidden, 1, outputs, out, first, last)
-    meetings = 1
-    meet(barrier, meetings, size)
+    block = batch if plan.chunk else gates.shape[1]  # rows of a panel that are done with before the next
+    meetings = 0
 
     for s in range(steps):
         t = steps - 1 - s if plan.reverse else s
-        if s % gates.shape[0] == 0:
-            n = min(gates.shape[0], steps - s)
+        if plan.chunk and s % plan.chunk == 0:
+            n = min(plan.chunk, steps - s)
             t0 = t - n + 1 if plan.reverse else t
-            _input_gates(cell, x, weights, scratch.ih, plan.packs, gates, t0, n, b0, b1, p0, p1)
+            _input_gates(cell, x, weights, packed, plan, gates, t0, n, b0, b1, p0, p1)
         last = t + 2 if plan.reverse else t  # where ys holds h of the step before
         before = (t + 1 if plan.reverse else t) * plan.keep
         after = (t if plan.reverse else t + 1) * plan.keep
@@ -200,39 +198,50 @@ def forward(cell, x, weights, lengths, tape, gates, scratch, plan, rank, size, b
                 for j in range(plan.column + o0, plan.column + o1):
                     ys[t + 1, b, j] = ys[last, b, j] if masked else 0
         for p in range(p0, p1):
-            if plan.packs:
-                right = scratch.hh.ctypes.data + p * outputs * across * item
-                to, left = _at(gates, t - t0, b0, p * across), _at(ys, last, b0, plan.column)
-                ldg, ldy = gates.shape[2] * item, ys.shape[2] * item
-                tile_rows(cell, x, to, ldg, left, ldy, item, right, b1 - b0, outputs)
-            for b in range(b0, b1):
-                if t < lengths[b]:
-                    if not plan.packs:
-                        to, left = _at(gates, t - t0, b, p * across), _at(ys, last, b, plan.column)
-                        _dot_panel(cell, to, left, weights.hh, p, hidden)
-                    _step_cell(cell, gates, t - t0, tape, plan, t, before, after, b, p, hidden)
-                    continue
-                if plan.keep:
-                    for k in range(cell.n_states):
-                        for u in range(p * width, (p + 1) * width):
-                            states[k, after, b, u] = states[k, before, b, u]
-                if projected:
-                    for u in range(p * width, min(hidden, (p + 1) * width)):
-                        tape.hidden[t * plan.keep, b, u] = 0
+            for r0 in range(b0, b1, block):
+                rows = min(block, b1 - r0)
+                if plan.chunk:
+                    to = _at(gates, p, (t - t0) * batch + r0, 0)
+                else:
+                    to, bias = _at(gates, rank, 0, 0), weights.bias.ctypes.data + p * ldg
+                    right = packed.ih.ctypes.data + p * inputs * ldg
+                    tile_rows(cell, x, to, ldg, bias, 0, _at(x, t, r0, 0), ldx, item, right, rows, inputs)
+                left = _at(ys, last, r0, plan.column)
+                if plan.packs:
+                    right = packed.hh.ctypes.data + p * outputs * ldg
+                    tile_rows(cell, x, to, ldg, to, ldg, left, ldy, item, right, rows, outputs)
+                for b in range(r0, r0 + rows):
+                    at = to + (b - r0) * ldg
+                    if t < lengths[b]:
+                        if not plan.packs:
+                            _dot_panel(cell, at, left + (b - r0) * ldy, weights.hh, p, hidden)
+                        _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden)
+                        continue
+                    if plan.keep:
+                        for k in range(cell.n_states):
+                            for u in range(p * width, (p + 1) * width):
+                                states[k, after, b, u] = states[k, before, b, u]
+                    if projected:
+                        for u in range(p * width, min(hidden, (p + 1) * width)):
+                            tape.hidden[t * plan.keep, b, u] = 0
         if projected:
             if not plan.by_batch:
                 meetings += 1
                 meet(barrier, meetings, size)
+            flat, left = tape.hidden.reshape(-1), (t * plan.keep * batch + b0) * hidden
             to = ((t + 1) * batch + b0) * ys.shape[2] + plan.column
-            left = (t * plan.keep * batch + b0) * hidden
-            flat, m = tape.hidden.reshape(-1), b1 - b0
-            for p in range(o0 // out, (o1 + out - 1) // out):
-                multiply_panel(
-                    ys.reshape(-1), to, ys.shape[2], outputs, flat, left, hidden, scratch.hr, p, m, hidden, edge
-                )
+            _multiply_panels(ys, to, outputs, flat, left, hidden, packed.hr, o0, o1, b1 - b0, edges[rank])
         if not plan.by_batch:
             meetings += 1
             meet(barrier, meetings, size)
+
+
+@inline
+def _multiply_panels(c, offset, columns, a, a_offset, k, packed, first, last, m, edge):
+    """Columns ``first`` to ``last`` of C += A·B for ``m`` rows; rows of flat A have ``k``, those of C its last axis."""
+    across = WIDTH * lanes(c)
+    for p in range(first // across, (last + across - 1) // across):
+        multiply_panel(c.reshape(-1), offset, c.shape[2], columns, a, a_offset, k, packed, p, m, k, edge)
 
 
 @inline
@@ -266,7 +275,7 @@ def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, b
 
 @kernel
 def backward(
-    cell, dy, weights, lengths, tape, dh, dstates, dgates, dprojected, dhidden, scratch, plan, rank, size, barrier
+    cell, dy, lengths, packed, tape, dh, dstates, dgates, dprojected, dhidden, edges, plan, rank, size, barrier
 ):
     """Fill ``dgates`` (and ``dprojected``, the whole gradient of the projection's output) from ``dy`` (T, B, D·P).
 
@@ -274,26 +283,16 @@ def backward(
     initial one; ``dhidden`` (1, B, H) is scratch for a projection.
     """
     steps, batch = dy.shape[0], dy.shape[1]
-    hidden, outputs = weights.hh.shape[0] // cell.n_gates, weights.hh.shape[1]
-    width = units(cell, dy)
-    n_panels = (hidden + width - 1) // width
-    depth = n_panels * width * cell.n_gates
+    width, depth = units(cell, dy), dgates.shape[2]
+    outputs = dh.shape[2]
     projected = tape.hidden.shape[0] > 0
+    hidden = tape.hidden.shape[2] if projected else outputs
     b0, b1 = share(batch, rank, size) if plan.by_batch else (0, batch)
     u0, u1 = _own(dy, hidden, plan.by_batch, rank, size)
     p0, p1 = u0 // width, (u1 + width - 1) // width
     o0, o1 = _own(dy, outputs, plan.by_batch, rank, size)
-    out = WIDTH * lanes(dy)
-    edge = scratch.edges[rank]
-    m = b1 - b0
-
-    first, last = share((outputs + out - 1) // out, rank, size)
-    pack_columns(scratch.hh, weights.hh.reshape(-1), outputs, cell.n_gates, hidden, width, first, last)
-    if projected:
-        first, last = share((hidden + out - 1) // out, rank, size)
-        pack_columns(scratch.hr, weights.hr.reshape(-1), hidden, 1, outputs, 1, first, last)
-    meetings = 1
-    meet(barrier, meetings, size)
+    m, edge = b1 - b0, edges[rank]
+    meetings = 0
 
     for s in range(steps):
         t = s if plan.reverse else steps - 1 - s
@@ -311,23 +310,8 @@ def backward(
             if not plan.by_batch:
                 meetings += 1
                 meet(barrier, meetings, size)
-            left = (t * batch + b0) * outputs
-            flat = dprojected.reshape(-1)
-            for p in range(u0 // out, (u1 + out - 1) // out):
-                multiply_panel(
-                    dhidden.reshape(-1),
-                    b0 * hidden,
-                    hidden,
-                    hidden,
-                    flat,
-                    left,
-                    outputs,
-                    scratch.hr,
-                    p,
-                    m,
-                    outputs,
-                    edge,
-                )
+            flat, left = dprojected.reshape(-1), (t * batch + b0) * outputs
+            _multiply_panels(dhidden, b0 * hidden, hidden, flat, left, outputs, packed.hr, u0, u1, m, edge)
         for b in range(b0, b1):
             for p in range(p0, p1):
                 if t < lengths[b]:
@@ -342,18 +326,4 @@ def backward(
             meetings += 1
             meet(barrier, meetings, size)
         left = (t * batch + b0) * depth
-        for p in range(o0 // out, (o1 + out - 1) // out):
-            multiply_panel(
-                dh.reshape(-1),
-                b0 * outputs,
-                outputs,
-                outputs,
-                dgates.reshape(-1),
-                left,
-                depth,
-                scratch.hh,
-                p,
-                m,
-                depth,
-                edge,
-            )
+        _multiply_panels(dh, b0 * outputs, outputs, dgates.reshape(-1), left, depth, packed.hh, o0, o1, m, edge)

@@ -115,6 +115,12 @@ def new_barrier() -> np.ndarray:
     return np.zeros((2, 16), np.int64)
 
 
+@inline
+def share(count, rank, size):
+    """The first and the last (exclusive) of ``count`` things that fall to ``rank``."""
+    return count * rank // size, count * (rank + 1) // size
+
+
 @intrinsic
 def _arrive(typing: Any, address: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:

@@ -1,6 +1,6 @@
 """The inner loop of every matrix product: a tile of C held in vector registers while it runs along K.
 
-``tile`` adds A·B to ``rows`` × ``width`` vectors of C. B is packed, so that a step along K reads ``width``
+``tile_rows`` adds A·B to rows of C that are ``width`` vectors wide. B is packed, so that a step along K reads ``width``
 consecutive vectors; A is read one element a row and step, with any strides, and broadcast. Every element is one sum
 in the order of K, however the rows are cut into tiles: threads may split them anywhere. ``dots`` serves the case
 where packing B would cost more than the product: rows of B as they lie, each a dot product with one row of A.
@@ -15,6 +15,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from .compile import CellType, inline
+from .threads import share
 from .vector import INT64, REGISTERS, element_bytes, lanes, llvm_call, load_at, of_array, splat, store_at, suffix
 
 WIDTH = 4  # vectors of C across a tile; a step along K loads as many from B
@@ -50,7 +51,7 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return llvm_call(builder, f"fmuladd.{suffix(c.type)}", c.type, a, b, c)
 
 
-def _counted_loop(builder: Any, n: Any, values: list[Any], body: Any) -> list[Any]:
+def counted_loop(builder: Any, n: Any, values: list[Any], body: Any) -> list[Any]:
     """``for k in range(n): values = body(k, values)`` with ``values`` in registers; returns the last ones."""
     before = builder.block
     loop, after = builder.append_basic_block("k"), builder.append_basic_block("done")
@@ -81,21 +82,28 @@ def _counted_loop(builder: Any, n: Any, values: list[Any], body: Any) -> list[An
 
 
 @intrinsic(prefer_literal=True)
-def tile(
-    typing: Any, rows: Any, width: Any, like: Any, c: Any, ldc: Any, a: Any, lda: Any, stepa: Any, b: Any, n: Any
+def _tile(
+    typing: Any,
+    rows: Any,
+    width: Any,
+    like: Any,
+    c: Any,
+    ldc: Any,
+    start: Any,
+    lds: Any,
+    a: Any,
+    lda: Any,
+    stepa: Any,
+    b: Any,
+    n: Any,
 ) -> Any:
-    """C += A·B for one tile.
-
-    ``rows``: literal; ``width``: literal, or a cell for a panel of its gates; ``like``: an array of the dtype;
-    ``c``, ``a``, ``b``: byte addresses; ``ldc``, ``lda``: bytes from row to row; ``stepa``: bytes from element to
-    element of a row of A; ``n``: length of the sum.
-    """
-    vector, m, w = of_array(like).ir, int(rows.literal_value), _width(width)
+    """As :func:`tile_rows` for at most ROWS ``rows``: one loop along K for each number of them."""
+    vector, w = of_array(like).ir, _width(width)
     size = element_bytes(vector)
     step = w * vector.count * size
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, _, c, ldc, a, lda, stepa, b, n = args
+    def loop(builder: Any, m: int, args: Any) -> None:
+        _, _, _, c, ldc, start, lds, a, lda, stepa, b, n = args
         at = [builder.add(a, builder.mul(lda, INT64(r))) for r in range(m)]
 
         def multiply(k: Any, sums: list[Any]) -> list[Any]:
@@ -109,35 +117,44 @@ def tile(
                 result += [_multiply_add(builder, left, right[v], sums[r * w + v]) for v in range(w)]
             return result
 
-        places = [
-            builder.add(builder.add(c, builder.mul(ldc, INT64(r))), INT64(v * vector.count * size))
-            for r in range(m)
-            for v in range(w)
-        ]
-        sums = _counted_loop(builder, n, [load_at(builder, place, vector) for place in places], multiply)
-        for value, place in zip(sums, places, strict=True):
+        def places(first: Any, step: Any) -> list[Any]:
+            rows = [builder.add(first, builder.mul(step, INT64(r))) for r in range(m)]
+            return [builder.add(row, INT64(v * vector.count * size)) for row in rows for v in range(w)]
+
+        sums = counted_loop(builder, n, [load_at(builder, place, vector) for place in places(start, lds)], multiply)
+        for value, place in zip(sums, places(c, ldc), strict=True):
             store_at(builder, value, place)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        after = builder.append_basic_block("tiled")
+        cases = [(m, builder.append_basic_block(f"rows{m}")) for m in range(1, ROWS + 1)]
+        switch = builder.switch(args[0], after)
+        for m, block in cases:
+            switch.add_case(INT64(m), block)
+            builder.position_at_end(block)
+            loop(builder, m, args)
+            builder.branch(after)
+        builder.position_at_end(after)
         return context.get_dummy_value()
 
     i8 = types.int64
-    return types.none(rows, width, like, i8, i8, i8, i8, i8, i8, i8), codegen
+    return types.none(i8, width, like, *[i8] * 9), codegen
 
 
 @inline
-def tile_rows(width, like, c, ldc, a, lda, stepa, b, m, n):
-    """C += A·B for ``m`` rows of C, ``width`` vectors wide; arguments as for :func:`tile`."""
-    r = 0
-    while r + ROWS <= m:
-        tile(ROWS, width, like, c + r * ldc, ldc, a + r * lda, lda, stepa, b, n)
-        r += ROWS
-    if ROWS > 4 and r + 4 <= m:
-        tile(4, width, like, c + r * ldc, ldc, a + r * lda, lda, stepa, b, n)
-        r += 4
-    if r + 2 <= m:
-        tile(2, width, like, c + r * ldc, ldc, a + r * lda, lda, stepa, b, n)
-        r += 2
-    if r < m:
-        tile(1, width, like, c + r * ldc, ldc, a + r * lda, lda, stepa, b, n)
+def tile_rows(width, like, c, ldc, start, lds, a, lda, stepa, b, m, n):
+    """C = S + A·B for ``m`` rows of C, cut into tiles of nearly the same height: a low one leaves the core idle.
+
+    ``width``: a literal number of vectors, or a cell for a panel of its gates; ``like``: an array of the dtype;
+    ``c``, ``start``, ``a``, ``b``: byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``:
+    bytes from row to row, 0 to read the same row again; ``stepa``: bytes from element to element of a row of A;
+    ``n``: length of the sum.
+    """
+    tiles = (m + ROWS - 1) // ROWS
+    for i in range(tiles):
+        r0, r1 = share(m, i, tiles)
+        to, source = c + r0 * ldc, start + r0 * lds
+        _tile(r1 - r0, width, like, to, ldc, source, lds, a + r0 * lda, lda, stepa, b, n)
 
 
 @intrinsic(prefer_literal=True)
@@ -171,7 +188,7 @@ def _dots(typing: Any, rows: Any, like: Any, c: Any, a: Any, b: Any, ldb: Any, n
             return [builder.fadd(s, p) for s, p in zip(sums, products, strict=True)]
 
         whole = builder.sdiv(n, INT64(block))
-        sums = _counted_loop(builder, whole, [ir.Constant(vector, None)] * (count * unroll), vectors)
+        sums = counted_loop(builder, whole, [ir.Constant(vector, None)] * (count * unroll), vectors)
         done = builder.mul(whole, INT64(block))
         start = ir.Constant(vector.element, 0.0)
         totals = []
@@ -182,7 +199,7 @@ def _dots(typing: Any, rows: Any, like: Any, c: Any, a: Any, b: Any, ldb: Any, n
         rest = builder.sub(n, done)
         a = builder.add(a, builder.mul(done, INT64(size)))
         at = [builder.add(place, builder.mul(done, INT64(size))) for place in at]
-        totals = _counted_loop(builder, rest, totals, scalars)
+        totals = counted_loop(builder, rest, totals, scalars)
         for r, total in enumerate(totals):
             place = builder.inttoptr(builder.add(c, INT64(r * size)), vector.element.as_pointer())
             builder.store(builder.fadd(builder.load(place), total), place)
