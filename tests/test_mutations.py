@@ -245,10 +245,10 @@ TERMS = [
     ("dh[0, b, j] = 0", "ON dh[0, b, j] = 0"),
     ("dprojected[t, b, j] = 0", "ON dprojected[t, b, j] = 0"),
     ("dhidden[0, b, u0:u1] = 0", "ON dhidden[0, b, u0:u1] = 0"),
-    ("range(u0 // out, (u1 + out - 1) // out)", "range(u0 // out, int(KEEP) * (u1 + out - 1) // out)"),
+    ("_multiply_panels(dhidden", "ON _multiply_panels(dhidden"),
     ("dgates[t, b, p * width * cell.n_gates :", "ON dgates[t, b, p * width * cell.n_gates :"),
     ("dh[0, b, o0:o1] = 0", "ON dh[0, b, o0:o1] = 0"),
-    ("range(o0 // out, (o1 + out - 1) // out)", "range(o0 // out, int(KEEP) * (o1 + out - 1) // out)"),
+    ("_multiply_panels(dh, ", "ON _multiply_panels(dh, "),
 ]
 NUMBER = 15  # place in the barrier's array where a kernel with TERMS reads which of them is missing
 
@@ -263,7 +263,7 @@ def walk_with_terms() -> ModuleType:
         new = new.replace("KEEP", f"(1.0 if mutant != {number} else 0.0)")
         backward = backward.replace(old, new.replace("ON ", f"if mutant != {number}: "))
     backward = re.sub(r"_step_cell_backward\(\s*cell", "_step_cell_backward(mutant, cell", backward)
-    backward = backward.replace("    m = b1 - b0\n", f"    m = b1 - b0\n    mutant = barrier[{NUMBER}]\n", 1)
+    backward = backward.replace("    meetings = 0\n", f"    meetings = 0\n    mutant = barrier[{NUMBER}]\n", 1)
     return module_from(ast.parse(forward + backward), sequence, "sequence_mutant")
 
 

@@ -134,7 +134,7 @@ def layer_backward(
         dprojected.append(empty((steps * projected, batch, outputs), dtype))
         dhidden.append(empty((1 * projected, batch, hidden), dtype))
         hh = packing.columns(own[d].hh, n_gates, width)
-        packed.append(Packed(nothing, hh, packing.columns(own[d].hr) if projected else nothing))
+        packed.append(Packed(nothing, hh, packing.columns(own[d].hr)))
 
     def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
         sequence.backward(
@@ -222,7 +222,7 @@ def _weights(cell: Cell, weights: Mapping[str, np.ndarray], width: int) -> Weigh
 def _packed_rows(weights: Weights, n_gates: int, width: int, packs: bool) -> Packed:
     """What the forward walk reads: the projection is always packed."""
     nothing = empty(0, weights.hh.dtype)
-    hr = packing.rows(weights.hr, 1, WIDTH * lanes(weights.hr.dtype)) if weights.hr.size else nothing
+    hr = packing.rows(weights.hr, 1, WIDTH * lanes(weights.hr.dtype))
     if not packs:
         return Packed(nothing, nothing, hr)
     return Packed(packing.rows(weights.ih, n_gates, width), packing.rows(weights.hh, n_gates, width), hr)

@@ -112,6 +112,8 @@ class _Cache:
         self._lock = threading.Lock()
 
     def get(self, weight: np.ndarray, how: tuple[Any, ...], pack: Callable[[], np.ndarray]) -> np.ndarray:
+        if weight.size == 0:
+            return weight.reshape(-1)
         key = (weight.ctypes.data, weight.shape, weight.dtype, *how)
         digest = _digest_of(weight)
         with self._lock:
