@@ -70,12 +70,15 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     """``array`` itself where kernels can take it as it lies (contiguous, aligned, writable, so that one compiled
     kernel serves); else a copy.
     """
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned and flags.writeable:
+        return array
     return np.require(array, requirements=("C", "A", "W"))
 
 
 def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
     """``parts`` one after another along their first axis."""
-    return np.concatenate(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def lengths(value: np.ndarray) -> np.ndarray:
@@ -199,8 +202,8 @@ def generator(rng: Any, name: str = "rng") -> np.random.Generator:
 
 
 def from_host(array: np.ndarray) -> np.ndarray:
-    """A NumPy array as one of this library: itself."""
-    return array
+    """A NumPy array as one of this library: in a buffer of :func:`empty`, where kernels read it fastest."""
+    return copy(array)
 
 
 def to_host(array: np.ndarray) -> np.ndarray:

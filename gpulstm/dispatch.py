@@ -13,6 +13,7 @@ import functools
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Backend:
 
     @property
     def module(self) -> ModuleType:
-        return importlib.import_module(self.module_name)
+        return sys.modules.get(self.module_name) or importlib.import_module(self.module_name)
 
 
 class BackendUnavailable(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ..cells import Cell
 from ..memory import empty, zeros
-from . import gemm, packing, sequence
+from . import gemm, packing, sequence, step
 from .sequence import Packed, Plan, Tape, Weights
 from .threads import crew
 from .tile import WIDTH, panel_vectors
@@ -56,9 +57,11 @@ def layer_forward(
     weights: Sequence[Mapping[str, np.ndarray]],
     lengths: np.ndarray | None,
     keep: bool,
-) -> tuple[np.ndarray, tuple[np.ndarray, ...], LayerTape]:
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], LayerTape | None]:
     """See :func:`gpulstm_kernels.reference.layer_forward`. ``y`` is a view of the tape's ``ys``."""
     steps, batch, _ = x.shape
+    if steps == 1 and not keep and batch < _PACKS_FROM and "weight_hr" not in weights[0]:
+        return (*_one_step(cell, x, state, weights), None)
     dtype, directions = x.dtype, len(weights)
     n_gates, width = len(cell.gates), panel_vectors(len(cell.gates)) * lanes(dtype)
     own = [_weights(cell, w, width) for w in weights]
@@ -70,7 +73,7 @@ def layer_forward(
     packs = steps * batch >= _PACKS_FROM
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
-    if packs and rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO:
+    if not packs or (rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO):
         chunk, room = 0, (at_most, min(rows, _BLOCK), n_gates * width)
     else:
         chunk = -(-steps // -(-steps * batch // max(batch, _CHUNK_ROWS)))
@@ -98,7 +101,7 @@ def layer_forward(
         scratch = gates[d], edges[d]
         sequence.forward(cell, x, own[d], packed[d], lengths, tapes[d], *scratch, plans[d], rank, size, barrier)
 
-    _in_teams(walk, directions, at_most)
+    _in_teams(walk, directions, at_most, meets=not by_batch)
     final: tuple[np.ndarray, ...] = (
         np.stack([ys[1 if p.reverse else steps, :, p.column : p.column + outputs] for p in plans]),
     )
@@ -107,6 +110,28 @@ def layer_forward(
         final += (np.stack(last),)
     names = [tuple(w) for w in weights]
     return ys[1:-1], final, LayerTape(cell, x, lengths, own, names, plans, tapes)
+
+
+def _one_step(
+    cell: Cell, x: np.ndarray, state: tuple[np.ndarray, ...], weights: Sequence[Mapping[str, np.ndarray]]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """``y`` and the final state of one step of few rows, without a projection."""
+    directions, batch, hidden = state[0].shape
+    new_h = np.empty_like(state[0])
+    states = np.empty((directions, len(state) - 1, batch, hidden), x.dtype)
+    for k, part in enumerate(state[1:]):
+        states[:, k] = part
+    for d, own in enumerate(weights):
+        parts = tuple(own[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if name in own)
+        arguments = x[0], parts, state[0][d], states[d], new_h[d], np.zeros(1, np.int64)
+        at_most = (parts[0].size + parts[1].size) // step.WORTH_A_THREAD
+        crew.run(functools.partial(_run_step, cell, arguments), at_most)
+    y = new_h.swapaxes(0, 1).reshape(1, batch, directions * hidden)
+    return y.copy() if directions == 1 else y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
+
+
+def _run_step(cell: Cell, arguments: tuple, rank: int, size: int, barrier: np.ndarray) -> None:
+    step.step(cell, *arguments)
 
 
 def layer_backward(
@@ -155,7 +180,7 @@ def layer_backward(
             barrier,
         )
 
-    _in_teams(walk, directions, at_most)
+    _in_teams(walk, directions, at_most, meets=not plans[0].by_batch)
 
     rows, across = steps * batch, padded * n_gates
     dx = zeros((rows, inputs), dtype)
@@ -192,7 +217,7 @@ def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, 
     return f"sequence walk, weights {rows}, {split}, {REGISTER_BYTES * 8}-bit vectors"
 
 
-def _in_teams(walk: Callable[[int, int, int, np.ndarray], None], directions: int, at_most: int) -> None:
+def _in_teams(walk: Callable[[int, int, int, np.ndarray], None], directions: int, at_most: int, meets: bool) -> None:
     """Walk every direction: each by a team of its own where there are threads for it, else one after the other."""
 
     def share(rank: int, size: int, barrier: np.ndarray) -> None:
@@ -204,7 +229,7 @@ def _in_teams(walk: Callable[[int, int, int, np.ndarray], None], directions: int
         if rank < team * directions:
             walk(rank % directions, rank // directions, team, barrier[rank % directions])
 
-    crew.run(share, at_most)
+    crew.run(share, at_most, meets)
 
 
 def _weights(cell: Cell, weights: Mapping[str, np.ndarray], width: int) -> Weights:

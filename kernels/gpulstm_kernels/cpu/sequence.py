@@ -98,48 +98,48 @@ def _state_at(states, slot, b, u):
 
 
 @inline
-def _copy_row(like, to, source, n):
-    """Copy ``n`` elements, a whole number of registers, from one byte address to another."""
-    for v in range(0, n, lanes(like)):
-        store(like, load(like, source + v * like.itemsize, n), to + v * like.itemsize, n)
+def dot_gates(cell, like, to, apart, x, inputs, h, outputs, ih, hh, hidden, unit):
+    """A register of each gate of one row, from ``unit`` on: W_ih·x + W_hh·h, weights read where they lie.
 
-
-@inline
-def _dot_panel(cell, to, row, weight, p, hidden):
-    """One row of a panel of gates += a row of input times the panel's rows of ``weight`` as they lie."""
-    size, width, k = weight.itemsize, units(cell, weight), weight.shape[1]
-    valid = min(width, hidden - p * width)
+    ``to``, ``x``, ``h``, ``ih``, ``hh``: byte addresses; ``apart``: bytes from gate to gate.
+    """
+    ldx, ldh, valid = inputs * like.itemsize, outputs * like.itemsize, min(lanes(like), hidden - unit)
     for g in range(cell.n_gates):
-        rows = weight.ctypes.data + (g * hidden + p * width) * k * size
-        dots(weight, to + g * width * size, row, rows, k * size, valid, k)
+        row = g * hidden + unit
+        gate = dots(like, valid, x, ih + row * ldx, ldx, inputs, h, hh + row * ldh, ldh, outputs)
+        store(like, gate, to + g * apart, lanes(like))
 
 
 @inline
-def _input_gates(cell, x, weights, packed, plan, gates, t0, n, b0, b1, p0, p1):
+def _dot_panel(cell, to, bias, x, h, ih, hh, p):
+    """A panel of gates of one row = bias + W_ih·x + W_hh·h; ``to``, ``bias``, ``x``, ``h``: byte addresses."""
+    size, width, hidden = ih.itemsize, units(cell, ih), ih.shape[0] // cell.n_gates
+    wx, wh, inputs, outputs = ih.ctypes.data, hh.ctypes.data, ih.shape[1], hh.shape[1]
+    for u in range(0, min(width, hidden - p * width), lanes(ih)):
+        unit = p * width + u
+        dot_gates(cell, ih, to + u * size, width * size, x, inputs, h, outputs, wx, wh, hidden, unit)
+        for v in range(u * size, cell.n_gates * width * size, width * size):
+            store(ih, load(ih, to + v, lanes(ih)) + load(ih, bias + v, lanes(ih)), to + v, lanes(ih))
+
+
+@inline
+def _input_gates(cell, x, bias, packed, gates, t0, n, b0, b1, p0, p1):
     """gates = bias + x[t0 : t0 + n]·W_ihᵀ, for rows b0 to b1 and panels p0 to p1."""
     size, batch, inputs = x.itemsize, x.shape[1], x.shape[2]
-    across, hidden = gates.shape[2], weights.ih.shape[0] // cell.n_gates
-    ldx, ldg = inputs * size, across * size
+    ldx, ldg = inputs * size, gates.shape[2] * size
     for p in range(p0, p1):
-        bias = weights.bias.ctypes.data + p * ldg
-        if not plan.packs:
-            for t in range(n):
-                for b in range(b0, b1):
-                    to = _at(gates, p, t * batch + b, 0)
-                    _copy_row(x, to, bias, across)
-                    _dot_panel(cell, to, _at(x, t0 + t, b, 0), weights.ih, p, hidden)
-            continue
+        first = bias.ctypes.data + p * ldg
         for k0 in range(0, inputs, DEPTH):
             depth = min(DEPTH, inputs - k0)
             right = packed.ih.ctypes.data + (p * inputs + k0) * ldg
             to, left = _at(gates, p, b0, 0), _at(x, t0, b0, k0)
-            start, lds = (to, ldg) if k0 else (bias, 0)
+            start, lds = (to, ldg) if k0 else (first, 0)
             if b1 - b0 == batch:
                 tile_rows(cell, x, to, ldg, start, lds, left, ldx, size, right, n * batch, depth)
                 continue
             for b in range(b1 - b0):  # few rows of each step: a tile takes those of several steps
-                at, first, row = to + b * ldg, start + b * lds, left + b * ldx
-                tile_rows(cell, x, at, batch * ldg, first, batch * lds, row, batch * ldx, size, right, n, depth)
+                at, source, row = to + b * ldg, start + b * lds, left + b * ldx
+                tile_rows(cell, x, at, batch * ldg, source, batch * lds, row, batch * ldx, size, right, n, depth)
 
 
 @inline
@@ -188,7 +188,7 @@ def forward(cell, x, weights, packed, lengths, tape, gates, edges, plan, rank, s
         if plan.chunk and s % plan.chunk == 0:
             n = min(plan.chunk, steps - s)
             t0 = t - n + 1 if plan.reverse else t
-            _input_gates(cell, x, weights, packed, plan, gates, t0, n, b0, b1, p0, p1)
+            _input_gates(cell, x, weights.bias, packed, gates, t0, n, b0, b1, p0, p1)
         last = t + 2 if plan.reverse else t  # where ys holds h of the step before
         before = (t + 1 if plan.reverse else t) * plan.keep
         after = (t if plan.reverse else t + 1) * plan.keep
@@ -200,21 +200,21 @@ def forward(cell, x, weights, packed, lengths, tape, gates, edges, plan, rank, s
         for p in range(p0, p1):
             for r0 in range(b0, b1, block):
                 rows = min(block, b1 - r0)
-                if plan.chunk:
-                    to = _at(gates, p, (t - t0) * batch + r0, 0)
-                else:
-                    to, bias = _at(gates, rank, 0, 0), weights.bias.ctypes.data + p * ldg
-                    right = packed.ih.ctypes.data + p * inputs * ldg
-                    tile_rows(cell, x, to, ldg, bias, 0, _at(x, t, r0, 0), ldx, item, right, rows, inputs)
+                bias = weights.bias.ctypes.data + p * ldg
+                to = _at(gates, p, (t - t0) * batch + r0, 0) if plan.chunk else _at(gates, rank, 0, 0)
                 left = _at(ys, last, r0, plan.column)
                 if plan.packs:
+                    if not plan.chunk:
+                        right = packed.ih.ctypes.data + p * inputs * ldg
+                        tile_rows(cell, x, to, ldg, bias, 0, _at(x, t, r0, 0), ldx, item, right, rows, inputs)
                     right = packed.hh.ctypes.data + p * outputs * ldg
                     tile_rows(cell, x, to, ldg, to, ldg, left, ldy, item, right, rows, outputs)
                 for b in range(r0, r0 + rows):
                     at = to + (b - r0) * ldg
                     if t < lengths[b]:
                         if not plan.packs:
-                            _dot_panel(cell, at, left + (b - r0) * ldy, weights.hh, p, hidden)
+                            row, h = _at(x, t, b, 0), left + (b - r0) * ldy
+                            _dot_panel(cell, at, bias, row, h, weights.ih, weights.hh, p)
                         _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden)
                         continue
                     if plan.keep:

@@ -8,10 +8,12 @@ changes the order of a sum.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -21,11 +23,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .compile import inline
+from .compile import inline, kernel
 from .vector import INT64
 
-_SPINS = 4096  # a few microseconds of polling, then the core is offered to whoever else wants it
-_ARRIVED, _ABORTED = 0, 8  # places in the barrier's array, a cache line apart
+_SPINS = 4096  # some fifty microseconds of polling, then the core is offered to whoever else wants it
+_ARRIVED, _ABORTED, _WAITED = 0, 8, 9  # places in the barrier's array; who waits writes another cache line
+_TOO_LONG = 0.3  # the part of a call's time that threads may wait for each other before it counts as crowded
+_PAUSE, _LONGEST_PAUSE = 0.1, 3.2  # seconds for which a crowded crew is left alone, doubled as long as it stays so
 
 
 def available_cores() -> int:
@@ -40,7 +44,8 @@ class Crew:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._workers: list[_Worker] = []
+        self._alone_until, self._pause = 0.0, _PAUSE
         self.size = self._default_size()
 
     @staticmethod
@@ -56,21 +61,30 @@ class Crew:
         """Use ``size`` threads from the next call on."""
         with self._lock:
             self.size = size
-            self._retire()
+            self._dismiss()
 
-    def _retire(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+    def close(self) -> None:
+        """End the threads; the next call starts new ones."""
+        with self._lock:
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
 
     def after_fork(self) -> None:
         """Forget threads and lock: a forked child has neither."""
         self._lock = threading.Lock()
-        self._pool = None
+        self._workers = []
 
-    def run(self, share: Callable[[int, int, np.ndarray], None], at_most: int) -> None:
-        """Call ``share(rank, size, barrier)`` once for each rank below ``size`` <= ``at_most``, all at once."""
-        if at_most > 1 and self._lock.acquire(blocking=False):
+    def run(self, share: Callable[[int, int, np.ndarray], None], at_most: int, meets: bool = False) -> None:
+        """Call ``share(rank, size, barrier)`` once for each rank below ``size`` <= ``at_most``, all at once.
+
+        ``meets``: shares wait for each other on the way. Where others want the cores too, they would wait for a
+        thread that does not run; once that was seen, such calls run alone for a while.
+        """
+        if at_most > 1 and not (meets and time.monotonic() < self._alone_until) and self._lock.acquire(blocking=False):
             try:
                 size = min(self.size, at_most)
                 if size > 1:
@@ -80,10 +94,10 @@ class Crew:
         share(0, 1, new_barrier())
 
     def _run_together(self, share: Callable[[int, int, np.ndarray], None], size: int) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.size - 1, thread_name_prefix="gpulstm")
-        barrier = new_barrier()
-        others = []
+        while len(self._workers) < size - 1:
+            self._workers.append(_Worker())
+        barrier, began = new_barrier(), _cycles()
+        workers = self._workers[: size - 1]
 
         def run(rank: int) -> None:
             try:
@@ -93,21 +107,75 @@ class Crew:
                 raise
 
         try:
-            for rank in range(1, size):
-                others.append(self._pool.submit(run, rank))
-            share(0, size, barrier)
-        except BaseException:
-            barrier[:, _ABORTED] = 1
-            raise
+            for rank, worker in enumerate(workers, 1):
+                worker.post(functools.partial(run, rank))
+            run(0)
         finally:
-            wait(others)
-        for other in others:
-            other.result()
+            errors = [worker.finish() for worker in workers]
+        for error in errors:
+            if error is not None:
+                raise error
+        crowded = barrier[:, _WAITED].max() > _TOO_LONG * (_cycles() - began)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE) if crowded else _PAUSE
+        if crowded:
+            self._alone_until = time.monotonic() + self._pause
 
 
-crew = Crew()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=crew.after_fork)
+class _Worker:
+    """A thread that runs what is posted to it. It polls for a while after each task, since calls come in rows."""
+
+    def __init__(self) -> None:
+        self._tasks: list[Callable[[], None]] = []  # the one that nobody has begun yet
+        self._error: BaseException | None = None
+        self._box = np.zeros(16, np.int64)  # how many were posted, and on another cache line how many are done with
+        self._asleep, self._ends, self._wake = False, False, threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._work, name="gpulstm", daemon=True)
+        self._thread.start()
+
+    def post(self, task: Callable[[], None]) -> None:
+        """Run ``task``; the one before is finished."""
+        self._tasks.append(task)
+        self._box[0] += 1
+        if self._asleep:
+            self._wake.release()
+
+    def finish(self) -> BaseException | None:
+        """Wait until the task is done, or do it here if the thread has not come to it; what it raised."""
+        if self._run_next():
+            while not _poll(self._box[8:], self._box[0]):
+                time.sleep(1e-4)
+        error, self._error = self._error, None
+        return error
+
+    def end(self) -> None:
+        """End the thread, which has no task."""
+        self._ends = True
+        self.post(lambda: None)
+        self._thread.join()
+
+    def _run_next(self) -> bool:
+        """Run the task unless the other side has taken it; whether it has."""
+        try:
+            task = self._tasks.pop()
+        except IndexError:
+            return True
+        try:
+            task()
+        except BaseException as error:
+            self._error = error
+        return False
+
+    def _work(self) -> None:
+        box, number = self._box, 0
+        while not self._ends:
+            number += 1
+            while not _poll(box, number):
+                self._asleep = True
+                if box[0] < number:
+                    self._wake.acquire()
+                self._asleep = False
+            self._run_next()
+            box[8] = number
 
 
 def new_barrier() -> np.ndarray:
@@ -119,6 +187,16 @@ def new_barrier() -> np.ndarray:
 def share(count, rank, size):
     """The first and the last (exclusive) of ``count`` things that fall to ``rank``."""
     return count * rank // size, count * (rank + 1) // size
+
+
+@intrinsic
+def next_number(typing: Any, address: Any) -> Any:
+    """0, 1, 2, ... from the counter at a byte address: each number once, to whichever thread asks first."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], INT64.as_pointer()), INT64(1), "acq_rel")
+
+    return types.int64(types.int64), codegen
 
 
 @intrinsic
@@ -165,15 +243,61 @@ def _yield(typing: Any) -> Any:
     return types.none(), codegen
 
 
+@intrinsic
+def _now(typing: Any) -> Any:
+    """The core's clock, in ticks of its own."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        function_type = ir.FunctionType(INT64, [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, function_type, "llvm.readcyclecounter"), [])
+
+    return types.int64(), codegen
+
+
+@kernel
+def _cycles():
+    return _now()
+
+
+@kernel
+def _poll(counter, n):
+    """Whether the counter has come to ``n`` within some fifty microseconds."""
+    for _ in range(_SPINS):
+        if _read(counter.ctypes.data) >= n:
+            return True
+        _pause()
+    return False
+
+
 @inline
 def meet(barrier, times, size):
     """Wait until all ``size`` threads have been here ``times`` times; what they wrote before is then visible."""
     if size > 1:
         place = barrier.ctypes.data
         _arrive(place)
-        spins = 0
+        spins, began = 0, 0
         while _read(place + 8 * _ARRIVED) < times * size and _read(place + 8 * _ABORTED) == 0:
             spins += 1
             _pause()
             if spins > _SPINS:
+                began = began or _now()
                 _yield()
+        if began:
+            barrier[_WAITED] += _now() - began
+
+
+@inline
+def wait_for(counter, n):
+    """Wait until the counter at a byte address has given ``n`` numbers."""
+    spins = 0
+    while _read(counter) < n:
+        spins += 1
+        _pause()
+        if spins > _SPINS:
+            _yield()
+
+
+crew = Crew()
+atexit.register(crew.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=crew.after_fork)

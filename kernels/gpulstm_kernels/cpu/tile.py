@@ -2,8 +2,8 @@
 
 ``tile_rows`` adds A·B to rows of C that are ``width`` vectors wide. B is packed, so that a step along K reads ``width``
 consecutive vectors; A is read one element a row and step, with any strides, and broadcast. Every element is one sum
-in the order of K, however the rows are cut into tiles: threads may split them anywhere. ``dots`` serves the case
-where packing B would cost more than the product: rows of B as they lie, each a dot product with one row of A.
+in the order of K, however the rows are cut into tiles, so threads may split them
+anywhere. ``dots`` serves a handful of rows, where packing B would cost more than the product: it reads B as it lies.
 """
 
 from __future__ import annotations
@@ -12,15 +12,29 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from .compile import CellType, inline
 from .threads import share
-from .vector import INT64, REGISTERS, element_bytes, lanes, llvm_call, load_at, of_array, splat, store_at, suffix
+from .vector import (
+    INT64,
+    REGISTERS,
+    element_bytes,
+    lanes,
+    llvm_call,
+    load_at,
+    load_first_at,
+    of_array,
+    splat,
+    store_at,
+    suffix,
+)
 
 WIDTH = 4  # vectors of C across a tile; a step along K loads as many from B
+_CHAINS = 2  # independent sums of a dot product, so that multiply-adds overlap
+_AT_ONCE = 2  # rows whose dot products share the loads of a vector
 ROWS = 6 if REGISTERS == 32 else 2  # rows of C in a tile: ROWS * WIDTH sums and the operands fit the registers
-_DOTS = 2  # vectors of a row that a step of ``dots`` takes: with 4 rows, 8 independent chains of multiply-adds
 
 
 def panel_vectors(n_gates: int) -> int:
@@ -157,66 +171,81 @@ def tile_rows(width, like, c, ldc, start, lds, a, lda, stepa, b, m, n):
         _tile(r1 - r0, width, like, to, ldc, source, lds, a + r0 * lda, lda, stepa, b, n)
 
 
-@intrinsic(prefer_literal=True)
-def _dots(typing: Any, rows: Any, like: Any, c: Any, a: Any, b: Any, ldb: Any, n: Any) -> Any:
-    """``rows`` (literal) elements of C += the dot products of a row of A and as many rows of B."""
-    vector, count = of_array(like).ir, int(rows.literal_value)
-    size, unroll = element_bytes(vector), _DOTS
-    block = vector.count * unroll
+@intrinsic
+def dots(
+    typing: Any, like: Any, rows: Any, x: Any, wx: Any, ldx: Any, nx: Any, h: Any, wh: Any, ldh: Any, nh: Any
+) -> Any:
+    """A register with the dot products of as many rows of two matrices as it has lanes: lane r is W_x[r]·x + W_h[r]·h.
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, c, a, b, ldb, n = args
-        at = [builder.add(b, builder.mul(ldb, INT64(r))) for r in range(count)]
+    ``x``, ``wx``, ``h``, ``wh``: byte addresses of the vectors and of the matrices' first rows; ``ldx``, ``ldh``:
+    bytes from row to row; ``nx``, ``nh``: lengths; lanes from ``rows`` on repeat the last row. Memory is read in the
+    order in which it lies.
+    """
+    typ = of_array(like)
+    vector = typ.ir
+    size = element_bytes(vector)
 
-        def vectors(k: Any, sums: list[Any]) -> list[Any]:
+    def add_products(builder: Any, parts: list[Any], left: Any, rows: list[Any], n: Any) -> list[Any]:
+        """``parts`` + the products of ``n`` elements with each row, lane by lane, in ``_CHAINS`` sums each."""
+        block = vector.count * _CHAINS
+        whole = builder.sdiv(n, INT64(block))
+
+        def products(offset: Any, read: Any, sums: list[Any]) -> list[Any]:
+            value = read(builder.add(left, offset))
+            right = [read(builder.add(row, offset)) for row in rows]
+            return [_multiply_add(builder, value, other, part) for other, part in zip(right, sums, strict=True)]
+
+        def blocks(k: Any, sums: list[Any]) -> list[Any]:
+            at = builder.mul(k, INT64(block * size))
             result = []
-            for u in range(unroll):
-                offset = builder.add(builder.mul(k, INT64(block * size)), INT64(u * vector.count * size))
-                left = load_at(builder, builder.add(a, offset), vector)
-                for r in range(count):
-                    right = load_at(builder, builder.add(at[r], offset), vector)
-                    result.append(_multiply_add(builder, left, right, sums[u * count + r]))
+            for c in range(_CHAINS):
+                offset = builder.add(at, INT64(c * vector.count * size))
+                own = sums[c * len(rows) : (c + 1) * len(rows)]
+                result += products(offset, lambda place: load_at(builder, place, vector), own)
             return result
 
-        def scalars(k: Any, sums: list[Any]) -> list[Any]:
-            offset = builder.mul(k, INT64(size))
-            pointer = vector.element.as_pointer()
-            left = builder.load(builder.inttoptr(builder.add(a, offset), pointer))
-            products = [
-                builder.fmul(left, builder.load(builder.inttoptr(builder.add(place, offset), pointer))) for place in at
-            ]
-            return [builder.fadd(s, p) for s, p in zip(sums, products, strict=True)]
-
-        whole = builder.sdiv(n, INT64(block))
-        sums = counted_loop(builder, whole, [ir.Constant(vector, None)] * (count * unroll), vectors)
+        zeros = [ir.Constant(vector, None)] * (len(rows) * (_CHAINS - 1))
+        sums = counted_loop(builder, whole, [*parts, *zeros], blocks)
+        while len(sums) > len(rows):
+            half = len(sums) // 2
+            sums = [builder.fadd(a, b) for a, b in zip(sums[:half], sums[half:], strict=True)]
         done = builder.mul(whole, INT64(block))
-        start = ir.Constant(vector.element, 0.0)
-        totals = []
-        for r in range(count):
-            both = builder.fadd(sums[r], sums[count + r])
-            name = f"vector.reduce.fadd.{suffix(vector)}"
-            totals.append(llvm_call(builder, name, vector.element, start, both, fastmath=("reassoc",)))
         rest = builder.sub(n, done)
-        a = builder.add(a, builder.mul(done, INT64(size)))
-        at = [builder.add(place, builder.mul(done, INT64(size))) for place in at]
-        totals = counted_loop(builder, rest, totals, scalars)
-        for r, total in enumerate(totals):
-            place = builder.inttoptr(builder.add(c, INT64(r * size)), vector.element.as_pointer())
-            builder.store(builder.fadd(builder.load(place), total), place)
-        return context.get_dummy_value()
 
-    i8 = types.int64
-    return types.none(rows, like, i8, i8, i8, i8, i8), codegen
+        def masked(k: Any, sums: list[Any]) -> list[Any]:
+            first = builder.mul(k, INT64(vector.count))
+            offset = builder.mul(builder.add(done, first), INT64(size))
+            valid = builder.sub(rest, first)
+            return products(offset, lambda place: load_first_at(builder, place, vector, valid), sums)
 
+        registers = builder.sdiv(builder.add(rest, INT64(vector.count - 1)), INT64(vector.count))
+        return counted_loop(builder, registers, sums, masked)
 
-@inline
-def dots(like, c, a, b, ldb, m, n):
-    """``m`` consecutive elements of C += a row of A times ``m`` rows of B, ``ldb`` bytes apart, along ``n``."""
-    size = like.itemsize
-    r = 0
-    while r + 4 <= m:
-        _dots(4, like, c + r * size, a, b + r * ldb, ldb, n)
-        r += 4
-    while r < m:
-        _dots(1, like, c + r * size, a, b + r * ldb, ldb, n)
-        r += 1
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, rows, x, wx, ldx, nx, h, wh, ldh, nh = args
+        parts = cgutils.alloca_once(builder, ir.ArrayType(vector, vector.count))
+        last = builder.sub(rows, INT64(1))
+
+        def some_rows(k: Any, _: list[Any]) -> list[Any]:
+            numbers = [builder.add(builder.mul(k, INT64(_AT_ONCE)), INT64(i)) for i in range(_AT_ONCE)]
+            valid = [builder.select(builder.icmp_signed("<", r, last), r, last) for r in numbers]
+            sums = [ir.Constant(vector, None)] * _AT_ONCE
+            for left, first, ld, n in ((x, wx, ldx, nx), (h, wh, ldh, nh)):
+                own = [builder.add(first, builder.mul(r, ld)) for r in valid]
+                sums = add_products(builder, sums, left, own, n)
+            for r, value in zip(numbers, sums, strict=True):
+                builder.store(value, builder.gep(parts, [INT64(0), r]))
+            return []
+
+        counted_loop(builder, INT64(vector.count // _AT_ONCE), [], some_rows)
+        sums = [builder.load(builder.gep(parts, [INT64(0), INT64(r)])) for r in range(vector.count)]
+        index = ir.VectorType(ir.IntType(32), vector.count)
+        even, odd = (ir.Constant(index, list(range(first, 2 * vector.count, 2))) for first in (0, 1))
+        while len(sums) > 1:  # pairs of lanes are added while the registers transpose
+            sums = [
+                builder.fadd(builder.shuffle_vector(a, b, even), builder.shuffle_vector(a, b, odd))
+                for a, b in zip(sums[::2], sums[1::2], strict=True)
+            ]
+        return sums[0]
+
+    return typ(like, *[types.int64] * 9), codegen

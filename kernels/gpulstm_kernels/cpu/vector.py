@@ -270,6 +270,15 @@ def store_at(builder: ir.IRBuilder, value: Any, address: Any) -> None:
     store.align = element_bytes(value.type)
 
 
+def load_first_at(builder: ir.IRBuilder, address: Any, vector: ir.VectorType, n: Any) -> Any:
+    """The first ``n`` lanes from memory, zeros behind them."""
+    name = f"masked.load.{suffix(vector)}.p0{suffix(vector)}"
+    pointer = builder.inttoptr(address, vector.as_pointer())
+    align = ir.Constant(ir.IntType(32), element_bytes(vector))
+    zero = ir.Constant(vector, None)
+    return llvm_call(builder, name, vector, pointer, align, _first_lanes(builder, vector, n), zero)
+
+
 def _first_lanes(builder: ir.IRBuilder, typ: ir.VectorType, n: Any) -> Any:
     """The mask of lanes 0 .. n-1."""
     numbers = ir.Constant(ir.VectorType(INT64, typ.count), list(range(typ.count)))
@@ -302,12 +311,7 @@ def _load_first(typing: Any, like: Any, address: Any, n: Any) -> Any:
     typ = of_array(like)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vector = typ.ir
-        name = f"masked.load.{suffix(vector)}.p0{suffix(vector)}"
-        pointer = builder.inttoptr(args[1], vector.as_pointer())
-        align = ir.Constant(ir.IntType(32), element_bytes(vector))
-        zero = ir.Constant(vector, None)
-        return llvm_call(builder, name, vector, pointer, align, _first_lanes(builder, vector, args[2]), zero)
+        return load_first_at(builder, args[1], typ.ir, args[2])
 
     return typ(like, types.int64, types.int64), codegen
 
