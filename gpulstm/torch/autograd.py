@@ -28,7 +28,8 @@ def layer(
     """
     backend = _backend_name(bridge.backend_device(x.device))
     if _is_recorded((x, *state, *weights)):
-        results = Layer.apply(cell.name, backend, lengths, len(state), x, *state, *weights)
+        function = Layer if torch.compiler.is_compiling() or _is_transformed() else EagerLayer
+        results = function.apply(cell.name, backend, lengths, len(state), x, *state, *weights)
     else:
         results = operator.forward(x, state, weights, lengths, cell.name, backend, False)
     return results[0], tuple(results[1 : 1 + len(state)])
@@ -43,9 +44,14 @@ def _is_recorded(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd records what is computed from ``tensors``, so that the tape must be kept."""
     if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False  # a program that leaves Python holds the operator alone
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if not torch.compiler.is_compiling() and _is_transformed():
         return True  # a tensor under vmap does not show whether its gradient is asked for outside
     return any(tensor.requires_grad for tensor in tensors)
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is under way."""
+    return torch._C._are_functorch_transforms_active()
 
 
 class Layer(torch.autograd.Function):
@@ -84,6 +90,18 @@ class Layer(torch.autograd.Function):
         return None, None, None, None, *_gradients(shape, inputs, saved[len(inputs) :], upstream)
 
 
+class EagerLayer(torch.autograd.Function):
+    """:class:`Layer` in the older form, which costs half as much a call but which ``torch.func`` does not take."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = Layer.forward(*inputs)
+        Layer.setup_context(ctx, inputs, output)
+        return output
+
+    backward = Layer.backward
+
+
 Shape = tuple[str, str, Tensor | None, int, int]  # cell, backend, lengths, number of states, number of weights
 
 
@@ -97,7 +115,7 @@ def _gradients(
     shape: Shape, inputs: Sequence[Tensor], tape: Sequence[Tensor], upstream: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """Those of x, state and weights."""
-    if torch.compiler.is_compiling():  # a compiled backward pass is not differentiated
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # it will not be differentiated itself
         x, state, weights = _split(shape, inputs)
         return operator.backward(x, state, weights, shape[2], tape, upstream[0], upstream[1:], shape[0], shape[1])
     return LayerGradient.apply(*shape, *inputs, *upstream, *tape)

@@ -43,10 +43,10 @@ def to_arrays(tensors: Sequence[torch.Tensor]) -> list[Any]:
 
 
 def _to_array(tensor: torch.Tensor) -> Any:
-    tensor = tensor.detach()
+    tensor = tensor.detach().contiguous()
     if not tensor.is_cuda:
-        return np.require(tensor.numpy(), requirements=("C", "A", "W"))
-    tensor = tensor.contiguous()
+        array = tensor.numpy()
+        return array if array.flags.aligned else array.copy()
     from_dlpack = importlib.import_module("cupy").from_dlpack
     if tensor.dtype is not torch.bfloat16:
         return from_dlpack(tensor)

@@ -14,6 +14,7 @@ Their gradients are in :mod:`.autograd`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -46,6 +47,7 @@ def _named(weights: Sequence[Any], directions: int) -> list[dict[str, Any]]:
     return [dict(zip(names, weights[d * count :], strict=False)) for d in range(directions)]
 
 
+@functools.cache
 def _module(backend: str) -> ModuleType:
     return dispatch.check_backend(backend).module
 
