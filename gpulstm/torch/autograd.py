@@ -27,8 +27,10 @@ def layer(
     Tensors are of one device and dtype: float32 or float64, on a GPU float16 or bfloat16 too.
     """
     backend = _backend_name(bridge.backend_device(x.device))
-    if _is_recorded((x, *state, *weights)):
-        function = Layer if torch.compiler.is_compiling() or _is_transformed() else EagerLayer
+    if _is_transformed() and torch.compiler.is_compiling():  # which takes no autograd.Function inside torch.func
+        results = equations.layer(cell.name, x, lengths, state, weights)
+    elif _is_recorded((x, *state, *weights)):
+        function = Layer if _is_transformed() else PlainLayer
         results = function.apply(cell.name, backend, lengths, len(state), x, *state, *weights)
     else:
         results = operator.forward(x, state, weights, lengths, cell.name, backend, False)
@@ -44,7 +46,7 @@ def _is_recorded(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd records what is computed from ``tensors``, so that the tape must be kept."""
     if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False  # a program that leaves Python holds the operator alone
-    if not torch.compiler.is_compiling() and _is_transformed():
+    if _is_transformed():
         return True  # a tensor under vmap does not show whether its gradient is asked for outside
     return any(tensor.requires_grad for tensor in tensors)
 
@@ -90,7 +92,7 @@ class Layer(torch.autograd.Function):
         return None, None, None, None, *_gradients(shape, inputs, saved[len(inputs) :], upstream)
 
 
-class EagerLayer(torch.autograd.Function):
+class PlainLayer(torch.autograd.Function):
     """:class:`Layer` in the older form, which costs half as much a call but which ``torch.func`` does not take."""
 
     @staticmethod
