@@ -22,9 +22,7 @@ def check_tape(backend: Any, p: problems.Problem, **runtime: Any) -> None:
     arrays = backend.tape_arrays(tape)
     rows, outputs = p.weights[0]["weight_hh"].shape
     sizes = (*p.x.shape[:2], rows // len(p.cell.gates), outputs, len(p.weights), "weight_hr" in p.weights[0])
-    assert [(array.shape, array.dtype.name) for array in arrays] == backend.tape_layout(
-        p.cell, p.x.dtype.name, *sizes
-    )
+    assert [(array.shape, array.dtype.name) for array in arrays] == backend.tape_layout(p.cell, p.x.dtype.name, *sizes)
     again = backend.tape_of(p.cell, p.x, p.weights, p.lengths, arrays, **runtime)
     found = [problems.gradients(backend, p, one) for one in (tape, again)]
     host = np.asarray if not runtime else runtime["runtime"].to_host

@@ -241,12 +241,17 @@ def _run_layer(
         raise ValueError(f"input: expected a tensor on {first.device}, where the weights are, got one on {x.device}")
     result = first.dtype
     kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype in _DTYPES and torch.float64 not in (x.dtype, result):
+    if (
+        kind != "meta"
+        and torch.is_autocast_enabled(kind)
+        and x.dtype in _DTYPES
+        and torch.float64 not in (x.dtype, result)
+    ):
         result = torch.get_autocast_dtype(kind)
     elif x.dtype != result or result not in _DTYPES:
         raise TypeError(f"input: expected dtype {result}, that of the weights, got {x.dtype}")
     dtype = torch.float32 if kind != "cuda" and result in _HALVES else result
-    state, weights = [_cast(part, dtype) for part in state], [_cast(weight, dtype) for weight in weights]
+    state, weights = tuple(_cast(part, dtype) for part in state), [_cast(weight, dtype) for weight in weights]
     y, final = layer(cell, _cast(x, dtype).contiguous(), state, weights, lengths)
     return _cast(y, result), tuple(_cast(part, result) for part in final)
 

@@ -36,9 +36,7 @@ def test_a_tensor_at_an_odd_address_is_copied() -> None:
     np.testing.assert_array_equal(array, 0)
 
 
-@pytest.mark.parametrize(
-    ("device", "name"), [("cpu", "cpu"), ("meta", "cpu"), ("cuda:1", "cuda")]
-)
+@pytest.mark.parametrize(("device", "name"), [("cpu", "cpu"), ("meta", "cpu"), ("cuda:1", "cuda")])
 def test_where_a_tensor_is_computed(device: str, name: str) -> None:
     assert bridge.backend_device(torch.device(device)) == name
 

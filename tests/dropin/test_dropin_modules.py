@@ -6,6 +6,7 @@ import copy
 import io
 import threading
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_module_is_made_as_torch_makes_it(kind: str, arguments: Any, options: 
         b.load_state_dict(a.state_dict(), strict=True)
     if kind != "LSTMCell":
         assert isinstance(ours, torch.nn.RNNBase)
-        for a, b in zip(sum(ours.all_weights, []), sum(theirs.all_weights, []), strict=True):
+        for a, b in zip(*(chain(*module.all_weights) for module in (ours, theirs)), strict=True):
             assert torch.equal(a, b)
         ours.flatten_parameters()
 
@@ -80,7 +81,15 @@ def test_a_module_is_made_as_torch_makes_it(kind: str, arguments: Any, options: 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "options",
-    [{"hidden_size": 0}, {"hidden_size": 2.5}, {"bias": 1}, {"num_layers": 0}, {"dropout": 2}, {"proj_size": 9}, {"x": 1}],
+    [
+        {"hidden_size": 0},
+        {"hidden_size": 2.5},
+        {"bias": 1},
+        {"num_layers": 0},
+        {"dropout": 2},
+        {"proj_size": 9},
+        {"x": 1},
+    ],
 )
 def test_what_torch_refuses_is_refused_alike(kind: str, options: dict[str, Any]) -> None:
     errors = []
@@ -97,7 +106,7 @@ def test_what_torch_refuses_is_refused_alike(kind: str, options: dict[str, Any])
 
 
 def test_no_kernel_computes_relu() -> None:
-    with pytest.raises(ValueError, match="nonlinearity: expected 'tanh'.*got 'relu'"):
+    with pytest.raises(ValueError, match=r"nonlinearity: expected 'tanh'.*got 'relu'"):
         RNN(3, 4, nonlinearity="relu")
 
 
@@ -355,7 +364,11 @@ def numbers(*sizes: int) -> Tensor:
         (lambda: LSTM_34(X, STATE), TypeError, r"hx: expected 2 tensors, \(h, c\), got Tensor"),
         (lambda: LSTM_34(X, (STATE,)), TypeError, r"hx: expected 2 tensors, \(h, c\), got 1 parts"),
         (lambda: LSTM_34(X, (STATE, None)), TypeError, r"hx\[1\]: expected a tensor, got NoneType"),
-        (lambda: LSTM_34(X, (STATE, STATE[:, :1])), ValueError, r"hx\[1\]: expected shape \(1, 2, 4\), got \(1, 1, 4\)"),
+        (
+            lambda: LSTM_34(X, (STATE, STATE[:, :1])),
+            ValueError,
+            r"hx\[1\]: expected shape \(1, 2, 4\), got \(1, 1, 4\)",
+        ),
         (lambda: LSTM_34(X[:, 0], (STATE, STATE)), ValueError, r"hx\[0\]: expected shape \(1, 4\), got \(1, 2, 4\)"),
         (lambda: LSTM_34(X, (STATE, STATE.double())), TypeError, r"hx\[1\]: expected dtype torch.float32.*float64"),
         (lambda: LSTM_34(X, (STATE.to("meta"), STATE)), ValueError, r"hx\[0\]: expected a tensor on cpu.*on meta"),

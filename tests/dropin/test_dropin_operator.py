@@ -1,4 +1,4 @@
-"""The operator and its gradients: opcheck, gradgradcheck, torch.func, torch.compile, torch.export, and the same bits."""
+"""The operator and its gradients: opcheck, gradgradcheck, torch.func, torch.compile, torch.export, the same bits."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import ddp_worker
 import numpy as np
+import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -40,3 +42,14 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
             for name, parameter in model.named_parameters():
                 assert parameter.grad is not None
                 np.testing.assert_allclose(found[name], parameter.grad.numpy(), rtol=1e-12, atol=1e-15, err_msg=name)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-9), ("32-true", 1e-4), ("bf16-mixed", 5e-2)])
+def test_lightnings_trainer(precision: str, tolerance: float) -> None:
+    process = start(str(HERE / "lightning_worker.py"), precision)  # on its own, since its imports warn
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    theirs, ours = json.loads(output.strip().splitlines()[-1])
+    assert len(ours) == 24
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+    assert np.mean(ours[-8:]) < np.mean(ours[:8])

@@ -30,9 +30,7 @@ def layer_forward(
     return layer.layer_forward(cell, x, state, weights, lengths, keep, cast(Runtime, current()))
 
 
-def tape_of(
-    cell: Cell, x: Any, weights: Sequence[Mapping[str, Any]], lengths: Any, arrays: Sequence[Any]
-) -> LayerTape:
+def tape_of(cell: Cell, x: Any, weights: Sequence[Mapping[str, Any]], lengths: Any, arrays: Sequence[Any]) -> LayerTape:
     """See :func:`gpulstm_kernels.reference.tape_of`."""
     return layer.tape_of(cell, x, weights, lengths, arrays, cast(Runtime, current()))
 
