@@ -36,7 +36,8 @@ class _Recurrent(torch.nn.RNNBase):
         """The output, like ``input``, and the final state of the stack."""
         if isinstance(input, PackedSequence):
             x, lengths = _padded(input)
-            self._check_input(x, "input.data", x.dtype)
+            if x.shape[-1] != self.input_size:
+                raise ValueError(f"input.data: expected shape (N, {self.input_size}), got {tuple(input.data.shape)}")
             batch, order = x.shape[1], input.sorted_indices
             state = self._state(hx, x, (batch,))
             if order is not None:
@@ -48,7 +49,7 @@ class _Recurrent(torch.nn.RNNBase):
             return PackedSequence(data, input.batch_sizes, order, input.unsorted_indices), final
         if not isinstance(input, Tensor):
             raise TypeError(f"input: expected a tensor or a PackedSequence, got {type(input).__name__}")
-        self._check_input(input, "input", input.dtype)
+        self._check_input(input)
         if input.dim() == 2:
             x = input.unsqueeze(1)
             state = tuple(part.unsqueeze(1) for part in self._state(hx, x, ()))
@@ -58,13 +59,13 @@ class _Recurrent(torch.nn.RNNBase):
         y, final = self._stack(x, self._state(hx, x, (x.shape[1],)), None)
         return y.transpose(0, 1) if self.batch_first else y, final
 
-    def _check_input(self, x: Tensor, name: str, dtype: torch.dtype) -> None:
-        order = "B, T" if self.batch_first else "T, B"
+    def _check_input(self, x: Tensor) -> None:
         if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
+            order = "B, T" if self.batch_first else "T, B"
             expected = f"({order}, {self.input_size}) or (T, {self.input_size})"
-            raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
-        if x.shape[1 if self.batch_first and x.dim() == 3 and name == "input" else 0] == 0:
-            raise ValueError(f"{name}: expected at least one step, got shape {tuple(x.shape)}")
+            raise ValueError(f"input: expected shape {expected}, got {tuple(x.shape)}")
+        if x.shape[1 if self.batch_first and x.dim() == 3 else 0] == 0:
+            raise ValueError(f"input: expected at least one step, got shape {tuple(x.shape)}")
 
     def _state(self, hx: Sequence[Any] | None, x: Tensor, rows: tuple[int, ...]) -> States:
         """The initial state, checked, or zeros; ``rows`` is (B,), or () for one sequence."""

@@ -388,7 +388,7 @@ def numbers(*sizes: int) -> Tensor:
         (
             lambda: LSTM_34(PackedSequence(torch.randn(3, 2), numbers(2, 1))),
             ValueError,
-            "input.data: expected shape.*3",
+            r"input.data: expected shape \(N, 3\), got \(3, 2\)",
         ),
         (lambda: LSTMCell(3, 4)(X), ValueError, r"input: expected shape \(B, 3\) or \(3,\), got \(5, 2, 3\)"),
         (lambda: LSTMCell(3, 4)(X.numpy()), TypeError, "input: expected a tensor, got ndarray"),
