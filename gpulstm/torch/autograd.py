@@ -98,6 +98,8 @@ class PlainLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         output = Layer.forward(*inputs)
+        if not torch.compiler.is_compiling():  # no view in torch's eyes: it may be changed in place, short of backward
+            output = (output[0].data, *output[1:])
         Layer.setup_context(ctx, inputs, output)
         return output
 
