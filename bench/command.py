@@ -1,9 +1,10 @@
-"""Command line: ``python -m bench run cpu``, ``run gpu`` and ``report RECORD.json``."""
+"""Command line: ``python -m bench run cpu``, ``run torch``, ``run gpu`` and ``report RECORD.json``."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,21 @@ from . import machine
 from .gpu import command as on_gpu
 from .plot import plot
 from .pool import ROOT, ProviderError
-from .registry import CPU_GRID, CPU_PROVIDERS, SUBJECT, parse_case, select
+from .registry import (
+    CPU_GRID,
+    CPU_PROVIDERS,
+    SUBJECT,
+    TORCH_GRID,
+    TORCH_PROVIDERS,
+    Case,
+    Provider,
+    parse_case,
+    select,
+)
 from .report import report
 from .run import Record, Settings, load, new_record, run_cpu
+
+RESULTS = "bench/results/MACHINE"
 
 
 @click.group(help="Time gpulstm beside the LSTMs it competes with.")
@@ -28,41 +41,53 @@ def run() -> None:
     pass
 
 
-@run.command(help="One layer, I = H, float32, on the CPU: inference and training.")
-@click.option("--quick", is_flag=True, help="Fewer and shorter turns: under two minutes on two cores.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: bench/results/MACHINE.")
-@click.option("--providers", metavar="A,B", help=f"Some of {', '.join(CPU_PROVIDERS)}; default: all.")
-@click.option("--case", "cases", multiple=True, metavar="B,T,H", help="Instead of the grid; may be repeated.")
-@click.option("--rounds", type=click.IntRange(1), help="Turns for each provider and case (9; quick: 3).")
-@click.option("--threads", type=click.IntRange(1), help="The same for every provider; default: all cores.")
-@click.option("--dtype", type=click.Choice(["float32"]), default="float32", show_default=True)
-def cpu(
-    quick: bool,
-    out: Path | None,
-    providers: str | None,
-    cases: tuple[str, ...],
-    rounds: int | None,
-    threads: int | None,
-    dtype: str,
-) -> None:
-    try:
-        chosen = select(providers, CPU_PROVIDERS)
-        grid = [replace(case, dtype=dtype) for case in [*map(parse_case, cases)] or CPU_GRID]
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    threads = threads or machine.cores()
-    settings = Settings(threads, rounds or 3, 0.05) if quick else Settings(threads, rounds or 9, 0.25)
-    record = new_record("cpu", settings, chosen)
-    folder = out or ROOT / "bench" / "results" / machine.slug(record["machine"])
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"cpu-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    try:
-        run_cpu(record, path, grid, chosen, settings, say)
-    except KeyboardInterrupt:
-        say("interrupted")
-    except ProviderError as error:
-        say(f"stopped: the reference failed, so nothing more can be checked: {error}")
-    finish(record, path)
+def measures(kind: str, grid: Sequence[Case], providers: Mapping[str, Provider]) -> Callable[..., None]:
+    """A command that times ``grid`` with ``providers`` on the CPU."""
+
+    @click.option("--quick", is_flag=True, help="Fewer and shorter turns: under two minutes on two cores.")
+    @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help=f"Folder; default: {RESULTS}.")
+    @click.option("--providers", "names", metavar="A,B", help=f"Some of {', '.join(providers)}; default: all.")
+    @click.option("--case", "cases", multiple=True, metavar="B,T,H", help="Instead of the grid; may be repeated.")
+    @click.option("--rounds", type=click.IntRange(1), help="Turns for each provider and case (9; quick: 3).")
+    @click.option("--threads", type=click.IntRange(1), help="The same for every provider; default: all cores.")
+    @click.option("--dtype", type=click.Choice(["float32"]), default="float32", show_default=True)
+    def command(
+        quick: bool,
+        out: Path | None,
+        names: str | None,
+        cases: tuple[str, ...],
+        rounds: int | None,
+        threads: int | None,
+        dtype: str,
+    ) -> None:
+        try:
+            chosen = select(names, providers)
+            timed = [replace(case, dtype=dtype) for case in [*map(parse_case, cases)] or grid]
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        threads = threads or machine.cores()
+        settings = Settings(threads, rounds or 3, 0.05) if quick else Settings(threads, rounds or 9, 0.25)
+        record = new_record(kind, settings, chosen)
+        folder = out or ROOT / "bench" / "results" / machine.slug(record["machine"])
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        try:
+            run_cpu(record, path, timed, chosen, settings, say)
+        except KeyboardInterrupt:
+            say("interrupted")
+        except ProviderError as error:
+            say(f"stopped: the reference failed, so nothing more can be checked: {error}")
+        finish(record, path)
+
+    return command
+
+
+run.command("cpu", help="One layer, I = H, float32, on the CPU: inference and training.")(
+    measures("cpu", CPU_GRID, CPU_PROVIDERS)
+)
+run.command(
+    "torch", help="gpulstm.torch.LSTM beside torch.nn.LSTM on the CPU, and the same layer on NumPy arrays ('arrays')."
+)(measures("torch", TORCH_GRID, TORCH_PROVIDERS))
 
 
 @run.command(

@@ -96,6 +96,28 @@ CPU_PROVIDERS = {
         Provider("jax", "bench.providers.jax", ("jax",)),
     )
 }
+# Modules and layers one calls from torch: the same torch, the same kernels, and what lies between.
+TORCH_GRID = tuple(
+    Case(*sizes)
+    for sizes in (
+        (1, 1, 128),
+        (1, 1, 512),
+        (1, 32, 64),
+        (1, 128, 256),
+        (16, 128, 256),
+        (64, 128, 256),
+        (32, 64, 512),
+        (256, 32, 128),
+    )
+)
+TORCH_PROVIDERS = {
+    provider.name: provider
+    for provider in (
+        Provider(SUBJECT, "bench.providers.gpulstm_torch", ("gpulstm", "torch")),
+        Provider("torch", "bench.providers.torch", ("torch",)),
+        Provider("arrays", "bench.providers.gpulstm", ("gpulstm",)),
+    )
+}
 REFERENCE = Provider("reference", "bench.providers.reference", ("gpulstm",))
 
 

@@ -16,7 +16,7 @@ from bench import machine, peak, pool, run
 from bench.command import main
 from bench.plot import plot
 from bench.problem import Problem
-from bench.registry import CPU_GRID, CPU_PROVIDERS, MODES, Case, Provider, parse_case, select
+from bench.registry import CPU_GRID, CPU_PROVIDERS, MODES, TORCH_PROVIDERS, Case, Provider, parse_case, select
 from bench.report import report, rows
 from bench.timing import Spread, settle, turn
 from bench.verify import TOLERANCE, check
@@ -354,6 +354,31 @@ def test_end_to_end_with_whatever_is_installed(tmp_path: Path) -> None:
     again = CliRunner().invoke(main, ["report", str(path)])
     assert again.exit_code == 0
     assert report(record) in again.output
+
+
+def test_the_drop_in_is_timed_beside_torchs_module(tmp_path: Path) -> None:
+    arguments = [
+        "run",
+        "torch",
+        "--case",
+        "3,5,7",
+        "--rounds",
+        "1",
+        "--quick",
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    (path,) = tmp_path.glob("torch-*.json")
+    record = json.loads(path.read_text())
+    assert (record["kind"], len(record["cells"])) == ("torch", 6)
+    assert list(record["providers"]) == list(TORCH_PROVIDERS) == ["gpulstm", "torch", "arrays"]
+    for entry in record["cells"]:
+        assert entry["rejected"] is None
+        assert entry["seconds"]["median"] > 0
 
 
 @pytest.mark.parametrize(

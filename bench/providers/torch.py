@@ -14,8 +14,8 @@ def setup(threads: int) -> None:
     torch.set_num_interop_threads(1)
 
 
-def inference(problem: Problem) -> Runner:
-    lstm = layer(problem).eval()
+def inference(problem: Problem, kind: type[torch.nn.Module] = torch.nn.LSTM) -> Runner:
+    lstm = layer(problem, kind).eval()
     x, h0, c0 = map(torch.from_numpy, (problem.x, problem.h0, problem.c0))
 
     def call() -> Any:
@@ -29,8 +29,8 @@ def inference(problem: Problem) -> Runner:
     return call, outputs
 
 
-def training(problem: Problem) -> Runner:
-    lstm = layer(problem)
+def training(problem: Problem, kind: type[torch.nn.Module] = torch.nn.LSTM) -> Runner:
+    lstm = layer(problem, kind)
     inputs = [torch.from_numpy(value).requires_grad_() for value in (problem.x, problem.h0, problem.c0)]
     upstream = [torch.from_numpy(value) for value in (problem.dy, problem.dh, problem.dc)]
     names, parameters = zip(*lstm.named_parameters(), strict=True)
@@ -48,7 +48,7 @@ def training(problem: Problem) -> Runner:
     return call, outputs
 
 
-def layer(problem: Problem) -> torch.nn.LSTM:
-    lstm = torch.nn.LSTM(problem.case.hidden, problem.case.hidden, dtype=getattr(torch, problem.case.dtype))
+def layer(problem: Problem, kind: type[torch.nn.Module]) -> torch.nn.Module:
+    lstm = kind(problem.case.hidden, problem.case.hidden, dtype=getattr(torch, problem.case.dtype))
     lstm.load_state_dict({name: torch.from_numpy(value) for name, value in problem.params.items()})
     return lstm

@@ -3,6 +3,9 @@
 Every kernel is tested against this module, and this module against central finite differences. It is also the
 backend ``reference`` and states what a backend is: :func:`layer_forward` and :func:`layer_backward` over one layer of
 D = 1 or 2 directions. T steps, B batch, I input, H hidden, P output of a direction (H without a projection), G gates.
+
+A framework with an autograd of its own keeps arrays, not tapes: :func:`tape_arrays` takes a tape apart without copying
+the large ones, :func:`tape_of` puts it together again, and :func:`tape_layout` says beforehand what the arrays will be.
 """
 
 from __future__ import annotations
@@ -104,6 +107,7 @@ class LayerTape(NamedTuple):
     weights: Sequence[Mapping[str, Array]]
     steps: list[list[Step]]
     dtype: np.dtype
+    y: Array
 
 
 def layer_forward(
@@ -153,7 +157,8 @@ def layer_forward(
         finals.append((h, *states))
         tapes.append(tape)
     final = tuple(np.stack(s).astype(given) for s in zip(*finals, strict=True))
-    return np.concatenate(ys, axis=2).astype(given), final, LayerTape(cell, x, weights, tapes, given)
+    joined = np.concatenate(ys, axis=2).astype(given)
+    return joined, final, LayerTape(cell, x, weights, tapes, given, joined)
 
 
 def layer_backward(
@@ -201,6 +206,40 @@ def layer_backward(
         grads.append({name: value.astype(tape.dtype) for name, value in grad.items()})
     initial = tuple(np.stack(s).astype(tape.dtype) for s in zip(*initials, strict=True))
     return dx.astype(tape.dtype), initial, grads
+
+
+Layout = list[tuple[tuple[int, ...], str]]
+
+
+def tape_layout(
+    cell: Cell, dtype: str, steps: int, batch: int, hidden: int, outputs: int, directions: int, projected: bool
+) -> Layout:
+    """The shape and the name of the dtype of every array of :func:`tape_arrays`.
+
+    The first is ``ys`` (T+2, B, D·P), whose ``[1:-1]`` is y; what follows is the backend's own. ``steps`` and
+    ``batch`` may be symbols: nothing but arithmetic is done with them.
+    """
+    count = len(cell.states)
+    initial = [((directions, batch, outputs), dtype), *[((directions, batch, hidden), dtype)] * count]
+    return [((steps + 2, batch, directions * outputs), dtype), *initial]
+
+
+def tape_arrays(tape: LayerTape) -> list[Array]:
+    """The arrays that make ``tape``, no two of which overlap, beside the arguments of :func:`layer_forward`.
+
+    Here they are y and the initial state: the reference would rather compute its steps again than lay them out.
+    """
+    first = [steps[0] for steps in tape.steps]
+    carried = zip(*(step.previous for step in first), strict=True)
+    initial = [np.stack([step.h_previous for step in first]), *map(np.stack, carried)]
+    return [np.pad(tape.y, ((1, 1), (0, 0), (0, 0))), *(value.astype(tape.dtype) for value in initial)]
+
+
+def tape_of(
+    cell: Cell, x: Array, weights: Sequence[Mapping[str, Array]], lengths: Array | None, arrays: Sequence[Array]
+) -> LayerTape:
+    """The tape that :func:`tape_arrays` took apart; the other arguments are those of its :func:`layer_forward`."""
+    return layer_forward(cell, x, tuple(arrays[1:]), weights, lengths, True)[2]
 
 
 def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, Array]]) -> str:

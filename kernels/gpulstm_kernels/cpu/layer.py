@@ -208,6 +208,62 @@ def layer_backward(
     return dx.reshape(x.shape), initial, grads
 
 
+def tape_layout(
+    cell: Cell, dtype: str, steps: int, batch: int, hidden: int, outputs: int, directions: int, projected: bool
+) -> list[tuple[tuple[int, ...], str]]:
+    """See :func:`gpulstm_kernels.reference.tape_layout`."""
+    width = panel_vectors(len(cell.gates)) * lanes(np.dtype(dtype))
+    padded = -(-hidden // width) * width
+    shapes = [
+        (len(cell.states), steps + 1, batch, padded),
+        (steps, batch, padded * cell.saved),
+        (steps if projected else 0, batch, hidden),
+    ]
+    return [(shape, dtype) for shape in ((steps + 2, batch, directions * outputs), *shapes * directions)]
+
+
+def tape_arrays(tape: LayerTape) -> list[np.ndarray]:
+    """See :func:`gpulstm_kernels.reference.tape_arrays`. What the walk left unwritten is zero: no bits by chance."""
+    n_gates, n_saved = len(tape.cell.gates), tape.cell.saved
+    hidden, outputs = tape.weights[0].hh.shape[0] // n_gates, tape.weights[0].hh.shape[1]
+    steps, batch, _ = tape.x.shape
+    width = panel_vectors(n_gates) * lanes(tape.x.dtype)
+    for plan, (ys, states, saved, _) in zip(tape.plans, tape.tapes, strict=True):
+        ys[0 if plan.reverse else -1, :, plan.column : plan.column + outputs] = 0
+        states[..., hidden:] = 0
+        if n_saved:
+            last = saved.reshape(steps, batch, -1, n_saved, width)[:, :, -1]
+            last[..., hidden - (hidden - 1) // width * width :] = 0
+        if tape.lengths.min() < steps:
+            saved[np.arange(steps)[:, None] >= tape.lengths] = 0
+    return [tape.tapes[0].ys, *(array for own in tape.tapes for array in (own.states, own.saved, own.hidden))]
+
+
+def tape_of(
+    cell: Cell,
+    x: np.ndarray,
+    weights: Sequence[Mapping[str, np.ndarray]],
+    lengths: np.ndarray | None,
+    arrays: Sequence[np.ndarray],
+) -> LayerTape:
+    """See :func:`gpulstm_kernels.reference.tape_of`."""
+    steps, batch, _ = x.shape
+    directions = len(weights)
+    width = panel_vectors(len(cell.gates)) * lanes(x.dtype)
+    own = [_weights(cell, w, width) for w in weights]
+    _, by_batch = thread_split(cell, steps, batch, own[0], directions)
+    packs = steps * batch >= _PACKS_FROM
+    return LayerTape(
+        cell,
+        x,
+        np.full(batch, steps, np.int64) if lengths is None else lengths,
+        own,
+        [tuple(w) for w in weights],
+        [Plan(d == 1, d * own[0].hh.shape[1], True, packs, by_batch) for d in range(directions)],
+        [Tape(arrays[0], *arrays[1 + 3 * d : 4 + 3 * d]) for d in range(directions)],
+    )
+
+
 def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, np.ndarray]]) -> str:
     """In words: how :func:`layer_forward` would walk such a call."""
     width = panel_vectors(len(cell.gates)) * lanes(weights[0]["weight_hh"].dtype)

@@ -53,13 +53,11 @@ def layer_forward(
     dtype, sums, directions = problem.dtype, problem.accumulate, problem.directions
     hidden, outputs, rows = problem.hidden, problem.outputs, len(cell.gates) * problem.hidden
 
-    if isinstance(lengths, np.ndarray) and type(lengths) is np.ndarray:
-        lengths = runtime.to_device(lengths.astype(np.int32))
     slots = steps + 1 if keep else 1
     buffers = Buffers(
         weight_hh=_stacked(runtime, [w["weight_hh"] for w in weights]),
         weight_hr=_stacked(runtime, [w["weight_hr"] for w in weights]) if problem.projected else None,
-        lengths=lengths,
+        lengths=_on_device(runtime, lengths),
         ys=runtime.empty((steps + 2, batch, directions * outputs), dtype),
         states=runtime.empty((len(cell.states), directions, slots, batch, hidden), sums) if cell.states else None,
         saved=runtime.empty((directions, steps, batch, cell.saved * hidden), dtype) if keep and cell.saved else None,
@@ -151,6 +149,51 @@ def layer_backward(
     return dx.reshape(x.shape), tuple(initials), grads
 
 
+def tape_layout(
+    cell: Cell, dtype: str, steps: int, batch: int, hidden: int, outputs: int, directions: int, projected: bool
+) -> list[tuple[tuple[int, ...], str]]:
+    """See :func:`gpulstm_kernels.reference.tape_layout`."""
+    sums = "float64" if dtype == "float64" else "float32"
+    layout: list[tuple[tuple[int, ...], str]] = [((steps + 2, batch, directions * outputs), dtype)]
+    if cell.states:
+        layout.append(((len(cell.states), directions, steps + 1, batch, hidden), sums))
+    if cell.saved:
+        layout.append(((directions, steps, batch, cell.saved * hidden), dtype))
+    if projected:
+        layout.append(((directions, steps, batch, hidden), dtype))
+    return layout
+
+
+def tape_arrays(tape: LayerTape) -> list[Any]:
+    """See :func:`gpulstm_kernels.reference.tape_arrays`."""
+    kept = tape.buffers
+    return [array for array in (kept.ys, kept.states, kept.saved, kept.hidden) if array is not None]
+
+
+def tape_of(
+    cell: Cell,
+    x: Any,
+    weights: Sequence[Mapping[str, Any]],
+    lengths: Any,
+    arrays: Sequence[Any],
+    runtime: Runtime | None = None,
+) -> LayerTape:
+    """See :func:`gpulstm_kernels.reference.tape_of`."""
+    runtime = runtime or current()
+    problem = _problem(cell, x, weights, lengths is not None, True)
+    rest = list(arrays)
+    buffers = Buffers(
+        weight_hh=_stacked(runtime, [w["weight_hh"] for w in weights]),
+        weight_hr=_stacked(runtime, [w["weight_hr"] for w in weights]) if problem.projected else None,
+        lengths=_on_device(runtime, lengths),
+        ys=rest.pop(0),
+        states=rest.pop(0) if cell.states else None,
+        saved=rest.pop(0) if cell.saved else None,
+        hidden=rest.pop(0) if problem.projected else None,
+    )
+    return LayerTape(runtime, problem, x, weights, buffers)
+
+
 def sum_rows(runtime: Runtime, values: Any, sums: Any) -> None:
     """``sums`` (N,) = the sum of the rows of ``values`` (M, N), in one order always."""
     rows, columns = values.shape
@@ -195,6 +238,12 @@ def _sizes(
         ragged,
         keep,
     )
+
+
+def _on_device(runtime: Runtime, lengths: Any) -> Any:
+    if isinstance(lengths, np.ndarray) and type(lengths) is np.ndarray:
+        return runtime.to_device(lengths.astype(np.int32))
+    return lengths
 
 
 def _walk(runtime: Runtime, problem: Problem, backward: bool) -> Any:

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 from ..cells import Cell
 from ..cuda import layer
-from ..cuda.layer import LayerTape, layer_backward
+from ..cuda.layer import LayerTape, layer_backward, tape_arrays, tape_layout
 from ..cuda.runtime import Runtime
 from .runtime import current
 
-__all__ = ["describe", "layer_backward", "layer_forward"]
+__all__ = ["describe", "layer_backward", "layer_forward", "tape_arrays", "tape_layout", "tape_of"]
 
 
 def layer_forward(
@@ -28,6 +28,11 @@ def layer_forward(
 ) -> tuple[Any, tuple[Any, ...], LayerTape]:
     """See :func:`gpulstm_kernels.reference.layer_forward`."""
     return layer.layer_forward(cell, x, state, weights, lengths, keep, cast(Runtime, current()))
+
+
+def tape_of(cell: Cell, x: Any, weights: Sequence[Mapping[str, Any]], lengths: Any, arrays: Sequence[Any]) -> LayerTape:
+    """See :func:`gpulstm_kernels.reference.tape_of`."""
+    return layer.tape_of(cell, x, weights, lengths, arrays, cast(Runtime, current()))
 
 
 def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, Any]]) -> str:

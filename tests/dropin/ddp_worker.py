@@ -1,0 +1,54 @@
+"""One process of a DistributedDataParallel step on gloo: ``ddp_worker.py RANK FOLDER``; see test_dropin_training.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import gpulstm
+from gpulstm.torch import LSTM
+
+WORLD = 2
+
+
+class Model(torch.nn.Module):
+    """Two layers, both directions, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = LSTM(3, 8, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = torch.nn.Linear(16, 2)
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(self.lstm(x)[0])
+        return y
+
+
+def batch() -> torch.Tensor:
+    """The whole batch; each process takes its share."""
+    return torch.randn(2 * WORLD, 6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def main() -> None:
+    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    gpulstm.set_num_threads(1)
+    store = torch.distributed.FileStore(str(folder / "store"), WORLD)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+    model = DistributedDataParallel(Model())
+    for _ in range(2):  # the buckets are built anew after the first pass
+        model.zero_grad()
+        model(batch().chunk(WORLD)[rank]).sin().mean().backward()
+    gradients = {name: parameter.grad.numpy() for name, parameter in model.module.named_parameters()}
+    np.savez(folder / f"{rank}.npz", **gradients)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
