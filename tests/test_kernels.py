@@ -30,6 +30,7 @@ SPLITS = [(1, "batch"), (2, "batch"), (2, "units"), (3, "batch"), (3, "units")]
 SHAPES: dict[str, tuple[int, int, int, int, int, int, bool, bool]] = {
     "one of each": (1, 1, 1, 2, 0, 1, True, False),
     "one step": (1, 5, 3, 7, 0, 2, True, True),
+    "one step, no bias": (1, 2, 20, 19, 0, 1, False, False),
     "one sequence": (6, 1, 9, 37, 0, 1, True, False),
     "odd": (5, 7, 3, 33, 0, 1, True, True),
     "even": (3, 8, 16, 64, 0, 2, False, False),

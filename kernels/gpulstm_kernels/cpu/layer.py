@@ -122,9 +122,11 @@ def _one_step(
     for k, part in enumerate(state[1:]):
         states[:, k] = part
     for d, own in enumerate(weights):
-        parts = tuple(own[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if name in own)
+        nothing = np.empty(0, x.dtype)
+        ih, hh = own["weight_ih"], own["weight_hh"]
+        parts = ih, hh, own.get("bias_ih", nothing), own.get("bias_hh", nothing)
         arguments = x[0], parts, state[0][d], states[d], new_h[d], np.zeros(1, np.int64)
-        at_most = (parts[0].size + parts[1].size) // step.WORTH_A_THREAD
+        at_most = (ih.size + hh.size) // step.WORTH_A_THREAD
         crew.run(functools.partial(_run_step, cell, arguments), at_most)
     y = new_h.swapaxes(0, 1).reshape(1, batch, directions * hidden)
     return y.copy() if directions == 1 else y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
@@ -259,7 +261,7 @@ def tape_of(
         np.full(batch, steps, np.int64) if lengths is None else lengths,
         own,
         [tuple(w) for w in weights],
-        [Plan(d == 1, d * own[0].hh.shape[1], True, packs, by_batch) for d in range(directions)],
+        [Plan(d == 1, d * own[0].hh.shape[1], True, packs, by_batch, 0) for d in range(directions)],
         [Tape(arrays[0], *arrays[1 + 3 * d : 4 + 3 * d]) for d in range(directions)],
     )
 

@@ -58,12 +58,9 @@ def _units(cell, like, unit, batch, x, inputs, ih, hh, hidden, bias_ih, bias_hh,
 def step(cell, x, weights, h, states, new_h, counters):
     """``new_h`` (B, H) and ``states`` (S, B, H), in place, from x (B, I), h (B, H) and the weights of a direction.
 
-    ``weights``: weight_ih (G·H, I), weight_hh (G·H, H) and either both biases or none.
+    ``weights``: weight_ih (G·H, I), weight_hh (G·H, H), bias_ih and bias_hh (G·H), both empty where there are none.
     """
-    ih, hh = weights[0], weights[1]
-    bias_ih = bias_hh = 0
-    for bias in weights[2:]:
-        bias_ih, bias_hh = bias_hh, bias.ctypes.data
+    ih, hh, bias_ih, bias_hh = weights
     lane, hidden = lanes(x), hh.shape[1]
     unit = next_number(counters.ctypes.data) * lane
     while unit < hidden:
@@ -77,8 +74,8 @@ def step(cell, x, weights, h, states, new_h, counters):
             ih.ctypes.data,
             hh.ctypes.data,
             hidden,
-            bias_ih,
-            bias_hh,
+            bias_ih.ctypes.data if bias_ih.size else 0,
+            bias_hh.ctypes.data if bias_hh.size else 0,
             h.ctypes.data,
             states.ctypes.data,
             new_h.ctypes.data,
