@@ -137,7 +137,7 @@ def rnn_forward(
     library = arrays.library(device)
     x, unbatched = _check_input(config, x, dtype, device)
     steps, batch, _ = x.shape
-    state = _check_state("state", config, state, batch, unbatched, dtype, device)
+    state = check_state("state", config, state, batch, unbatched, dtype, device)
     if lengths is not None:
         lengths = library.lengths(checks.lengths(lengths, batch, steps))
     chosen, _ = dispatch.select(device, backend)
@@ -150,7 +150,7 @@ def rnn_forward(
     finals: list[State] = []
     for layer, ends in enumerate(config.suffixes()):
         own = slice(layer * config.directions, (layer + 1) * config.directions)
-        weights = [_weights_of(params, end) for end in ends]
+        weights = [weights_of(params, end) for end in ends]
         y, final, tape = chosen.module.layer_forward(
             config.cell, x, tuple(s[own] for s in state), weights, lengths, keep
         )
@@ -193,7 +193,7 @@ def rnn_backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[np.nda
     else:
         shape = _outside_shape(config, tape.steps, tape.batch, features, tape.unbatched)
         gradient = _inside(config, checks.array(dy, "dy", dtype, shape, device=device), tape.unbatched, library)
-    dstate = _check_state("dstate", config, dstate, tape.batch, tape.unbatched, dtype, device)
+    dstate = check_state("dstate", config, dstate, tape.batch, tape.unbatched, dtype, device)
 
     initials: list[State] = []
     grads: dict[str, np.ndarray] = {}
@@ -223,7 +223,7 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
     device, dtype = arrays.device_of(like), like.dtype
     checked, _ = _check_input(config, x, dtype, device)
     chosen, why = dispatch.select(device, backend)
-    weights = [_weights_of(params, end) for end in config.suffixes()[0]]
+    weights = [weights_of(params, end) for end in config.suffixes()[0]]
     how = chosen.module.describe(config.cell, *checked.shape[:2], weights)
     lines = [f"{chosen.name}: {why}", f"  cell {config.cell.name}, {dtype.name}, first layer: {how}"]
     for name, reason in dispatch.backends().items():
@@ -232,7 +232,7 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
     return "\n".join(lines)
 
 
-def _weights_of(params: Mapping[str, np.ndarray], end: str) -> dict[str, np.ndarray]:
+def weights_of(params: Mapping[str, np.ndarray], end: str) -> dict[str, np.ndarray]:
     """The parameters of one layer and direction, without the end of their names."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
     return {name: params[name + end] for name in names if name + end in params}
@@ -249,7 +249,7 @@ def _check_input(config: Config, x: Any, dtype: np.dtype, device: str) -> tuple[
     return _inside(config, array, unbatched, arrays.library(device)), unbatched
 
 
-def _check_state(
+def check_state(
     name: str, config: Config, state: Any, batch: int, unbatched: bool, dtype: np.dtype, device: str
 ) -> State:
     """The state, or gradients of one, as a tuple of C-contiguous (L·D, B, ·), zeros in place of None."""

@@ -6,6 +6,7 @@ from .linear import EveryStepHead, LastStepHead, Linear
 from .losses import cross_entropy, mse
 from .model import Layer, Params, Recurrent, Sequential
 from .rnn import LSTM, RNN, RNNBase
+from .stream import Stream
 
 __all__ = [
     "LSTM",
@@ -20,6 +21,7 @@ __all__ = [
     "RNNBase",
     "Recurrent",
     "Sequential",
+    "Stream",
     "cross_entropy",
     "mse",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import arrays, cells, checks, dispatch, ops
 from .model import Recurrent, on_device
+from .stream import Stream
 
 INITS = ("uniform", "recommended")
 
@@ -113,6 +114,10 @@ class RNNBase(Recurrent):
             return dx, _alone(initial), grads
 
         return (y, _alone(final)), pullback
+
+    def stream(self, batch_size: int = 1, state: Any = None) -> Stream:
+        """This layer one step at a time; see :class:`gpulstm.nn.Stream` for the arguments and what is raised."""
+        return Stream(self, batch_size, state)
 
     def explain(self, x: Any, *, backend: str | None = None) -> str:
         """See :func:`gpulstm.explain`."""

@@ -12,6 +12,7 @@ from ..cells import Cell
 from ..memory import empty, zeros
 from . import gemm, packing, sequence, step
 from .sequence import Packed, Plan, Tape, Weights
+from .step import Stream as Stream  # a part of the backend, for gpulstm.nn.Stream
 from .threads import crew
 from .tile import WIDTH, panel_vectors
 from .vector import REGISTER_BYTES, lanes

@@ -110,17 +110,13 @@ class Stream:
         layers: their weights, by the names that a layer has them under; read where they lie, at every step.
         batch: rows B.
         dtype: of the weights.
-
-    Attributes:
-        h: for each layer the last output (B, H). The array is written again two steps later.
-        states: for each layer its carried states (S, B, H), updated in place.
     """
 
     def __init__(self, cell: Cell, layers: Sequence[Mapping[str, np.ndarray]], batch: int, dtype: np.dtype) -> None:
         self._cell, self._kept = cell, [dict(weights) for weights in layers]
         hidden = layers[0]["weight_hh"].shape[1]
         self._buffers = [[zeros((batch, hidden), dtype) for _ in layers] for _ in range(2)]
-        self.states = [zeros((len(cell.states), batch, hidden), dtype) for _ in layers]
+        self._states = [zeros((len(cell.states), batch, hidden), dtype) for _ in layers]
         self._programs = [self._program(layers, self._buffers[i], self._buffers[1 - i]) for i in range(2)]
         self._counters = np.zeros((len(layers), 16), np.int64)
         size = sum(weights["weight_ih"].size + weights["weight_hh"].size for weights in layers)
@@ -135,16 +131,24 @@ class Stream:
         for n, weights in enumerate(layers):
             inputs, hidden = weights["weight_ih"].shape[1], weights["weight_hh"].shape[1]
             arrays = [weights.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-            arrays += [before[n], self.states[n], after[n]]
+            arrays += [before[n], self._states[n], after[n]]
             rows.append((inputs, hidden, *(0 if array is None else array.ctypes.data for array in arrays)))
         return np.array(rows, np.int64)
 
-    @property
-    def h(self) -> list[np.ndarray]:
-        return self._buffers[self._turn]
+    def set_state(self, state: tuple[np.ndarray, ...]) -> None:
+        """Go on from h and each carried state, (L, B, H) each."""
+        for n, (h, carried) in enumerate(zip(self._buffers[self._turn], self._states, strict=True)):
+            h[:] = state[0][n]
+            for k, part in enumerate(state[1:]):
+                carried[k] = part[n]
+
+    def get_state(self) -> tuple[np.ndarray, ...]:
+        """h and each carried state, (L, B, H) each."""
+        carried = [np.stack([part[k] for part in self._states]) for k in range(len(self._cell.states))]
+        return np.stack(self._buffers[self._turn]), *carried
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """The output (B, H) of the last layer for ``x`` (B, I), C-contiguous."""
+        """The output (B, H) of the last layer for ``x`` (B, I), C-contiguous; written again two steps later."""
         counters, program = self._counters, self._programs[self._turn]
         counters.fill(0)
         if self._at_most > 1:

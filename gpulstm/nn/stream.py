@@ -1,0 +1,78 @@
+"""One step at a time: a recurrent layer that carries its own state, for input that arrives as it is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import arrays, checks, dispatch, ops
+
+if TYPE_CHECKING:
+    from .rnn import RNNBase
+
+
+class Stream:
+    """Steps ``layer`` on one input after another: ``y = stream(x)``; made by ``layer.stream(batch_size, state)``.
+
+    On the CPU a step without a projection allocates nothing: the output and the states live in the stream's own
+    buffers. It reads the layer's parameters where they lie, so a change in place acts from the next step on. A stream
+    is a state: use it from one thread at a time.
+
+    Args:
+        layer: a unidirectional recurrent layer.
+        batch_size: rows B that are stepped together.
+        state: as for the layer, (L, B, ·) each; None for zeros.
+
+    Raises:
+        TypeError: ``batch_size`` or a state of the wrong type or dtype.
+        ValueError: a bidirectional layer (its reverse direction starts at the end), a size or shape that does not fit.
+    """
+
+    def __init__(self, layer: RNNBase, batch_size: int = 1, state: Any = None) -> None:
+        config = layer.config
+        if config.bidirectional:
+            raise ValueError("layer: expected a unidirectional layer, got a bidirectional one, which starts at the end")
+        self._config, self._params = config, dict(layer.params)
+        self._batch = checks.integer(batch_size, "batch_size")
+        like = next(iter(self._params.values()))
+        self._dtype, self._device = like.dtype, layer.device
+        self._shape = (self._batch, config.input_size)
+        module = dispatch.select(self._device)[0].module
+        self._kernels = None
+        if hasattr(module, "Stream") and not config.proj_size:
+            weights = [ops.weights_of(self._params, end) for (end,) in config.suffixes()]
+            self._kernels = module.Stream(config.cell, weights, self._batch, self._dtype)
+        self.reset(state)
+
+    def reset(self, state: Any = None) -> None:
+        """Go on from ``state``, as for the layer; None for zeros."""
+        self._state = ops.check_state("state", self._config, state, self._batch, False, self._dtype, self._device)
+        if self._kernels is not None:
+            self._kernels.set_state(self._state)
+
+    @property
+    def state(self) -> Any:
+        """A copy of the state, in the layer's form: (h, c) of (L, B, ·) each, or h alone."""
+        parts = self._state if self._kernels is None else self._kernels.get_state()
+        copies = tuple(arrays.library(self._device).copy(part) for part in parts)
+        return copies if len(copies) > 1 else copies[0]
+
+    def __call__(self, x: Any) -> Any:
+        """The output (B, P) for one input (B, I). The array may be written again two steps later: copy what you keep.
+
+        Raises:
+            TypeError, ValueError: ``x`` is no array of the layer's dtype and of that shape; the state is as before.
+        """
+        if self._kernels is None:
+            x = checks.array(x, "x", self._dtype, self._shape, device=self._device)
+            time = 1 if self._config.batch_first else 0
+            y, self._state, _ = ops.rnn_forward(self._config, self._params, _with_axis(x, time), self._state)
+            return y[:, 0] if time else y[0]
+        if type(x) is not np.ndarray or x.dtype != self._dtype or x.shape != self._shape or not x.flags.carray:
+            x = arrays.contiguous(checks.array(x, "x", self._dtype, self._shape))
+        return self._kernels(x)
+
+
+def _with_axis(array: Any, axis: int) -> Any:
+    return array[:, None] if axis else array[None]

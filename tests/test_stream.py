@@ -1,0 +1,143 @@
+"""One step at a time gives what the layer gives for the whole sequence."""
+
+from __future__ import annotations
+
+import re
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import problems
+import pytest
+from tolerances import assert_close
+
+import gpulstm
+from gpulstm_kernels.cpu import step
+
+LAYERS: dict[str, Any] = {
+    "lstm": lambda dtype: gpulstm.LSTM(5, 9, 3, dtype=dtype, seed=0),
+    "no bias": lambda dtype: gpulstm.LSTM(21, 33, bias=False, dtype=dtype, seed=0),
+    "rnn": lambda dtype: gpulstm.RNN(7, 70, 2, batch_first=True, dtype=dtype, seed=0),
+    "projected": lambda dtype: gpulstm.LSTM(5, 9, 2, proj_size=3, dtype=dtype, seed=0),
+    "projected, batch first": lambda dtype: gpulstm.LSTM(5, 9, proj_size=3, batch_first=True, dtype=dtype, seed=0),
+}
+
+
+def sequence(layer: Any, batch: int, steps: int = 6) -> Any:
+    """Steps (T, B, I) and a state."""
+    rng, dtype = np.random.default_rng(1), next(iter(layer.params.values())).dtype
+    x = rng.standard_normal((steps, batch, layer.config.input_size)).astype(dtype)
+    drawn = tuple(rng.standard_normal(shape).astype(dtype) for shape in layer.config.state_shapes(batch))
+    return x, drawn if len(drawn) > 1 else drawn[0]
+
+
+def parts(state: Any) -> tuple[np.ndarray, ...]:
+    return state if isinstance(state, tuple) else (state,)
+
+
+def whole(layer: Any, x: np.ndarray, state: Any = None) -> Any:
+    y, final = layer(x.swapaxes(0, 1) if layer.config.batch_first else x, state)
+    return (y.swapaxes(0, 1) if layer.config.batch_first else y), final
+
+
+@pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_steps_are_the_sequence(name: str, dtype: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "WORTH_A_THREAD", 1)
+    layer = LAYERS[name](dtype)
+    with gpulstm.use_backend(backend):
+        for batch in (1, 4):
+            x, state = sequence(layer, batch)
+            for first in (None, state):
+                expected, final = whole(layer, x, first)
+                for threads in (1, 3):
+                    with problems.threads(threads):
+                        stream = layer.stream(batch, first)
+                        for t in range(len(x)):
+                            assert_close(stream(x[t]), expected[t], "kernel", dtype, f"{name}, step {t}")
+                for found, part in zip(parts(stream.state), parts(final), strict=True):
+                    assert_close(found, part, "kernel", dtype, f"{name}: state")
+
+
+def test_a_state_comes_out_and_goes_in() -> None:
+    layer = gpulstm.LSTM(5, 9, 2, seed=0)
+    x, state = sequence(layer, 2)
+    stream = layer.stream(2, state)
+    for part, given in zip(stream.state, state, strict=True):
+        np.testing.assert_array_equal(part, given)
+    stream(x[0])
+    between = stream.state
+    after = stream(x[1]).copy()
+    stream.reset(between)
+    np.testing.assert_array_equal(stream(x[1]), after)
+    stream.reset()
+    np.testing.assert_array_equal(stream(x[0]), layer.stream(2)(x[0]))
+
+
+def test_parameters_changed_in_place_act_from_the_next_step_on() -> None:
+    layer = gpulstm.LSTM(5, 9, seed=0)
+    x, _ = sequence(layer, 1)
+    stream = layer.stream()
+    stream(x[0])
+    state = stream.state
+    for value in layer.params.values():
+        value *= 2
+    expected, _ = layer(x[1:2], state)
+    assert_close(stream(x[1]), expected[0], "kernel", "float32")
+
+
+def test_a_step_allocates_nothing() -> None:
+    layer = gpulstm.LSTM(64, 64, 2, seed=0)
+    x, _ = sequence(layer, 1)
+    stream = layer.stream()
+    buffers = {stream(x[0]).ctypes.data for _ in range(6)}
+    assert len(buffers) == 2
+    tracemalloc.start()
+    try:
+        stream(x[0])
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for _ in range(50):
+            stream(x[0])
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 512  # Python's own objects
+    assert peak - before < 4096
+
+
+def test_any_layout_is_taken() -> None:
+    layer = gpulstm.LSTM(5, 9, seed=0)
+    x, _ = sequence(layer, 2)
+    expected = layer.stream(2)(x[0]).copy()
+    for given in (np.asfortranarray(x[0]), np.repeat(x[0], 2, axis=1)[:, ::2]):
+        np.testing.assert_array_equal(layer.stream(2)(given), expected)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (np.zeros((1, 4), np.float32), ValueError, "x: expected shape (1, 5), got (1, 4)"),
+        (np.zeros(5, np.float32), ValueError, "x: expected shape (1, 5), got (5,)"),
+        (np.zeros((1, 5)), TypeError, "x: expected dtype float32, got float64"),
+        ([[0.0] * 5], TypeError, "x: expected an array, got list"),
+    ],
+)
+@pytest.mark.parametrize("projection", [0, 3])
+def test_bad_input_changes_nothing(bad: Any, error: type[Exception], message: str, projection: int) -> None:
+    layer = gpulstm.LSTM(5, 9, proj_size=projection, seed=0)
+    x, state = sequence(layer, 1)
+    stream = layer.stream(1, state)
+    with pytest.raises(error, match=re.escape(message)):
+        stream(bad)
+    np.testing.assert_array_equal(stream(x[0]), layer.stream(1, state)(x[0]))
+
+
+def test_what_cannot_be_streamed() -> None:
+    with pytest.raises(ValueError, match="bidirectional"):
+        gpulstm.LSTM(5, 9, bidirectional=True).stream()
+    with pytest.raises(ValueError, match="batch_size: expected an integer >= 1, got 0"):
+        gpulstm.LSTM(5, 9).stream(0)
+    with pytest.raises(ValueError, match=re.escape("state h: expected shape (1, 2, 9)")):
+        gpulstm.LSTM(5, 9).stream(2, (np.zeros((1, 1, 9), np.float32), None))
