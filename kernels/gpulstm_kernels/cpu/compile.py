@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba import njit, types
+from numba import njit, typeof, types
 from numba.extending import (
     NativeValue,
     models,
@@ -46,6 +46,16 @@ def kernel(function: Callable[..., Any]) -> Any:
         return njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # "no locator available": a read-only install without a writable home
         return njit(**OPTIONS)(function)
+
+
+def entry_point(function: Any, *arguments: Any) -> Callable[..., Any]:
+    """The machine code of a kernel for arguments of the types of these: for callers that vouch for the types.
+
+    Numba looks at the type of every argument at every call, which takes longer than a small kernel.
+    """
+    types_of = tuple(typeof(argument) for argument in arguments)
+    function.compile(types_of)
+    return function.overloads[types_of].entry_point
 
 
 def inline(function: Callable[..., Any]) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..cells import Cell
 from ..memory import zeros
-from .compile import cell_forward, inline, kernel
+from .compile import cell_forward, entry_point, inline, kernel
 from .sequence import dot_gates
 from .threads import crew, next_number, wait_for
 from .vector import lanes, load, load_gates, load_states, store, store_tuple
@@ -121,6 +121,8 @@ class Stream:
         self._counters = np.zeros((len(layers), 16), np.int64)
         size = sum(weights["weight_ih"].size + weights["weight_hh"].size for weights in layers)
         self._at_most = size // WORTH_A_THREAD
+        x = np.empty((batch, layers[0]["weight_ih"].shape[1]), dtype)
+        self._run = entry_point(_stream, cell, x, self._programs[0], self._counters)
         self._turn = 0
 
     def _program(
@@ -148,12 +150,15 @@ class Stream:
         return np.stack(self._buffers[self._turn]), *carried
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """The output (B, H) of the last layer for ``x`` (B, I), C-contiguous; written again two steps later."""
+        """The output (B, H) of the last layer for ``x``, which is written again two steps later.
+
+        ``x`` must be (B, I) of the weights' dtype, C-contiguous, aligned and writeable: it is not checked here.
+        """
         counters, program = self._counters, self._programs[self._turn]
         counters.fill(0)
         if self._at_most > 1:
-            crew.run(lambda rank, size, barrier: _stream(self._cell, x, program, counters), self._at_most)
+            crew.run(lambda rank, size, barrier: self._run(self._cell, x, program, counters), self._at_most)
         else:
-            _stream(self._cell, x, program, counters)
+            self._run(self._cell, x, program, counters)
         self._turn = 1 - self._turn
         return self._buffers[self._turn][-1]
