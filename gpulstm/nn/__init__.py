@@ -5,6 +5,7 @@ from .embedding import Embedding
 from .linear import EveryStepHead, LastStepHead, Linear
 from .losses import cross_entropy, mse
 from .model import Layer, Params, Recurrent, Sequential
+from .reversed import Reversed
 from .rnn import LSTM, RNN, RNNBase
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Params",
     "RNNBase",
     "Recurrent",
+    "Reversed",
     "Sequential",
     "cross_entropy",
     "mse",
