@@ -31,7 +31,9 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(f"{module} is needed here and not installed: python -m pip install 'gpulstm[{extra}]'") from error
+        raise ImportError(
+            f"{module} is needed here and not installed: python -m pip install 'gpulstm[{extra}]'"
+        ) from error
 
 
 def path_of(value: Any, name: str = "path") -> Path:

@@ -1,7 +1,7 @@
 """Layers and models of :mod:`gpulstm.nn` in a few words of JSON beside their tensors, and back.
 
 The words say only what names and shapes of the tensors do not, so that the two cannot contradict each other:
-``{"layer": "Sequential", "layers": [{"layer": "Embedding"}, {"layer": "LSTM", "batch_first": false, "dropout": 0.1}]}``.
+``{"layer": "Sequential", "layers": [{"layer": "Embedding"}, {"layer": "Dropout", "p": 0.1}]}``.
 """
 
 from __future__ import annotations
@@ -78,8 +78,10 @@ def _restore(words: Any, left: Arrays, prefix: str, dtype: Any, device: str | No
     if kind in ("LSTM", "RNN", "RNNBase"):
         params = under(own, prefix)
         shapes = {name: value.shape for name, value in params.items()}
-        options = {name: words.get(name, False) for name in ("batch_first", "dropout")}
-        return recurrent(infer(shapes, prefix, cells.get(words.get("cell")), **options), params, dtype=dtype, device=device)
+        options = {"batch_first": words.get("batch_first", False), "dropout": words.get("dropout", 0.0)}
+        return recurrent(
+            infer(shapes, prefix, cells.get(words.get("cell")), **options), params, dtype=dtype, device=device
+        )
     if kind == "Embedding":
         weight = _matrix(own, prefix)
         return _filled(nn.Embedding, weight.shape, own, prefix, dtype, device)

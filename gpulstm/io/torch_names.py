@@ -1,4 +1,4 @@
-"""State dicts as torch.nn.LSTM and torch.nn.RNN have them: a layer's configuration is inferred from names and shapes."""
+"""State dicts as torch.nn.LSTM and torch.nn.RNN have them: names and shapes tell a layer's configuration."""
 
 from __future__ import annotations
 
@@ -130,7 +130,9 @@ def infer(
             raise WeightsError(f"{prefix}{name}: expected {'one axis' if 'bias' in name else 'two axes'}, got {shape}")
     for first in ("weight_ih_l0", "weight_hh_l0"):
         if first not in shapes:
-            raise WeightsError(f"state_dict: {prefix}{first} is missing; got {sorted(prefix + name for name in shapes)}")
+            raise WeightsError(
+                f"state_dict: {prefix}{first} is missing; got {sorted(prefix + name for name in shapes)}"
+            )
     rows, inputs = shapes["weight_ih_l0"]
     proj_size, hidden = shapes.get("weight_hr_l0", (0, shapes["weight_hh_l0"][1]))
     gates, rest = divmod(rows, hidden) if hidden else (0, 0)

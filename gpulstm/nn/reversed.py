@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -69,20 +70,14 @@ class Reversed(Recurrent):
         outer = ("B", "T") if config.batch_first else ("T", "B")
         shapes = (*outer, config.input_size), ("T", config.input_size)
         shape = checks.array(x, "x", dtype, *shapes, device=device).shape[:-1]
-        rows = np.arange(np.prod(shape)).reshape(shape)
-        if len(shape) == 2 and config.batch_first:
-            rows = rows.T
-        steps = len(rows)
-        if len(shape) == 2 and lengths is not None:
-            valid = checks.lengths(lengths, rows.shape[1], steps)
-        else:
-            valid = np.full(rows.shape[1:], steps)
-        times = np.arange(steps).reshape(-1, *(1,) * (len(shape) - 1))
-        source = np.where(times < valid, valid - 1 - times, times)
-        turned = np.take_along_axis(rows, source, axis=0)
-        if len(shape) == 2 and config.batch_first:
-            turned = turned.T
-        ids = library.indices(np.ascontiguousarray(turned).reshape(-1))
+        batch_first = config.batch_first and len(shape) == 2
+        rows = np.arange(math.prod(shape)).reshape(shape if len(shape) == 2 else (*shape, 1))
+        rows = rows.T if batch_first else rows
+        steps, batch = rows.shape
+        valid = np.full(batch, steps) if lengths is None else checks.lengths(lengths, batch, steps)
+        times = np.arange(steps)[:, None]
+        turned = np.take_along_axis(rows, np.where(times < valid, valid - 1 - times, times), axis=0)
+        ids = library.indices(np.ascontiguousarray(turned.T if batch_first else turned).reshape(-1))
 
         def turn(value: Any) -> np.ndarray:
             array = library.contiguous(library.to_array(value, "x"))
