@@ -170,6 +170,8 @@ class _Graph:
             self.shape, kind, name = outer, int(self.types.INT64), "ids"
         else:
             inner = getattr(first, "layer", getattr(first, "linear", first))
+            if not isinstance(inner, (nn.Linear, nn.RNNBase)):
+                raise TypeError(f"model: expected layers of gpulstm.nn, got {type(first).__name__}")
             features = inner.in_features if isinstance(inner, nn.Linear) else inner.config.input_size
             self.shape, kind, name = [*outer, features], self.float_type, "x"
         self.value = self.input(name, kind, self.shape)
