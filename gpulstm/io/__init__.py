@@ -10,6 +10,7 @@ ONNX and Keras files need the extras ``gpulstm[onnx]`` and ``gpulstm[keras]``.
 """
 
 from .common import WeightsError
+from .convert import convert
 from .keras_read import load_keras
 from .keras_write import save_keras
 from .onnx_read import OnnxNode, load_onnx, onnx_layers
@@ -20,6 +21,7 @@ from .torch_names import load_torch, save_torch
 __all__ = [
     "OnnxNode",
     "WeightsError",
+    "convert",
     "export_onnx",
     "load_keras",
     "load_onnx",

@@ -14,7 +14,7 @@ from .common import Arrays, PathLike, WeightsError, on_host, path_of, read, writ
 from .torch_names import from_state_dict
 
 _KEY = "gpulstm"  # of the metadata: JSON that describes the layer or model
-_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
@@ -58,7 +58,7 @@ def load_safetensors(
         ValueError: a file that is cut short, of another format, or of weights that do not fit; the message names it.
     """
     path = path_of(path)
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise WeightsError(
             f"{path}: looks like a pickle, which can run code and is not read; in Python, "
             f"state = torch.load(path, weights_only=True), then gpulstm.io.load_torch(state) or "
