@@ -39,14 +39,14 @@ def lstm(
         params: arrays under torch's names, all of one dtype, float32 or float64.
         x: (T, B, I), (B, T, I) with ``batch_first``, or one sequence (T, I), of the dtype of ``params``.
         state: initial ``(h, c)``, (L·D, B, P) and (L·D, B, H), without B for one sequence; None for zeros.
-        lengths: steps of each sequence, integers (B,) in 1 .. T; None for T. Past them y is zero. Under ``jit`` their
-            values are looked at when the function runs.
+        lengths: steps of each sequence, integers (B,) in 1 .. T; None for T. Past them y is zero. Under ``jit``
+            their values are looked at when the function runs.
 
     Returns:
         y (T, B, D·P), laid out like x, and the final states. Gradients go to ``params``, ``x`` and ``state``.
 
     Raises:
-        ValueError: names or shapes that do not fit, arrays on a GPU, lengths out of range (which under ``jit`` JAX wraps
+        ValueError: names or shapes that do not fit, arrays on a GPU, lengths out of range (under ``jit`` JAX wraps that
             in an error of its own).
         TypeError: a dtype that is not that of ``params``, or is no integer for ``lengths``.
     """
