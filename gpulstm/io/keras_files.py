@@ -58,7 +58,7 @@ def found_in(path: PathLike) -> list[Found]:
             data, words = _unpacked(data)
         if not data.startswith(_HDF5):
             raise WeightsError("expected a .keras archive or an HDF5 file")
-        with h5py.File(io.BytesIO(data), "r") as file:
+        with h5py.File(h5py.h5f.open_file_image(data)) as file:
             reader = _Reader(h5py, len(data))
             if "model_config" in file.attrs:
                 words = json.loads(file.attrs["model_config"])
@@ -70,7 +70,7 @@ def found_in(path: PathLike) -> list[Found]:
             found = list(_current(reader, file, configs))  # the model's order, if it is there
             return sorted(found, key=lambda entry: places.get(id(entry.words), len(places)))
     # what zipfile and h5py raise for damaged files
-    except (ValueError, OSError, KeyError, RuntimeError, TypeError, EOFError, NotImplementedError) as error:
+    except (ValueError, OSError, LookupError, RuntimeError, TypeError, ArithmeticError, EOFError) as error:
         raise WeightsError(f"{path}: {error}") from error
     except (zipfile.BadZipFile, zlib.error) as error:
         raise WeightsError(f"{path}: expected a whole .keras archive, got {error}") from error

@@ -143,17 +143,20 @@ def infer(
             f"{prefix}weight_ih_l0: expected {hidden} rows a gate, "
             f"{' or '.join(f'{n} gates for {of.name}' for n, of in known.items())}, got {rows} rows{hint}"
         )
-    numbers = [_NAME.fullmatch(name) for name in shapes]
+    matches = [match for name in shapes if (match := _NAME.fullmatch(name))]
+    last = max(matches, key=lambda match: int(match[2]))
+    if int(last[2]) >= len(shapes):  # a number that is made up must not cost time
+        raise WeightsError(f"{prefix}{last[0]}: expected fewer layers than the {len(shapes)} parameters")
     try:
         config = ops.Config(
             known[gates],
             inputs,
             hidden,
-            1 + max(int(match[2]) for match in numbers if match),
+            1 + int(last[2]),
             bias="bias_ih_l0" in shapes or "bias_hh_l0" in shapes,
             batch_first=batch_first,
             dropout=dropout,
-            bidirectional=any(match[3] for match in numbers if match),
+            bidirectional=any(match[3] for match in matches),
             proj_size=proj_size,
         )
     except ValueError as error:
@@ -177,4 +180,4 @@ def _to_numpy(value: Any, name: str) -> np.ndarray:
     array = arrays.on_host(value, name)
     if not checks.is_float(array.dtype):
         raise TypeError(f"{name}: expected floating point, got dtype {array.dtype}")
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -25,7 +25,12 @@ def weights(op: str, hidden: int, inputs: int, directions: int = 1, *, bias: boo
 
 
 def model(
-    op: str, inputs: Arrays, constants: Arrays, outputs: tuple[str, ...] = ("Y", "Y_h", "Y_c"), opset: int = 22, **options: Any
+    op: str,
+    inputs: Arrays,
+    constants: Arrays,
+    outputs: tuple[str, ...] = ("Y", "Y_h", "Y_c"),
+    opset: int = 22,
+    **options: Any,
 ) -> ModelProto:
     """A model of one node, whose inputs have ONNX's own names; options are attributes."""
     connected = [role if role in inputs or role in constants else "" for role in ROLES]

@@ -126,7 +126,11 @@ def _cudnn_from_keras(weights: list[np.ndarray], rng: np.random.Generator) -> li
         return np.hstack([part.T.reshape(part.shape, order=order) for part in np.hsplit(matrix, 4)])
 
     share = rng.uniform(-1, 1, bias.shape).astype(bias.dtype)
-    return [transposed(kernel, "C"), np.hstack([part.T for part in np.hsplit(recurrent, 4)]), np.r_[share, bias - share]]
+    return [
+        transposed(kernel, "C"),
+        np.hstack([part.T for part in np.hsplit(recurrent, 4)]),
+        np.r_[share, bias - share],
+    ]
 
 
 def _cudnn_file(path: Path, units: int = 7, inputs: int = 5, *, bias: bool = True) -> Any:
@@ -181,7 +185,10 @@ def test_wrong_layout_hint(tmp_path: Path) -> None:
         (lambda: L.LSTM(3, recurrent_activation="hard_sigmoid"), "recurrent_activation = 'hard_sigmoid' is not"),
         (lambda: L.SimpleRNN(3, activation="linear"), "activation = 'linear' is not supported"),
         (lambda: L.LSTM(3, go_backwards=True), "go_backwards = True is not supported here; expected False"),
-        (lambda: L.Bidirectional(L.LSTM(3), merge_mode="sum"), "merge_mode = 'sum' is not supported; expected 'concat'"),
+        (
+            lambda: L.Bidirectional(L.LSTM(3), merge_mode="sum"),
+            "merge_mode = 'sum' is not supported; expected 'concat'",
+        ),
         (lambda: L.Bidirectional(L.GRU(3)), "GRU is not supported"),
         (lambda: L.RNN([L.LSTMCell(3), L.LSTMCell(3)]), "StackedRNNCells is not supported"),
     ],
@@ -316,6 +323,9 @@ def test_archive_is_what_keras_writes(tmp_path: Path) -> None:
     for name in ("a.keras", "b.keras"):
         io.save_keras(layer, tmp_path / name)
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
-    with zipfile.ZipFile(tmp_path / "a.keras") as ours, zipfile.ZipFile(_saved(_stack(), tmp_path / "c.keras")) as theirs:
+    with (
+        zipfile.ZipFile(tmp_path / "a.keras") as ours,
+        zipfile.ZipFile(_saved(_stack(), tmp_path / "c.keras")) as theirs,
+    ):
         assert ours.namelist() == theirs.namelist()
         assert json.loads(ours.read("config.json"))["class_name"] == "Sequential"

@@ -15,7 +15,6 @@ from tolerances import assert_close
 import gpulstm
 from gpulstm import io, nn
 
-
 COUPLED = gpulstm.cells.register(
     gpulstm.cells.Cell("coupled", gates=("i", "g", "o"), states=("c",), saved=3, maths="coupled_cell")
 )

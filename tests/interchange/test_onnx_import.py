@@ -284,9 +284,9 @@ def test_other_nodes_and_computed_weights() -> None:
         io.onnx_layers(old)
     with pytest.raises(TypeError, match="path_or_model_proto: expected a path, got int"):
         io.load_onnx(3)
+    model, _ = _stack()
+    del model.graph.node[:]
     with pytest.raises(io.WeightsError, match="LSTM or RNN nodes, found none"):
-        model, _ = _stack()
-        del model.graph.node[:]
         io.onnx_layers(model)
 
 

@@ -23,7 +23,9 @@ def _cases() -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # making the other operators' cases overflows on purpose
         cases = [case for kind in KINDS for case in load_model_tests(kind=kind)]
-    return {case.name: case for case in cases if any(node.op_type in ("LSTM", "RNN") for node in _model(case).graph.node)}
+    return {
+        case.name: case for case in cases if any(node.op_type in ("LSTM", "RNN") for node in _model(case).graph.node)
+    }
 
 
 def _model(case: Any) -> Any:
@@ -37,7 +39,12 @@ def test_none_is_missed() -> None:
     """The package has at least those that it had when this was written."""
     assert len(CASES) >= 12
     assert REFUSED.keys() <= CASES.keys()
-    assert {"test_lstm_reverse", "test_lstm_bidirectional", "test_lstm_batchwise", "test_rnn_seq_length"} <= CASES.keys()
+    assert {
+        "test_lstm_reverse",
+        "test_lstm_bidirectional",
+        "test_lstm_batchwise",
+        "test_rnn_seq_length",
+    } <= CASES.keys()
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
