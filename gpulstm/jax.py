@@ -152,10 +152,11 @@ def _array(value: Any, name: str) -> Any:
     """``value`` as a JAX array on a CPU, or a tracer where the CPU is the default."""
     if not isinstance(value, (jax.Array, np.ndarray)):
         raise TypeError(f"{name}: expected a JAX or NumPy array, got {type(value).__name__}")
+    if isinstance(value, np.ndarray):
+        return jax.numpy.asarray(value)
     if isinstance(value, jax.core.Tracer):
         platforms = {(jax.config.jax_default_device or jax.devices()[0]).platform}
     else:
-        value = jax.numpy.asarray(value)
         platforms = {device.platform for device in value.devices()}
     if platforms != {"cpu"}:
         raise ValueError(
