@@ -10,17 +10,17 @@ Importing this package compiles nothing and imports neither Numba nor any GPU li
 
 from __future__ import annotations
 
+__version__ = "0.1.0"
+
 from typing import Any
 
 from gpulstm_kernels.cuda.precision import allow_tf32
 from gpulstm_kernels.memory import release as release_memory
 
-from . import cells, nn, optim
+from . import cells, io, nn, optim
 from .dispatch import BackendUnavailable, backends, use_backend
 from .nn import LSTM, RNN
 from .threads import get_num_threads, set_num_threads
-
-__version__ = "0.1.0"
 
 __all__ = [
     "LSTM",
@@ -32,6 +32,7 @@ __all__ = [
     "cells",
     "explain",
     "get_num_threads",
+    "io",
     "nn",
     "optim",
     "release_memory",

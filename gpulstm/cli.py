@@ -1,4 +1,4 @@
-"""The command line: ``gpulstm train text``, ``gpulstm sample``, ``gpulstm info``.
+"""The command line: ``gpulstm train text``, ``gpulstm sample``, ``gpulstm convert``, ``gpulstm info``.
 
 Kernels, and what reads and writes files, are imported when they are first used, so that ``--help`` is quick.
 """
@@ -20,7 +20,7 @@ import click
 
 from . import __version__, dispatch, get_num_threads
 from .data.text import Corpus, read
-from .tasks.text import FIXED, NAME, Settings, TextTask, build, sample
+from .tasks.text import FIXED, Settings, TextTask, restored, sample
 from .train import checkpoint
 from .train.checkpoint import Checkpoint, CheckpointError
 from .train.loop import Trainer
@@ -198,18 +198,32 @@ def sample_command(
 ) -> None:
     """Let a trained character model go on from a prompt."""
     saved = checkpoint.load(path)
-    config = saved.record["config"]
-    if config.get("task") != NAME:
-        raise CheckpointError(f"{saved.path}: task is {config.get('task')!r}, expected {NAME!r}")
     with _kernels(Settings(backend=backend)):
-        # one step at a time is a CPU's work, unless a backend is asked for; the checkpoint's parameters come next
-        device = dispatch.choose_device("auto") if backend else "cpu"
-        model = build(config | {"init": "uniform"}, device)  # the quickest init
-        try:
-            model.load_state_dict(saved.model)
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{saved.path / checkpoint.MODEL}: {error}") from error
+        # one step at a time is a CPU's work, unless a backend is asked for
+        model = restored(saved, dispatch.choose_device("auto") if backend else "cpu")
         click.echo(prompt + sample(model, prompt, length, temperature=temperature, top_k=top_k, rng=seed))
+
+
+@cli.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option("--layer", help="The layer that is wanted, by its name in an ONNX or Keras file of several.")
+@click.option("--prefix", default="", help="What its names begin with in a safetensors file of more.")
+@click.option("--batch-first", is_flag=True, default=None, help="It takes (B, T, I), where a safetensors file is mute.")
+@click.option("--dtype", help="float32 or float64. [default: that of IN, float32 for half types]")
+@click.option("--state", is_flag=True, help="An ONNX model takes initial states.")
+@click.option("--lengths", is_flag=True, help="An ONNX model takes the lengths of its sequences.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@_friendly
+def convert(source: str, target: str, **options: Any) -> None:
+    """Write the weights in IN as OUT, in the format that OUT's name ends in.
+
+    IN is a .safetensors, .onnx, .keras, .weights.h5 or .h5 file, or a checkpoint of gpulstm train text; OUT a
+    .safetensors, .onnx, .keras or .weights.h5 file. If anything fails, OUT is as it was.
+    """
+    from . import io
+
+    click.echo(io.convert(source, target, **options))
 
 
 @cli.command()

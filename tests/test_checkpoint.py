@@ -92,15 +92,15 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseExcept
             nonlocal count
             count += 1
             if count == number:
-                if name == "_write":  # killed in the middle of a file
+                if name == "write_synced":  # killed in the middle of a file
                     args[0].write_bytes(args[1][: len(args[1]) // 2])
                 raise error
             return original(*args, **kwargs)
 
         monkeypatch.setattr(owner, name, replaced)
 
-    patch(checkpoint, "_write")
-    patch(checkpoint, "_sync_directory")
+    patch(checkpoint, "write_synced")
+    patch(checkpoint, "sync_directory")
     patch(os, "rename")
     patch(os, "fsync")
     patch(os, "unlink")  # rmtree's
@@ -137,7 +137,7 @@ def test_all_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     fsync, rename = os.fsync, os.rename
     monkeypatch.setattr(os, "fsync", lambda file: calls.append("file") or fsync(file))
     monkeypatch.setattr(os, "rename", lambda *paths: calls.append("rename") or rename(*paths))
-    monkeypatch.setattr(checkpoint, "_sync_directory", lambda path: calls.append("directory"))
+    monkeypatch.setattr(checkpoint, "sync_directory", lambda path: calls.append("directory"))
     write(tmp_path, 1)
     assert calls == ["file"] * 3 + ["directory", "rename", "directory"]
 

@@ -236,7 +236,7 @@ def test_a_moved_data_set_is_the_same_data(data, run, tmp_path):
 
 
 def test_a_full_disk(data, tmp_path, monkeypatch):
-    write, count = checkpoint._write, 0
+    write, count = checkpoint.write_synced, 0
 
     def until_full(file: Path, content: bytes) -> None:
         nonlocal count
@@ -245,7 +245,7 @@ def test_a_full_disk(data, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device", str(file))
         write(file, content)
 
-    monkeypatch.setattr(checkpoint, "_write", until_full)
+    monkeypatch.setattr(checkpoint, "write_synced", until_full)
     message = error(train("--data", data, "--out", tmp_path, *MODEL, "--steps", 20, "--save-every", 5))
     assert "step-00000010: could not be written: No space left on device" in message
     assert sorted(path.name for path in tmp_path.glob("*step*")) == ["step-00000000", "step-00000005"]

@@ -5,6 +5,7 @@ from .embedding import Embedding
 from .linear import EveryStepHead, LastStepHead, Linear
 from .losses import cross_entropy, mse
 from .model import Layer, Params, Recurrent, Sequential
+from .reversed import Reversed
 from .rnn import LSTM, RNN, RNNBase
 from .stream import Stream
 
@@ -20,6 +21,7 @@ __all__ = [
     "Params",
     "RNNBase",
     "Recurrent",
+    "Reversed",
     "Sequential",
     "Stream",
     "cross_entropy",

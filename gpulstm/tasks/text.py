@@ -13,6 +13,7 @@ from .. import arrays, checks, dispatch, nn, optim
 from ..data.lanes import Lanes
 from ..data.text import SEPARATOR, VOCABULARY, Corpus, character_starts
 from ..nn.rnn import INITS
+from ..train.checkpoint import MODEL, Checkpoint, CheckpointError
 from ..train.progress import FORMATS
 
 NAME = "text"
@@ -126,6 +127,23 @@ def build(config: Mapping[str, Any], device: str = "cpu") -> nn.Sequential:
         nn.Dropout(dropout),
         nn.EveryStepHead(hidden, VOCABULARY, seed=rng),
     ).to(device)
+
+
+def restored(saved: Checkpoint, device: str = "cpu") -> nn.Sequential:
+    """The model of a checkpoint, on ``device``.
+
+    Raises:
+        CheckpointError: it is of another task, or its parameters are not those of the model that it describes.
+    """
+    config = saved.record["config"]
+    if config.get("task") != NAME:
+        raise CheckpointError(f"{saved.path}: task is {config.get('task')!r}, expected {NAME!r}")
+    model = build(config | {"init": "uniform"}, device)  # the quickest init; the checkpoint's parameters come next
+    try:
+        model.load_state_dict(saved.model)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{saved.path / MODEL}: {error}") from error
+    return model
 
 
 class TextTask:

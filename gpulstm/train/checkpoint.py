@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..files import sync_directory, write_synced
 
 FORMAT = "gpulstm-checkpoint"
 VERSION = 1
@@ -92,10 +93,10 @@ def save(
         _clear(out)
         temporary.mkdir()
         for name, data in contents.items():
-            _write(temporary / name, data)
-        _sync_directory(temporary)
+            write_synced(temporary / name, data)
+        sync_directory(temporary)
         os.rename(temporary, target)
-        _sync_directory(out)
+        sync_directory(out)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         size = sum(map(len, contents.values()))
@@ -192,23 +193,6 @@ def _digest(data: bytes) -> str:
 
 def _digest_of(body: Mapping[str, Any]) -> str:
     return _digest(json.dumps(body, sort_keys=True).encode())
-
-
-def _write(file: Path, data: bytes) -> None:
-    with open(file, "xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name == "nt":  # a directory cannot be opened there; the rename is journalled
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _steps(out: Path) -> dict[int, Path]:

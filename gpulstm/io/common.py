@@ -1,0 +1,133 @@
+"""What every format needs: its error, its files, its library, and layers made of arrays under torch's names."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .. import arrays, checks, files, nn, ops
+
+Arrays = dict[str, np.ndarray]
+PathLike = str | os.PathLike[str]
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be read or written: the message names the file or argument, and the reason."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """The library called ``module``.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{module} is needed here and not installed: python -m pip install 'gpulstm[{extra}]'"
+        ) from error
+
+
+def path_of(value: Any, name: str = "path") -> Path:
+    """``value`` as a path.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected a path, got {type(value).__name__}")
+    return Path(value)
+
+
+def read(path: PathLike) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        WeightsError: no such file, a directory, or one that cannot be read.
+    """
+    path = path_of(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EISDIR if path.is_dir() else errno.EINVAL, "not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: could not be read: {error.strerror or error}") from error
+
+
+def write(path: PathLike, data: bytes) -> None:
+    """Put ``data`` in the place of the file at ``path``.
+
+    Raises:
+        WeightsError: the disk refused; a file that was there before is untouched.
+    """
+    path = path_of(path)
+    try:
+        if path.is_dir():
+            raise OSError(errno.EISDIR, "is a directory")
+        files.replace(path, data)
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: could not be written: {error.strerror or error}; expected a writable directory with room for "
+            f"{len(data)} bytes; nothing was changed"
+        ) from error
+
+
+def finite(array: np.ndarray, name: str) -> np.ndarray:
+    """``array`` itself.
+
+    Raises:
+        WeightsError: it holds NaN or infinite values.
+    """
+    if not np.isfinite(array).all():
+        raise WeightsError(f"{name}: holds NaN or infinite values; expected finite ones")
+    return array
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """``array``, or float32 in place of a half type, which is exact: a CPU does not compute in those."""
+    return array.astype(np.float32) if array.dtype.name in checks.HALVES else array
+
+
+def recurrent(
+    config: ops.Config, params: Mapping[str, np.ndarray], *, dtype: Any = None, device: str | None = None
+) -> nn.RNNBase:
+    """A layer of the shape ``config`` that holds ``params``, all of one dtype unless ``dtype`` is given.
+
+    Raises:
+        ValueError: names, shapes or values that do not fit; the message names the parameter.
+    """
+    kind = {"lstm": nn.LSTM, "rnn": nn.RNN}.get(config.cell.name)
+    dtypes = {widened(value).dtype if device in (None, "cpu") else value.dtype for value in params.values()}
+    if dtype is None and len(dtypes) != 1:
+        raise WeightsError(f"dtype: expected one for all parameters, or dtype=..., got {sorted(map(str, dtypes))}")
+    options = {
+        name: getattr(config, name)
+        for name in ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
+    }
+    options |= {"dtype": dtypes.pop() if dtype is None else dtype, "device": device, "seed": 0}
+    sizes = config.input_size, config.hidden_size
+    layer = nn.RNNBase(config.cell.name, *sizes, **options) if kind is None else kind(*sizes, **options)
+    layer.load_state_dict(params)
+    return layer
+
+
+def on_host(layer: nn.Layer, dtype: Any = None) -> Arrays:
+    """The parameters of ``layer`` as NumPy arrays, half types widened, or all in ``dtype``.
+
+    Raises:
+        ValueError: a value that is not finite, in ``dtype`` neither.
+    """
+    params = {}
+    for name, value in layer.params.items():
+        host = widened(arrays.on_host(value, name))
+        with np.errstate(over="ignore"):  # refused below
+            params[name] = finite(host if dtype is None else host.astype(checks.dtype(dtype)), name)
+    return params

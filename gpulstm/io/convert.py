@@ -1,0 +1,114 @@
+"""From one format to another: what ``gpulstm convert`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import nn
+from .common import PathLike, WeightsError, path_of
+from .keras_read import load_keras
+from .keras_write import save_keras
+from .onnx_read import onnx_layers
+from .onnx_write import export_onnx
+from .safetensors_files import PICKLES, load_safetensors, save_safetensors
+
+SOURCES = ".safetensors, .onnx, .keras, .weights.h5, .h5, or the directory of a checkpoint"
+TARGETS = ".safetensors, .onnx, .keras or .weights.h5"
+
+
+def convert(
+    source: PathLike,
+    target: PathLike,
+    *,
+    layer: str | None = None,
+    prefix: str = "",
+    batch_first: bool | None = None,
+    dtype: Any = None,
+    state: bool = False,
+    lengths: bool = False,
+    force: bool = False,
+) -> str:
+    """Read weights in one format and write them in another; suffixes say which.
+
+    Args:
+        source: a file (``.safetensors``, ``.onnx``, ``.keras``, ``.weights.h5``, ``.h5``), or a checkpoint of
+            ``gpulstm train text``, or a run's directory.
+        target: a file (``.safetensors``, ``.onnx``, ``.keras``, ``.weights.h5``).
+        layer: the one that is wanted of an ONNX or Keras model of several. Only Keras's formats hold several at once.
+        prefix: what its names begin with in a safetensors file of more.
+        batch_first: of the layer, for a safetensors file that does not say.
+        dtype: ``"float32"`` or ``"float64"``; by default that of the source, float32 for half types.
+        state, lengths: of an ONNX target, see :func:`export_onnx`.
+        force: replace a target that exists.
+
+    Returns:
+        What was written, in a line.
+
+    Raises:
+        ValueError: a suffix that is none of these, a target that exists, an argument that the formats have no use for,
+            and what the formats' own functions raise. A target that exists is then as it was.
+    """
+    source, target = path_of(source, "source"), path_of(target, "target")
+    write = _writer(target, state, lengths)
+    if target.exists() and not force:
+        raise WeightsError(f"{target}: exists already; expected a new file, or force (--force) to replace it")
+    found = _read(source, layer, prefix, batch_first, dtype)
+    if isinstance(found, dict) and len(found) == 1:
+        (found,) = found.values()
+    if isinstance(found, dict) and not _is_keras(target):
+        raise WeightsError(f"{source}: holds the layers {list(found)}; expected the choice of one (--layer)")
+    write(found)
+    layers = found if isinstance(found, dict) else {"": found}
+    shown = ", ".join(f"{name}: {_show(part)}" if name else _show(part) for name, part in layers.items())
+    count = sum(value.size for part in layers.values() for value in part.params.values())
+    return f"wrote {target}: {shown}; {count:,} parameters, {target.stat().st_size:,} bytes"
+
+
+def _writer(target: Path, state: bool, lengths: bool) -> Callable[[Any], None]:
+    """What writes the target."""
+    if target.suffix == ".onnx":
+        return lambda found: export_onnx(found, target, state=state, lengths=lengths)
+    if state or lengths:
+        raise WeightsError(f"{target}: state and lengths are inputs of an ONNX model; expected neither here")
+    if _is_keras(target):
+        return lambda found: save_keras(found, target)
+    if target.suffix == ".safetensors":
+        return lambda found: save_safetensors(found, target)
+    hint = "; a pickle is neither read nor written" if target.suffix.lower() in PICKLES else ""
+    raise WeightsError(f"{target}: expected a name that ends in {TARGETS}{hint}")
+
+
+def _read(source: Path, layer: str | None, prefix: str, batch_first: bool | None, dtype: Any) -> Any:
+    """A layer or model, or several layers by name."""
+    chosen = None if layer is None else [layer]
+    onnx, keras = source.suffix == ".onnx", source.suffix in (".keras", ".h5")
+    if (onnx or keras) and (prefix or batch_first is not None):
+        raise WeightsError(f"{source}: prefix and batch_first are for safetensors files; expected neither")
+    if layer is not None and not (onnx or keras):
+        raise WeightsError(f"{source}: layer is for ONNX and Keras files; expected a prefix or none")
+    if onnx:
+        return onnx_layers(source, nodes=chosen, dtype=dtype)
+    if keras:
+        return load_keras(source, layers=chosen, dtype=dtype)
+    if source.suffix.lower() in (".safetensors", *PICKLES):
+        return load_safetensors(source, prefix, batch_first=batch_first, dtype=dtype)
+    if source.is_dir():
+        from ..tasks import text
+        from ..train import checkpoint
+
+        if prefix or batch_first is not None or dtype is not None:
+            raise WeightsError(f"{source}: is a checkpoint, which says everything; expected no other options")
+        return text.restored(checkpoint.load(source))
+    raise WeightsError(f"{source}: expected a name that ends in {SOURCES}")
+
+
+def _is_keras(target: Path) -> bool:
+    return target.name.endswith((".keras", ".weights.h5"))
+
+
+def _show(layer: nn.Layer) -> str:
+    if isinstance(layer, nn.Sequential):
+        return f"Sequential({', '.join(map(_show, layer.layers))})"
+    return repr(layer) if isinstance(layer, (nn.RNNBase, nn.Reversed)) else type(layer).__name__

@@ -1,0 +1,186 @@
+"""Keras in: the LSTM and SimpleRNN layers of an archive or a weights file, Bidirectional ones too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .. import nn, ops
+from ..cells import LSTM, RNN
+from . import layout as layouts
+from .common import Arrays, PathLike, WeightsError, finite, path_of, recurrent
+from .keras_files import Found, found_in
+
+LAYOUTS = ("keras", "cudnn")
+_CELLS = {4: LSTM, 1: RNN}
+_CLASSES = {"LSTM": 4, "LSTMCell": 4, "CuDNNLSTM": 4, "SimpleRNN": 1, "SimpleRNNCell": 1}
+_ACTIVATIONS = {"activation": "tanh", "recurrent_activation": "sigmoid"}
+
+
+def load_keras(
+    path: PathLike,
+    *,
+    layers: Iterable[str] | None = None,
+    layout: str | None = None,
+    dtype: Any = None,
+    device: str | None = None,
+) -> dict[str, nn.RNNBase]:
+    """The recurrent layers of a Keras model, by Keras's names of them.
+
+    Args:
+        path: a ``.keras`` archive or a ``.weights.h5`` file of Keras 3, or an HDF5 file of Keras 2.
+        layers: the names of those that are wanted; None for all of them.
+        layout: how kernels lie: ``"keras"``, or ``"cudnn"`` as in a CuDNNLSTM. By default the bias tells: two of
+            them (8H) are cuDNN's.
+        dtype: of the layers. By default that of the weights, and float32 for float16 on a CPU (exact).
+        device: of the layers.
+
+    Returns:
+        ``gpulstm.LSTM`` and ``gpulstm.RNN`` with ``batch_first=True``, as Keras takes (B, T, I). A Bidirectional is
+        one layer of two directions. They give every step and the states, whatever ``return_sequences`` says; Keras's
+        dropout and masks are not theirs.
+
+    Raises:
+        ValueError: a file that is cut short, damaged or not Keras's, no recurrent layer in it, a layer that gpulstm
+            does not compute (a GRU, other activations, ``go_backwards``, another ``merge_mode``; named, with the
+            reason), weights of another layout or not finite.
+        ImportError: h5py is not installed.
+    """
+    path = path_of(path)
+    if layout not in (None, *LAYOUTS):
+        raise ValueError(f"layout: expected None or one of {', '.join(LAYOUTS)}, got {layout!r}")
+    found: dict[str, Found] = {}
+    for entry in found_in(path):
+        name, number = entry.name, 0
+        while name in found:  # of an inner model, where names may come again
+            number += 1
+            name = f"{entry.name}_{number}"
+        found[name] = entry
+    if not found:
+        raise WeightsError(f"{path}: expected a model with LSTM or SimpleRNN layers, found none")
+    wanted = list(found) if layers is None else list(layers)
+    if unknown := [name for name in wanted if name not in found]:
+        raise WeightsError(f"{path}: layers: expected some of {list(found)}, got {unknown}")
+    loaded = {}
+    for name in wanted:
+        try:
+            loaded[name] = _layer(found[name], layout, dtype, device)
+        except ValueError as error:
+            raise WeightsError(f"{path}: layer {name!r}: {error}") from error
+    return loaded
+
+
+def _layer(found: Found, layout: str | None, dtype: Any, device: str | None) -> nn.RNNBase:
+    if found.why_not:
+        raise WeightsError(f"{found.why_not} is not supported; expected LSTM or SimpleRNN")
+    words = [] if found.words is None else _checked(found.words, len(found.weights))
+    for entry in words:
+        if entry.get("class_name") == "CuDNNLSTM":
+            if layout == "keras":
+                raise WeightsError("layout: expected 'cudnn' for a CuDNNLSTM, got 'keras'")
+            layout = "cudnn"
+    kernel, recurrent_kernel = _matrices(found.weights[0])
+    hidden = recurrent_kernel.shape[0]
+    gates, rest = divmod(recurrent_kernel.shape[1], hidden)
+    if rest or gates not in _CELLS:
+        hint = "; three is a GRU, which gpulstm does not have" if gates == 3 and not rest else ""
+        raise WeightsError(
+            f"recurrent kernel: expected shape (H, 4H) for an LSTM or (H, H) for a SimpleRNN, got "
+            f"{recurrent_kernel.shape}{hint}"
+        )
+    for entry in words:
+        if _CLASSES.get(str(entry.get("class_name")), gates) != gates:
+            raise WeightsError(f"{entry['class_name']}: expected weights of its own, got {gates} gates a unit")
+    config = ops.Config(
+        _CELLS[gates],
+        kernel.shape[0],
+        hidden,
+        bias=len(found.weights[0]) == 3,
+        batch_first=not any(entry["config"].get("time_major") for entry in words),
+        bidirectional=len(found.weights) == 2,
+    )
+    params: Arrays = {}
+    for end, weights in zip(config.suffixes()[0], found.weights, strict=True):
+        if len(weights) != len(found.weights[0]):
+            raise WeightsError("bias: expected one in both directions or in none")
+        params |= {name + end: value for name, value in _torch_names(weights, gates, hidden, layout).items()}
+    return recurrent(config, params, dtype=dtype, device=device)
+
+
+def _matrices(weights: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    if len(weights) not in (2, 3):
+        raise WeightsError(f"expected a kernel, a recurrent kernel and maybe a bias, got {len(weights)} weights")
+    for name, value in zip(("kernel", "recurrent kernel"), weights, strict=False):
+        if value.ndim != 2 or value.size == 0:
+            raise WeightsError(f"{name}: expected two axes, none of them empty, got shape {value.shape}")
+    return weights[0], weights[1]
+
+
+def _torch_names(weights: list[np.ndarray], gates: int, hidden: int, layout: str | None) -> Arrays:
+    """One direction's weights as gpulstm has them."""
+    kernel, recurrent_kernel = _matrices(weights)
+    cell, rows = _CELLS[gates], gates * hidden
+    for name, value in zip(("kernel", "recurrent kernel", "bias"), weights, strict=False):
+        finite(value, name)
+    if kernel.shape[1] != rows or recurrent_kernel.shape != (hidden, rows):
+        raise WeightsError(
+            f"kernel: expected shapes (I, {rows}) and ({hidden}, {rows}), got {kernel.shape} and "
+            f"{recurrent_kernel.shape}"
+        )
+    bias = weights[2] if len(weights) == 3 else None
+    single = bias is not None and bias.shape == (rows,)
+    if bias is not None and not single and bias.size != 2 * rows:
+        raise WeightsError(f"bias: expected shape ({rows},), or two of them, got {bias.shape}")
+    if layout is None:
+        layout = "cudnn" if bias is not None and bias.shape == (2 * rows,) else "keras"
+    if layout == "cudnn" and (cell is not LSTM or single):
+        found = f"a bias of shape ({rows},)" if single else f"a cell {cell.name!r}"
+        raise WeightsError(f"layout: 'cudnn' is an LSTM's, with two biases ({2 * rows},); got {found}")
+    if layout == "cudnn":
+        matrices = [layouts.from_cudnn(value, gates) for value in (kernel, recurrent_kernel)]
+    else:
+        matrices = [np.ascontiguousarray(value.T) for value in (kernel, recurrent_kernel)]
+    params = dict(zip(("weight_ih", "weight_hh"), matrices, strict=True))
+    if bias is not None:
+        params["bias_ih"], params["bias_hh"] = (bias, np.zeros_like(bias)) if single else bias.reshape(2, rows)
+    order = layouts.KERAS[cell.name]
+    return {name: layouts.reordered(value, order, cell.gates) for name, value in params.items()}
+
+
+def _checked(words: dict[str, Any], directions: int) -> list[dict[str, Any]]:
+    """The entries of a layer's directions, if gpulstm computes what they say."""
+    config = words["config"]
+    if directions == 1:
+        return [_direction(words, backwards=False)]
+    if words.get("class_name") != "Bidirectional":
+        raise WeightsError(f"{words.get('class_name')} is not supported; expected Bidirectional")
+    if config.get("merge_mode", "concat") != "concat":
+        raise WeightsError(f"merge_mode = {config['merge_mode']!r} is not supported; expected 'concat'")
+    entries = [_direction(config["layer"], backwards=False)]
+    if "backward_layer" in config:
+        entries.append(_direction(config["backward_layer"], backwards=True))
+    return entries
+
+
+def _direction(words: dict[str, Any], *, backwards: bool) -> dict[str, Any]:
+    config = words["config"]
+    if words.get("class_name") == "RNN":  # of one cell
+        _cell({"class_name": None} | config.get("cell", {}))
+    else:
+        _cell(words)
+    if bool(config.get("go_backwards", False)) != backwards:
+        raise WeightsError(f"go_backwards = {config.get('go_backwards')} is not supported here; expected {backwards}")
+    return words
+
+
+def _cell(words: dict[str, Any]) -> None:
+    name = words.get("class_name")
+    if name not in _CLASSES or words.get("registered_name") not in (None, name):
+        raise WeightsError(f"{words.get('registered_name') or name} is not supported; expected LSTM or SimpleRNN")
+    for key, expected in _ACTIVATIONS.items():
+        value = words["config"].get(key, expected)
+        value = value.get("config", value) if isinstance(value, dict) else value
+        if value != expected:
+            raise WeightsError(f"{key} = {value!r} is not supported; expected {expected!r}")

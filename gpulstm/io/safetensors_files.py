@@ -1,0 +1,99 @@
+"""safetensors files, as written here and as torch's and Hugging Face's tools write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import nn
+from . import models
+from .common import Arrays, PathLike, WeightsError, on_host, path_of, read, write
+from .torch_names import from_state_dict
+
+_KEY = "gpulstm"  # of the metadata: JSON that describes the layer or model
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+def save_safetensors(layer: nn.Layer, path: PathLike) -> None:
+    """Write ``layer``, or a model of :mod:`gpulstm.nn`, with its configuration in the metadata.
+
+    The tensors have torch's names, so that torch's own tools read the file. Half types of a GPU are widened.
+
+    Raises:
+        ValueError: a parameter that is not finite, a kind of layer that cannot be described, a disk that refuses.
+        TypeError: ``layer`` is no layer.
+    """
+    from safetensors.numpy import save
+
+    description = json.dumps(models.describe(layer))
+    params = on_host(layer)
+    write(path, save(params, {"format": "np", _KEY: description}))
+
+
+def load_safetensors(
+    path: PathLike,
+    prefix: str | None = None,
+    *,
+    batch_first: bool | None = None,
+    dtype: Any = None,
+    device: str | None = None,
+) -> Any:
+    """The layer or model in a safetensors file.
+
+    Args:
+        path: the file.
+        prefix: what the names of the layer that is wanted begin with, in a file of more. None or ``""`` for all of it.
+        batch_first: of a layer whose file does not say; by default False.
+        dtype, device: as in :func:`load_torch`.
+
+    Returns:
+        What :func:`save_safetensors` was given, or, from any other file, the recurrent layer that torch's names and
+        shapes tell of.
+
+    Raises:
+        ValueError: a file that is cut short, of another format, or of weights that do not fit; the message names it.
+    """
+    path = path_of(path)
+    if path.suffix.lower() in PICKLES:
+        raise WeightsError(
+            f"{path}: looks like a pickle, which can run code and is not read; in Python, "
+            f"state = torch.load(path, weights_only=True), then gpulstm.io.load_torch(state) or "
+            f"safetensors.torch.save_file(state, ...)"
+        )
+    tensors, metadata = contents(path)
+    try:
+        if not prefix and _KEY in metadata:
+            return models.restore(metadata[_KEY], tensors, batch_first=batch_first, dtype=dtype, device=device)
+        return from_state_dict(tensors, prefix or "", batch_first=bool(batch_first), dtype=dtype, device=device)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def contents(path: PathLike) -> tuple[Arrays, Mapping[str, str]]:
+    """The floating-point tensors of a file by name, bfloat16 as float32, and its metadata.
+
+    Raises:
+        WeightsError: no whole safetensors file.
+    """
+    from safetensors import SafetensorError, deserialize
+
+    data = read(path)
+    try:
+        found = deserialize(data)
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: expected a whole safetensors file, got {error}") from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    tensors = {}
+    for name, tensor in found:
+        if tensor["dtype"] not in _DTYPES:
+            continue  # counters and masks of other modules
+        little = np.dtype(_DTYPES[tensor["dtype"]]).newbyteorder("<")
+        array = np.frombuffer(tensor["data"], little).astype(little.newbyteorder("="), copy=False)
+        if tensor["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        tensors[name] = array.reshape(tensor["shape"])
+    return tensors, header.get("__metadata__", {})

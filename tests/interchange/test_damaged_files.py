@@ -1,0 +1,213 @@
+"""Files that are cut short, of another format, or that declare too much: a WeightsError names each; nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import onnx
+import pytest
+
+import gpulstm
+from gpulstm import io
+
+LAYER = gpulstm.LSTM(3, 2, bidirectional=True, seed=0)
+LOADS: dict[str, Callable[[Any], Any]] = {
+    "m.safetensors": io.load_safetensors,
+    "m.onnx": io.onnx_layers,
+    "m.keras": io.load_keras,
+    "m.weights.h5": io.load_keras,
+}
+
+
+def _write(path: Path) -> bytes:
+    if path.suffix == ".safetensors":
+        io.save_safetensors(LAYER, path)
+    elif path.suffix == ".onnx":
+        io.export_onnx(LAYER, path)
+    else:
+        io.save_keras(LAYER, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_cut_short_at_any_byte(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    whole = _write(path)
+    cuts = range(len(whole)) if len(whole) < 4000 else [*range(64), *range(64, len(whole), 61), len(whole) - 1]
+    for cut in cuts:
+        path.write_bytes(whole[:cut])
+        with pytest.raises(io.WeightsError, match=name):
+            LOADS[name](path)
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.onnx", "m.keras"])
+def test_bytes_changed(name: str, tmp_path: Path) -> None:
+    """Whatever a byte becomes, a file loads or is refused: no other error comes out.
+
+    Not for bare HDF5, whose own library may turn in circles on a structure that was altered.
+    """
+    path = tmp_path / name
+    whole = _write(path)
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(300):
+        changed = bytearray(whole)
+        at, value = int(rng.integers(len(whole))), int(rng.integers(256))
+        changed[at] = value
+        path.write_bytes(changed)
+        try:
+            LOADS[name](path)
+        except io.WeightsError as error:
+            errors.append(str(error))
+    assert len(errors) > 10
+    assert all(name in error for error in errors)
+
+
+@pytest.mark.parametrize("name", LOADS)
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"\x80\x04\x95pickle", bytes(500)]
+)
+def test_another_format(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(io.WeightsError, match=name):
+        LOADS[name](tmp_path / name)
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_no_file(name: str, tmp_path: Path) -> None:
+    with pytest.raises(io.WeightsError, match=rf"{name}: could not be read: No such file"):
+        LOADS[name](tmp_path / name)
+    (tmp_path / name).mkdir()
+    with pytest.raises(io.WeightsError, match=rf"{name}: could not be read: not a regular file"):
+        LOADS[name](tmp_path / name)
+    with pytest.raises(TypeError, match="expected a path, got int"):
+        LOADS[name](3)
+
+
+def _with_weights(path: Path, change: Callable[[Any], None]) -> Path:
+    """The file at ``path`` with something changed in its HDF5."""
+    _write(path)
+    with h5py.File(path, "a") as file:
+        change(file)
+    return path
+
+
+CELL = "layers/bidirectional/forward_layer/cell/vars"
+
+
+def _replaced(file: Any, make: Callable[[Any], None]) -> None:
+    del file[f"{CELL}/0"]
+    make(file)
+
+
+HDF5_TRICKS: list[tuple[Callable[[Any], None], str]] = [
+    (lambda f: f.__setitem__(f"{CELL}/0", h5py.ExternalLink("/etc/hostname", "/x")), "leads out of its place"),
+    (lambda f: f.__setitem__(f"{CELL}/0", h5py.SoftLink("/layers")), "leads out of its place"),
+    (
+        lambda f: f.create_dataset(f"{CELL}/0", (3, 8), "f4", external=[("/etc/passwd", 0, 96)]),
+        "its values are in another file",
+    ),
+    (
+        lambda f: f.create_dataset(f"{CELL}/0", (1 << 20, 1 << 20), "f4", chunks=(64, 64)),
+        "declares 4398046511104 bytes",
+    ),
+    (lambda f: f.create_dataset(f"{CELL}/0", (3, 8), "i4"), "expected floating point, got dtype int32"),
+    (
+        lambda f: f.create_dataset(f"{CELL}/0", data=np.full((3, 8), np.nan, "f4")),
+        "kernel: holds NaN or infinite values",
+    ),
+    (lambda f: f.create_dataset(f"{CELL}/0", data=np.zeros((3, 9), "f4")), r"kernel: expected shapes \(I, 8\)"),
+    (lambda f: f.create_group(f"{CELL}/0"), "expected a data set"),
+    (lambda f: None, "expected a data set, got None"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), HDF5_TRICKS)
+def test_hdf5_that_leads_away_or_declares_too_much(make: Callable[[Any], None], message: str, tmp_path: Path) -> None:
+    path = _with_weights(tmp_path / "m.weights.h5", lambda file: _replaced(file, make))
+    with pytest.raises(io.WeightsError, match=rf"m.weights.h5: .*{message}"):
+        io.load_keras(path)
+
+
+def test_hdf5_virtual_data(tmp_path: Path) -> None:
+    def virtual(file: Any) -> None:
+        layout = h5py.VirtualLayout((3, 8), "f4")
+        layout[:] = h5py.VirtualSource("/etc/passwd", "x", (3, 8))
+        file.create_virtual_dataset(f"{CELL}/0", layout)
+
+    path = _with_weights(tmp_path / "m.weights.h5", lambda file: _replaced(file, virtual))
+    with pytest.raises(io.WeightsError, match="its values are in another file"):
+        io.load_keras(path)
+
+
+def test_hdf5_ring_ends(tmp_path: Path) -> None:
+    path = _with_weights(tmp_path / "m.weights.h5", lambda file: file["layers"].__setitem__("again", file["layers"]))
+    assert list(io.load_keras(path)) == ["bidirectional"]
+
+
+def test_zip_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "m.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", bytes(100 << 20))
+    with pytest.raises(io.WeightsError, match=r"m.keras: model.weights.h5: declares 104857600 bytes in an archive of"):
+        io.load_keras(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", "{}")
+    with pytest.raises(io.WeightsError, match=r"expected model.weights.h5 in the archive, got \['config.json'\]"):
+        io.load_keras(path)
+
+
+def test_safetensors_that_declare_too_much(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    header = b'{"weight_ih_l0":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(io.WeightsError, match=r"m.safetensors: expected a whole safetensors file"):
+        io.load_safetensors(path)
+
+
+def test_onnx_tensors_that_declare_too_much(tmp_path: Path) -> None:
+    _write(tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(".W"):
+            tensor.dims[:] = [1 << 20, 1 << 20, 1 << 10]
+    with pytest.raises(io.WeightsError, match=r"model: tensor 'lstm_l0.W': expected its values"):
+        io.onnx_layers(model)
+
+
+@pytest.mark.parametrize(("module", "extra"), [("onnx", "onnx"), ("h5py", "keras"), ("jax", "jax"), ("torch", "torch")])
+def test_a_missing_library_names_its_extra(module: str, extra: str, tmp_path: Path) -> None:
+    uses = {
+        "onnx": "gpulstm.io.load_onnx('m.onnx')",
+        "h5py": "gpulstm.io.load_keras('m.keras')",
+        "jax": "import gpulstm.jax",
+        "torch": "gpulstm.io.save_torch(gpulstm.LSTM(2, 2))",
+    }
+    code = f"import sys; sys.modules[{module!r}] = None; import gpulstm\n{uses[module]}"
+    result = _python(code)
+    assert result.returncode == 1
+    assert (
+        f"ImportError: {module} is needed here and not installed: python -m pip install 'gpulstm[{extra}]'"
+        in result.stderr
+    )
+
+
+def test_importing_gpulstm_imports_none_of_them() -> None:
+    names = ("onnx", "h5py", "jax", "torch", "keras", "numba", "google")
+    result = _python(f"import sys, gpulstm; print([name for name in {names} if name in sys.modules])")
+    assert result.stdout.strip() == "[]"
+
+
+def _python(code: str) -> Any:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)

@@ -1,0 +1,65 @@
+"""ONNX's own backend tests: every one with an LSTM or RNN node passes, or is refused by the name of what it wants."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx.backend.test.loader import load_model_tests
+
+from gpulstm import io
+
+KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
+# what is refused, and what the message must say
+REFUSED = {"test_lstm_with_peepholes": "peepholes are not supported"}
+
+
+def _cases() -> dict[str, Any]:
+    """The test cases that the package ships with a node of ours, by name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # making the other operators' cases overflows on purpose
+        cases = [case for kind in KINDS for case in load_model_tests(kind=kind)]
+    return {
+        case.name: case for case in cases if any(node.op_type in ("LSTM", "RNN") for node in _model(case).graph.node)
+    }
+
+
+def _model(case: Any) -> Any:
+    return onnx.load(os.path.join(case.model_dir, "model.onnx")) if case.model is None else case.model
+
+
+CASES = _cases()
+
+
+def test_none_is_missed() -> None:
+    """The package has at least those that it had when this was written."""
+    assert len(CASES) >= 12
+    assert REFUSED.keys() <= CASES.keys()
+    assert {
+        "test_lstm_reverse",
+        "test_lstm_bidirectional",
+        "test_lstm_batchwise",
+        "test_rnn_seq_length",
+    } <= CASES.keys()
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_node(name: str) -> None:
+    case = CASES[name]
+    model = _model(case)
+    if name in REFUSED:
+        with pytest.raises(io.WeightsError, match=REFUSED[name]):
+            io.load_onnx(model)
+        return
+    run = io.load_onnx(model)
+    assert case.data_sets
+    for inputs, outputs in case.data_sets:
+        found = run(**dict(zip(run.inputs, inputs, strict=True)))
+        assert list(found) == [entry.name for entry in model.graph.output]
+        for value, expected in zip(found.values(), outputs, strict=True):
+            assert value.dtype == expected.dtype
+            np.testing.assert_allclose(value, expected, rtol=case.rtol, atol=case.atol)
