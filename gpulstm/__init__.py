@@ -19,7 +19,7 @@ from gpulstm_kernels.memory import release as release_memory
 
 from . import cells, io, nn, optim
 from .dispatch import BackendUnavailable, backends, use_backend
-from .nn import LSTM, RNN
+from .nn import LSTM, RNN, quantize
 from .threads import get_num_threads, set_num_threads
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "io",
     "nn",
     "optim",
+    "quantize",
     "release_memory",
     "set_num_threads",
     "use_backend",

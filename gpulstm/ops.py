@@ -133,7 +133,7 @@ def rnn_forward(
         ValueError: a shape, length or size that does not fit; the message names the argument.
     """
     like = next(iter(params.values()))
-    device, dtype = arrays.device_of(like), like.dtype
+    device, dtype = arrays.device_of(like), dtype_of(like)
     library = arrays.library(device)
     x, unbatched = _check_input(config, x, dtype, device)
     steps, batch, _ = x.shape
@@ -220,7 +220,7 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
         TypeError, ValueError: as :func:`rnn_forward`.
     """
     like = next(iter(params.values()))
-    device, dtype = arrays.device_of(like), like.dtype
+    device, dtype = arrays.device_of(like), dtype_of(like)
     checked, _ = _check_input(config, x, dtype, device)
     chosen, why = dispatch.select(device, backend)
     weights = [weights_of(params, end) for end in config.suffixes()[0]]
@@ -234,8 +234,13 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
 
 def weights_of(params: Mapping[str, np.ndarray], end: str) -> dict[str, np.ndarray]:
     """The parameters of one layer and direction, without the end of their names."""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "scale_ih", "scale_hh")
     return {name: params[name + end] for name in names if name + end in params}
+
+
+def dtype_of(parameter: np.ndarray) -> np.dtype:
+    """The dtype of calls with such a parameter: its own, or float32 for one that is quantized."""
+    return parameter.dtype if checks.is_float(parameter.dtype) else np.dtype(np.float32)
 
 
 # --- checks, and the way in and out -----------------------------------------------------------------------------

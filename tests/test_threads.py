@@ -19,6 +19,7 @@ import pytest
 from numba import njit
 
 import gpulstm
+from gpulstm_kernels.cpu import threads
 from gpulstm_kernels.cpu.threads import Crew, available_cores, crew, meet
 
 ROOT = Path(__file__).parent.parent
@@ -231,3 +232,47 @@ def test_an_install_that_nothing_can_be_written_to(tmp_path: Path) -> None:
     places = dict.fromkeys(("HOME", "USERPROFILE", "LOCALAPPDATA", "XDG_CACHE_HOME", "IPYTHONDIR"), str(nowhere / "no"))
     printed = python(script, tmp_path, **places, PYTHONPATH=str(tmp_path), NUMBA_CACHE_DIR=None, GPULSTM_BACKEND=None)
     assert printed == f"True NullCache {tmp_path / 'gpulstm' / '__init__.py'}\n"
+
+
+def sizes(crew: Crew, meets: bool, waited: int = 0) -> list[int]:
+    """With how many threads a call runs; ``waited``: what its barrier says of threads that waited for each other."""
+    seen = []
+
+    def share(rank: int, size: int, barrier: np.ndarray) -> None:
+        seen.append(size)
+        barrier[0, threads._WAITED] = waited
+
+    crew.run(share, 2, meets)
+    return seen
+
+
+def test_a_crowded_crew_works_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(threads.time, "monotonic", lambda: now)
+    crew = Crew()
+    crew.size = 2
+    try:
+        assert sizes(crew, True) == [2, 2]
+        for pause in (0.2, 0.4):  # doubled each time
+            assert sizes(crew, True, waited=1 << 62) == [2, 2]
+            now += pause - 0.01
+            assert sizes(crew, True) == [1]
+            assert sizes(crew, False) == [2, 2]  # who waits for nobody is not slowed down
+            now += 0.02
+        assert sizes(crew, True) == [2, 2]
+        assert sizes(crew, True, waited=1 << 62) == [2, 2]
+        now += 0.21  # as at first, since the call before was not crowded
+        assert sizes(crew, True) == [2, 2]
+    finally:
+        crew.close()
+
+
+def test_a_share_that_nobody_began_is_taken_back() -> None:
+    """A thread that does not come to its task does not hold the call up."""
+    worker, ran = threads._Worker(), []
+    worker.end()  # it will never come
+    worker.post(lambda: ran.append(threading.current_thread()))
+    assert worker.finish() is None
+    assert ran == [threading.current_thread()]
+    worker.post(lambda: 1 / 0)
+    assert isinstance(worker.finish(), ZeroDivisionError)

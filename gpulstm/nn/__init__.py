@@ -5,6 +5,7 @@ from .embedding import Embedding
 from .linear import EveryStepHead, LastStepHead, Linear
 from .losses import cross_entropy, mse
 from .model import Layer, Params, Recurrent, Sequential
+from .quantized import Quantized, quantize
 from .reversed import Reversed
 from .rnn import LSTM, RNN, RNNBase
 from .stream import Stream
@@ -19,6 +20,7 @@ __all__ = [
     "Layer",
     "Linear",
     "Params",
+    "Quantized",
     "RNNBase",
     "Recurrent",
     "Reversed",
@@ -26,4 +28,5 @@ __all__ = [
     "Stream",
     "cross_entropy",
     "mse",
+    "quantize",
 ]

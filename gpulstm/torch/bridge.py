@@ -50,9 +50,8 @@ def _to_array(tensor: torch.Tensor) -> Any:
     from_dlpack = importlib.import_module("cupy").from_dlpack
     if tensor.dtype is not torch.bfloat16:
         return from_dlpack(tensor)
-    bfloat16 = importlib.import_module(
-        "ml_dtypes"
-    ).bfloat16  # DLPack carries its bits as integers: any CuPy takes those
+    bfloat16 = importlib.import_module("ml_dtypes").bfloat16
+    # DLPack carries its bits as integers: any CuPy takes those
     return from_dlpack(tensor.view(torch.int16)).view(bfloat16)
 
 

@@ -106,7 +106,7 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     else:
         array = np.asarray(_Lease(size)).view(dtype).reshape(shape)
     if _poisoned:
-        array.fill(np.nan)
+        array.fill(np.nan if dtype.kind == "f" else np.iinfo(dtype).max)
     return array
 
 

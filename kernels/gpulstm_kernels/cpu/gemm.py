@@ -49,7 +49,7 @@ def _tile_inside(c, at, ldc, columns, add, a, lda, stepa, b, m, n, edge):
     if columns >= across:
         to = c.ctypes.data + at * size
         start, lds = (to, ldc * size) if add else (edge.ctypes.data, 0)
-        tile_rows(WIDTH, c, to, ldc * size, start, lds, a, lda, stepa, b, m, n)
+        tile_rows(WIDTH, c, c, 0, to, ldc * size, start, lds, a, lda, stepa, b, m, n)
         return
     rows = edge.ctypes.data + across * size
     for r0 in range(0, m, ROWS):
@@ -59,7 +59,7 @@ def _tile_inside(c, at, ldc, columns, add, a, lda, stepa, b, m, n, edge):
                 value = load(c, c.ctypes.data + (at + (r0 + r) * ldc + v) * size, columns - v)
                 store(c, value, rows + (r * across + v) * size, lanes(c))
         start, lds = (rows, across * size) if add else (edge.ctypes.data, 0)
-        tile_rows(WIDTH, c, rows, across * size, start, lds, a + r0 * lda, lda, stepa, b, height, n)
+        tile_rows(WIDTH, c, c, 0, rows, across * size, start, lds, a + r0 * lda, lda, stepa, b, height, n)
         for r in range(height):
             for v in range(0, columns, lanes(c)):
                 value = load(c, rows + (r * across + v) * size, lanes(c))

@@ -23,6 +23,7 @@ _FUSED_FROM = 4  # rows a thread has in a step from which they make tiles good e
 _FUSED_TO = 4 << 20  # bytes of input weights that may be read again at every step
 _CHUNK_ROWS = 96  # rows of input that one pass projects: enough to reuse a panel, few enough to stay in the cache
 _WORTH_A_THREAD = 4_000_000  # multiply-adds below which waking a thread costs more than it brings
+NARROW = {"bf16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}  # what weights may be kept as, for inference
 _READ_COST = 8  # multiply-adds in the time it takes to read one weight
 _SHARED_FROM = 1 << 19  # bytes of recurrent weights from which threads share them rather than the batch
 
@@ -45,7 +46,7 @@ def thread_split(cell: Cell, steps: int, batch: int, weights: Weights, direction
     work = steps * read * max(batch, _READ_COST) * directions
     at_most = max(1, min(crew.size, work // _WORTH_A_THREAD))
     team = max(1, at_most // directions)
-    across = WIDTH * lanes(weights.hh.dtype)
+    across = WIDTH * lanes(weights.bias.dtype)
     can_share = -(-(weights.hh.shape[0] // len(cell.gates)) // across) >= team
     by_batch = batch >= team and not (can_share and weights.hh.nbytes >= _SHARED_FROM)
     return at_most, by_batch or not can_share
@@ -61,7 +62,8 @@ def layer_forward(
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], LayerTape | None]:
     """See :func:`gpulstm_kernels.reference.layer_forward`. ``y`` is a view of the tape's ``ys``."""
     steps, batch, _ = x.shape
-    if steps == 1 and not keep and batch < _PACKS_FROM and "weight_hr" not in weights[0]:
+    narrow = weights[0]["weight_hh"].dtype != x.dtype
+    if steps == 1 and not keep and batch < _PACKS_FROM and not narrow and "weight_hr" not in weights[0]:
         return (*_one_step(cell, x, state, weights), None)
     dtype, directions = x.dtype, len(weights)
     n_gates, width = len(cell.gates), panel_vectors(len(cell.gates)) * lanes(dtype)
@@ -71,7 +73,7 @@ def layer_forward(
     padded = -(-hidden // width) * width
     kept = steps if keep else 0
     at_most, by_batch = thread_split(cell, steps, batch, own[0], directions)
-    packs = steps * batch >= _PACKS_FROM
+    packs = narrow or steps * batch >= _PACKS_FROM
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
     if not packs or (rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO):
@@ -85,7 +87,7 @@ def layer_forward(
     plans, tapes, gates, packed = [], [], [], []
     edges = [gemm.edges(at_most, dtype) for _ in weights]
     for d in range(directions):
-        plan = Plan(d == 1, d * outputs, keep, packs, by_batch, chunk)
+        plan = Plan(d == 1, d * outputs, keep, packs, by_batch, chunk, hidden, outputs)
         states = empty((len(cell.states), kept + 1, batch, padded), dtype)
         first = kept if plan.reverse else 0
         states[:, first, :, hidden:] = 0
@@ -96,11 +98,14 @@ def layer_forward(
         tapes.append(Tape(ys, states, saved, empty(((kept or 1) * projected, batch, hidden), dtype)))
         plans.append(plan)
         gates.append(empty(room, dtype))
-        packed.append(_packed_rows(own[d], n_gates, width, packs))
+        packed.append(_packed_rows(own[d], weights[d], n_gates, width, packs))
+
+    nothing = empty((0, 0), dtype)
+    read = [part._replace(ih=nothing, hh=nothing) if packs else part for part in own]
 
     def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
         scratch = gates[d], edges[d]
-        sequence.forward(cell, x, own[d], packed[d], lengths, tapes[d], *scratch, plans[d], rank, size, barrier)
+        sequence.forward(cell, x, read[d], packed[d], lengths, tapes[d], *scratch, plans[d], rank, size, barrier)
 
     _in_teams(walk, directions, at_most, meets=not by_batch)
     final: tuple[np.ndarray, ...] = (
@@ -162,7 +167,7 @@ def layer_backward(
         dprojected.append(empty((steps * projected, batch, outputs), dtype))
         dhidden.append(empty((1 * projected, batch, hidden), dtype))
         hh = packing.columns(own[d].hh, n_gates, width)
-        packed.append(Packed(nothing, hh, packing.columns(own[d].hr)))
+        packed.append(Packed(nothing, hh, packing.columns(own[d].hr), nothing, nothing))
 
     def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
         sequence.backward(
@@ -254,6 +259,7 @@ def tape_of(
     directions = len(weights)
     width = panel_vectors(len(cell.gates)) * lanes(x.dtype)
     own = [_weights(cell, w, width) for w in weights]
+    hidden, outputs = own[0].hh.shape[0] // len(cell.gates), own[0].hh.shape[1]
     _, by_batch = thread_split(cell, steps, batch, own[0], directions)
     packs = steps * batch >= _PACKS_FROM
     return LayerTape(
@@ -262,7 +268,7 @@ def tape_of(
         np.full(batch, steps, np.int64) if lengths is None else lengths,
         own,
         [tuple(w) for w in weights],
-        [Plan(d == 1, d * own[0].hh.shape[1], True, packs, by_batch, 0) for d in range(directions)],
+        [Plan(d == 1, d * outputs, True, packs, by_batch, 0, hidden, outputs) for d in range(directions)],
         [Tape(arrays[0], *arrays[1 + 3 * d : 4 + 3 * d]) for d in range(directions)],
     )
 
@@ -292,21 +298,29 @@ def _in_teams(walk: Callable[[int, int, int, np.ndarray], None], directions: int
 
 
 def _weights(cell: Cell, weights: Mapping[str, np.ndarray], width: int) -> Weights:
+    """``weights`` as kernels take them; a weight that is narrower than its bias has a projection in the wider dtype."""
     ih, hh = weights["weight_ih"], weights["weight_hh"]
-    n_gates = len(cell.gates)
-    hidden = hh.shape[0] // n_gates
+    dtype = ih.dtype if ih.dtype.kind == "f" else np.dtype(np.float32)
+    biases = [weights["bias_ih"] + weights["bias_hh"]] if "bias_ih" in weights else []
+    bias = _in_panels(sum(biases, np.zeros(len(hh), dtype)), len(cell.gates), width)
+    return Weights(ih, hh, weights.get("weight_hr", np.empty((0, 0), dtype)), bias)
+
+
+def _in_panels(values: np.ndarray, n_gates: int, width: int) -> np.ndarray:
+    """One value a gate and unit (G·H,), in panels (Hp·G,), zeros for units past the end."""
+    hidden = len(values) // n_gates
     n_panels = -(-hidden // width)
-    bias = zeros((n_gates, n_panels * width), ih.dtype)
-    if "bias_ih" in weights:
-        bias[:, :hidden] = (weights["bias_ih"] + weights["bias_hh"]).reshape(n_gates, hidden)
-    in_panels = bias.reshape(n_gates, n_panels, width).transpose(1, 0, 2).ravel()
-    return Weights(ih, hh, weights.get("weight_hr", np.empty((0, 0), ih.dtype)), in_panels)
+    padded = zeros((n_gates, n_panels * width), values.dtype)
+    padded[:, :hidden] = values.reshape(n_gates, hidden)
+    return padded.reshape(n_gates, n_panels, width).transpose(1, 0, 2).ravel()
 
 
-def _packed_rows(weights: Weights, n_gates: int, width: int, packs: bool) -> Packed:
+def _packed_rows(own: Weights, weights: Mapping[str, np.ndarray], n_gates: int, width: int, packs: bool) -> Packed:
     """What the forward walk reads: the projection is always packed."""
-    nothing = empty(0, weights.hh.dtype)
-    hr = packing.rows(weights.hr, 1, WIDTH * lanes(weights.hr.dtype))
+    nothing = empty(0, own.bias.dtype)
+    hr = packing.rows(own.hr, 1, WIDTH * lanes(own.hr.dtype))
     if not packs:
-        return Packed(nothing, nothing, hr)
-    return Packed(packing.rows(weights.ih, n_gates, width), packing.rows(weights.hh, n_gates, width), hr)
+        return Packed(nothing, nothing, hr, nothing, nothing)
+    scales = [weights.get(name) for name in ("scale_ih", "scale_hh")]
+    ih, hh = packing.rows(own.ih, n_gates, width), packing.rows(own.hh, n_gates, width)
+    return Packed(ih, hh, hr, *(nothing if scale is None else _in_panels(scale, n_gates, width) for scale in scales))

@@ -59,7 +59,7 @@ def _mix_registers(typing: Any, address: Any, n: Any) -> Any:
             for c, chain in enumerate(chains):
                 place = builder.add(at, INT64(c * REGISTER_BYTES))
                 words = builder.load(builder.inttoptr(place, vector.as_pointer()))
-                words.align = 4
+                words.align = 1
                 result.append(builder.mul(builder.xor(chain, words), factor))
             return result
 
@@ -76,24 +76,24 @@ def _mix_registers(typing: Any, address: Any, n: Any) -> Any:
 
 
 @kernel
-def _digest(words, segment, numbers, rank, size):
-    """``numbers[s]`` from ``words[s * segment : (s + 1) * segment]``; words are int32."""
+def _digest(content, segment, numbers, rank, size):
+    """``numbers[s]`` from ``content[s * segment : (s + 1) * segment]``; content is uint8."""
     first, last = share(numbers.size, rank, size)
-    block = REGISTER_BYTES // 4 * _CHAINS
+    block = REGISTER_BYTES * _CHAINS
     for s in range(first, last):
-        n = min(segment, words.size - s * segment)
+        n = min(segment, content.size - s * segment)
         whole = n // block
-        number = _mix_registers(words.ctypes.data + s * segment * 4, whole)
+        number = _mix_registers(content.ctypes.data + s * segment, whole)
         for i in range(s * segment + whole * block, s * segment + n):
-            number = (number ^ words[i]) * _FACTOR
+            number = (number ^ content[i]) * _FACTOR
         numbers[s] = number
 
 
 def _digest_of(weight: np.ndarray) -> bytes:
-    words = weight.reshape(-1).view(np.int32)
+    content = weight.reshape(-1).view(np.uint8)
     numbers = np.empty(-(-weight.nbytes // _SEGMENT), np.int64)
     at_most = min(len(numbers), weight.size // _WORTH_A_THREAD)
-    crew.run(lambda rank, size, barrier: _digest(words, _SEGMENT // 4, numbers, rank, size), at_most)
+    crew.run(lambda rank, size, barrier: _digest(content, _SEGMENT, numbers, rank, size), at_most)
     return numbers.tobytes()
 
 

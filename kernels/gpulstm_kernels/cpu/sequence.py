@@ -47,7 +47,10 @@ class Tape(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Parameters of one direction, as torch lays them out; ``bias`` (Hp·G,) is summed and in panels."""
+    """Parameters of one direction, as torch lays them out; ``bias`` (Hp·G,) is summed and in panels.
+
+    Where all weights are packed, a walk does not read ih and hh, and they may be empty.
+    """
 
     ih: np.ndarray  # (G·H, I)
     hh: np.ndarray  # (G·H, P)
@@ -56,11 +59,17 @@ class Weights(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """The matrices of :class:`Weights` as :mod:`.packing` gives them, flat; empty where a walk does not read one."""
+    """The matrices of :class:`Weights` as :mod:`.packing` gives them, flat; empty where a walk does not read one.
+
+    ih and hh may be bfloat16 (as uint16) or int8; then ``scale_ih`` and ``scale_hh`` (Hp·G,), in panels, are what a row
+    of the matrix is to be multiplied with.
+    """
 
     ih: np.ndarray
     hh: np.ndarray
     hr: np.ndarray
+    scale_ih: np.ndarray
+    scale_hh: np.ndarray
 
 
 class Plan(NamedTuple):
@@ -72,6 +81,8 @@ class Plan(NamedTuple):
     packs: bool  # weights are packed for tiles; else they are read where they lie, for a handful of rows
     by_batch: bool  # threads split the batch; else the units
     chunk: int  # steps whose inputs are projected together; 0: each step's with its recurrent product
+    hidden: int  # H
+    outputs: int  # P
 
 
 @inline
@@ -126,20 +137,37 @@ def _dot_panel(cell, to, bias, x, h, ih, hh, p):
 def _input_gates(cell, x, bias, packed, gates, t0, n, b0, b1, p0, p1):
     """gates = bias + x[t0 : t0 + n]·W_ihᵀ, for rows b0 to b1 and panels p0 to p1."""
     size, batch, inputs = x.itemsize, x.shape[1], x.shape[2]
-    ldx, ldg = inputs * size, gates.shape[2] * size
+    across = gates.shape[2]
+    ldx, ldg = inputs * size, across * size
     for p in range(p0, p1):
         first = bias.ctypes.data + p * ldg
         for k0 in range(0, inputs, DEPTH):
             depth = min(DEPTH, inputs - k0)
-            right = packed.ih.ctypes.data + (p * inputs + k0) * ldg
+            right = packed.ih.ctypes.data + (p * inputs + k0) * across * packed.ih.itemsize
+            scale = packed.scale_ih.ctypes.data + p * ldg
             to, left = _at(gates, p, b0, 0), _at(x, t0, b0, k0)
             start, lds = (to, ldg) if k0 else (first, 0)
             if b1 - b0 == batch:
-                tile_rows(cell, x, to, ldg, start, lds, left, ldx, size, right, n * batch, depth)
+                tile_rows(cell, x, packed.ih, scale, to, ldg, start, lds, left, ldx, size, right, n * batch, depth)
                 continue
             for b in range(b1 - b0):  # few rows of each step: a tile takes those of several steps
                 at, source, row = to + b * ldg, start + b * lds, left + b * ldx
-                tile_rows(cell, x, at, batch * ldg, source, batch * lds, row, batch * ldx, size, right, n, depth)
+                tile_rows(
+                    cell,
+                    x,
+                    packed.ih,
+                    scale,
+                    at,
+                    batch * ldg,
+                    source,
+                    batch * lds,
+                    row,
+                    batch * ldx,
+                    size,
+                    right,
+                    n,
+                    depth,
+                )
 
 
 @inline
@@ -171,7 +199,7 @@ def forward(cell, x, weights, packed, lengths, tape, gates, edges, plan, rank, s
     """
     ys, states, item = tape.ys, tape.states, x.itemsize
     steps, batch, inputs = x.shape
-    hidden, outputs = weights.hh.shape[0] // cell.n_gates, weights.hh.shape[1]
+    hidden, outputs = plan.hidden, plan.outputs
     width = units(cell, x)
     across = cell.n_gates * width
     ldg, ldx, ldy = across * item, inputs * item, ys.shape[2] * item
@@ -205,10 +233,12 @@ def forward(cell, x, weights, packed, lengths, tape, gates, edges, plan, rank, s
                 left = _at(ys, last, r0, plan.column)
                 if plan.packs:
                     if not plan.chunk:
-                        right = packed.ih.ctypes.data + p * inputs * ldg
-                        tile_rows(cell, x, to, ldg, bias, 0, _at(x, t, r0, 0), ldx, item, right, rows, inputs)
-                    right = packed.hh.ctypes.data + p * outputs * ldg
-                    tile_rows(cell, x, to, ldg, to, ldg, left, ldy, item, right, rows, outputs)
+                        right = packed.ih.ctypes.data + p * inputs * across * packed.ih.itemsize
+                        scale, row = packed.scale_ih.ctypes.data + p * ldg, _at(x, t, r0, 0)
+                        tile_rows(cell, x, packed.ih, scale, to, ldg, bias, 0, row, ldx, item, right, rows, inputs)
+                    right = packed.hh.ctypes.data + p * outputs * across * packed.hh.itemsize
+                    scale = packed.scale_hh.ctypes.data + p * ldg
+                    tile_rows(cell, x, packed.hh, scale, to, ldg, to, ldg, left, ldy, item, right, rows, outputs)
                 for b in range(r0, r0 + rows):
                     at = to + (b - r0) * ldg
                     if t < lengths[b]:

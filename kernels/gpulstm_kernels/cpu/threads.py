@@ -88,12 +88,17 @@ class Crew:
             try:
                 size = min(self.size, at_most)
                 if size > 1:
-                    return self._run_together(share, size)
+                    crowded = self._run_together(share, size)
+                    if meets:
+                        self._pause = min(2 * self._pause, _LONGEST_PAUSE) if crowded else _PAUSE
+                        self._alone_until = time.monotonic() + self._pause if crowded else 0.0
+                    return
             finally:
                 self._lock.release()
         share(0, 1, new_barrier())
 
-    def _run_together(self, share: Callable[[int, int, np.ndarray], None], size: int) -> None:
+    def _run_together(self, share: Callable[[int, int, np.ndarray], None], size: int) -> bool:
+        """Whether threads waited for each other for too long."""
         while len(self._workers) < size - 1:
             self._workers.append(_Worker())
         barrier, began = new_barrier(), _cycles()
@@ -115,10 +120,7 @@ class Crew:
         for error in errors:
             if error is not None:
                 raise error
-        crowded = barrier[:, _WAITED].max() > _TOO_LONG * (_cycles() - began)
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE) if crowded else _PAUSE
-        if crowded:
-            self._alone_until = time.monotonic() + self._pause
+        return bool(barrier[:, _WAITED].max() > _TOO_LONG * (_cycles() - began))
 
 
 class _Worker:

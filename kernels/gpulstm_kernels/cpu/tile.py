@@ -25,6 +25,7 @@ from .vector import (
     llvm_call,
     load_at,
     load_first_at,
+    load_widened,
     of_array,
     splat,
     store_at,
@@ -101,6 +102,8 @@ def _tile(
     rows: Any,
     width: Any,
     like: Any,
+    weights: Any,
+    scale: Any,
     c: Any,
     ldc: Any,
     start: Any,
@@ -112,17 +115,17 @@ def _tile(
     n: Any,
 ) -> Any:
     """As :func:`tile_rows` for at most ROWS ``rows``: one loop along K for each number of them."""
-    vector, w = of_array(like).ir, _width(width)
+    vector, w, element = of_array(like).ir, _width(width), weights.dtype
     size = element_bytes(vector)
-    step = w * vector.count * size
+    across = vector.count * element.bitwidth // 8
 
     def loop(builder: Any, m: int, args: Any) -> None:
-        _, _, _, c, ldc, start, lds, a, lda, stepa, b, n = args
+        *_, scale, c, ldc, start, lds, a, lda, stepa, b, n = args
         at = [builder.add(a, builder.mul(lda, INT64(r))) for r in range(m)]
 
         def multiply(k: Any, sums: list[Any]) -> list[Any]:
-            row = builder.add(b, builder.mul(k, INT64(step)))
-            right = [load_at(builder, builder.add(row, INT64(v * vector.count * size)), vector) for v in range(w)]
+            row = builder.add(b, builder.mul(k, INT64(w * across)))
+            right = [load_widened(builder, builder.add(row, INT64(v * across)), vector, element) for v in range(w)]
             offset = builder.mul(k, stepa)
             result = []
             for r in range(m):
@@ -135,7 +138,13 @@ def _tile(
             rows = [builder.add(first, builder.mul(step, INT64(r))) for r in range(m)]
             return [builder.add(row, INT64(v * vector.count * size)) for row in rows for v in range(w)]
 
-        sums = counted_loop(builder, n, [load_at(builder, place, vector) for place in places(start, lds)], multiply)
+        first = [load_at(builder, place, vector) for place in places(start, lds)]
+        if element == types.int8:
+            sums = counted_loop(builder, n, [ir.Constant(vector, None)] * len(first), multiply)
+            scales = [load_at(builder, builder.add(scale, INT64(v * vector.count * size)), vector) for v in range(w)]
+            sums = [_multiply_add(builder, scales[i % w], sums[i], first[i]) for i in range(len(sums))]
+        else:
+            sums = counted_loop(builder, n, first, multiply)
         for value, place in zip(sums, places(c, ldc), strict=True):
             store_at(builder, value, place)
 
@@ -152,14 +161,16 @@ def _tile(
         return context.get_dummy_value()
 
     i8 = types.int64
-    return types.none(i8, width, like, *[i8] * 9), codegen
+    return types.none(i8, width, like, weights, *[i8] * 10), codegen
 
 
 @inline
-def tile_rows(width, like, c, ldc, start, lds, a, lda, stepa, b, m, n):
+def tile_rows(width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n):
     """C = S + A·B for ``m`` rows of C, cut into tiles of nearly the same height: a low one leaves the core idle.
 
-    ``width``: a literal number of vectors, or a cell for a panel of its gates; ``like``: an array of the dtype;
+    ``width``: a literal number of vectors, or a cell for a panel of its gates; ``like``, ``weights``: arrays of the
+    dtype and of B's, which may be narrower (:func:`.vector.load_widened`); ``scale``: byte address of what the columns
+    of an int8 product are multiplied with, not read for other dtypes;
     ``c``, ``start``, ``a``, ``b``: byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``:
     bytes from row to row, 0 to read the same row again; ``stepa``: bytes from element to element of a row of A;
     ``n``: length of the sum.
@@ -168,7 +179,7 @@ def tile_rows(width, like, c, ldc, start, lds, a, lda, stepa, b, m, n):
     for i in range(tiles):
         r0, r1 = share(m, i, tiles)
         to, source = c + r0 * ldc, start + r0 * lds
-        _tile(r1 - r0, width, like, to, ldc, source, lds, a + r0 * lda, lda, stepa, b, n)
+        _tile(r1 - r0, width, like, weights, scale, to, ldc, source, lds, a + r0 * lda, lda, stepa, b, n)
 
 
 @intrinsic

@@ -270,6 +270,19 @@ def store_at(builder: ir.IRBuilder, value: Any, address: Any) -> None:
     store.align = element_bytes(value.type)
 
 
+def load_widened(builder: ir.IRBuilder, address: Any, vector: ir.VectorType, element: types.Type) -> Any:
+    """A register from as many elements of a narrower type: uint16 holds bfloat16, int8 whole numbers."""
+    if isinstance(element, types.Float):
+        return load_at(builder, address, vector)
+    narrow = ir.VectorType(ir.IntType(element.bitwidth), vector.count)
+    wide = ir.VectorType(ir.IntType(32), vector.count)
+    value = builder.load(builder.inttoptr(address, narrow.as_pointer()))
+    value.align = element.bitwidth // 8
+    if element == types.int8:
+        return builder.sitofp(builder.sext(value, wide), vector)
+    return builder.bitcast(builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * wide.count)), vector)
+
+
 def load_first_at(builder: ir.IRBuilder, address: Any, vector: ir.VectorType, n: Any) -> Any:
     """The first ``n`` lanes from memory, zeros behind them."""
     name = f"masked.load.{suffix(vector)}.p0{suffix(vector)}"

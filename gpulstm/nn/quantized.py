@@ -1,0 +1,115 @@
+"""Recurrent layers with weights in fewer bits: for inference on a CPU, where reading weights is what costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import dispatch, ops
+from .model import Params, Recurrent
+
+if TYPE_CHECKING:
+    from .rnn import RNNBase
+
+_MOST = 127  # of int8, so that a row's range is symmetric
+
+
+class Quantized(Recurrent):
+    """A recurrent layer with ``weight_ih`` and ``weight_hh`` in bfloat16 or int8; made by :func:`gpulstm.quantize`.
+
+    ``y, state = layer(x, state=None, lengths=None)`` as the layer it was made of, in float32: only the weights are
+    rounded, everything is computed and summed in float32. There is no ``vjp``.
+
+    Attributes:
+        config: that of the layer.
+        params: ``weight_ih_l0``, ...: for ``"bf16"`` the upper halves of float32 numbers as uint16, rounded to nearest
+            even; for ``"int8"`` whole numbers in ±127, to be multiplied with ``scale_ih_l0``, ... (G·H), one a row.
+            Biases and projections stay float32.
+    """
+
+    def __init__(self, layer: RNNBase, kind: str) -> None:
+        self.config, self.kind, self.params = layer.config, kind, {}
+        for name, value in layer.params.items():
+            if not np.isfinite(value).all():
+                raise ValueError(f"layer: expected finite parameters, got NaN or infinity in {name}")
+            if not name.startswith(("weight_ih", "weight_hh")):
+                self.params[name] = value.copy()
+            elif kind == "bf16":
+                self.params[name] = _to_bfloat16(value)
+            else:
+                self.params[name], self.params[name.replace("weight", "scale")] = _to_int8(value)
+
+    def __call__(
+        self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
+    ) -> tuple[np.ndarray, Any]:
+        """``y, state``; shapes, and what is raised, as :func:`gpulstm.ops.rnn_forward` says.
+
+        A backend that has no kernels for narrow weights computes with :meth:`widened` ones.
+        """
+        chosen, _ = dispatch.select("cpu", backend)
+        params = self.params if self.kind in getattr(chosen.module, "NARROW", ()) else self.widened()
+        y, final, _ = ops.rnn_forward(self.config, params, x, state, lengths, backend=backend)
+        return y, final if len(final) > 1 else final[0]
+
+    def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
+        raise TypeError("vjp: a quantized layer is for inference; train the layer that it was made of")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        raise TypeError(
+            "load_state_dict: a quantized layer is made by gpulstm.quantize; load into a layer, then do that"
+        )
+
+    def widened(self) -> Params:
+        """The parameters of a float32 layer that computes the same."""
+        params = {name: value for name, value in self.params.items() if not name.startswith("scale")}
+        for name, value in params.items():
+            if value.dtype == np.uint16:
+                params[name] = (value.astype(np.uint32) << 16).view(np.float32)
+            elif value.dtype == np.int8:
+                params[name] = value * self.params[name.replace("weight", "scale")][:, None]
+        return params
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"Quantized({c.cell.name}, {c.input_size}, {c.hidden_size}, num_layers={c.num_layers}, kind={self.kind!r})"
+        )
+
+
+def quantize(layer: RNNBase, kind: str) -> Quantized:
+    """A copy of ``layer`` for inference on a CPU that keeps its weights in half or a quarter of the memory.
+
+    Args:
+        layer: a float32 recurrent layer on the CPU.
+        kind: ``"bf16"``: weights in bfloat16, relative rounding error at most 2⁻⁸; ``"int8"``: in 8 bits with a scale
+            a row, absolute error at most 1/254 of the row's largest weight.
+
+    Raises:
+        TypeError: no recurrent layer.
+        ValueError: another kind, a layer that is not float32 or not on the CPU, parameters that are not finite.
+    """
+    from .rnn import RNNBase
+
+    if not isinstance(layer, RNNBase):
+        raise TypeError(f"layer: expected a recurrent layer such as gpulstm.LSTM, got {type(layer).__name__}")
+    if kind not in ("bf16", "int8"):
+        raise ValueError(f"kind: expected 'bf16' or 'int8', got {kind!r}")
+    dtype = next(iter(layer.params.values())).dtype
+    if layer.device != "cpu" or dtype != np.float32:
+        raise ValueError(f"layer: expected float32 parameters on the CPU, got {dtype} on {layer.device}")
+    return Quantized(layer, kind)
+
+
+def _to_bfloat16(weight: np.ndarray) -> np.ndarray:
+    """The upper half of each float32, rounded to nearest, ties to even."""
+    bits = weight.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _to_int8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers (R, K) and the scale of each row (R,)."""
+    largest = np.abs(weight).max(axis=1)
+    scale = np.where(largest > 0, largest, 1) / np.float32(_MOST)
+    return np.rint(weight / scale[:, None]).astype(np.int8), scale.astype(np.float32)

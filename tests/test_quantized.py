@@ -1,0 +1,114 @@
+"""Quantized layers: how weights are rounded, that kernels compute with exactly those, and how far outputs move."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import problems
+import pytest
+from tolerances import assert_close
+
+import gpulstm
+from gpulstm import arrays
+from gpulstm_kernels.cpu import layer as kernels
+
+KINDS = ["bf16", "int8"]
+LAYERS: dict[str, Any] = {
+    "lstm": lambda: gpulstm.LSTM(5, 9, 2, seed=0),
+    "both directions": lambda: gpulstm.LSTM(21, 33, bidirectional=True, batch_first=True, seed=0),
+    "no bias": lambda: gpulstm.LSTM(600, 17, bias=False, seed=0),
+    "rnn": lambda: gpulstm.RNN(7, 70, 2, seed=0),
+    "projected": lambda: gpulstm.LSTM(5, 33, 2, proj_size=3, seed=0),
+}
+
+
+def parts(state: Any) -> tuple[np.ndarray, ...]:
+    return state if isinstance(state, tuple) else (state,)
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_kernels_compute_with_the_rounded_weights(
+    name: str, kind: str, chunks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_FUSED_FROM", 1 << 62 if chunks else 1)
+    rng = np.random.default_rng(0)
+    layer = gpulstm.quantize(LAYERS[name](), kind)
+    for steps, batch in ((1, 1), (4, 3), (2, 19)):
+        x = rng.standard_normal((steps, batch, layer.config.input_size)).astype("f4")
+        if layer.config.batch_first:
+            x = x.swapaxes(0, 1)
+        lengths = rng.integers(1, steps + 1, batch)
+        state = tuple(rng.standard_normal(shape).astype("f4") for shape in layer.config.state_shapes(batch))
+        given = state if len(state) > 1 else state[0]
+        expected, final = layer(x, given, lengths, backend="reference")
+        for threads, split in ((1, "units"), (3, "units"), (3, "batch")):
+            with arrays.poison(), problems.threads(threads, split):
+                y, found = layer(x, given, lengths)
+            assert y.dtype == np.float32
+            assert_close(y, expected, "kernel", "float32", f"{name}: y")
+            for part, wanted in zip(parts(found), parts(final), strict=True):
+                assert_close(part, wanted, "kernel", "float32", f"{name}: state")
+
+
+def test_bfloat16_is_rounded_to_nearest_even() -> None:
+    layer = gpulstm.LSTM(40, 30, seed=0)
+    w = layer.params["weight_ih_l0"]
+    w[0, :4] = 1 + 2.0**-8, 1 + 3 * 2.0**-8, -(1 + 2.0**-8 + 2.0**-20), 0  # two ties, one above a tie
+    wide = gpulstm.quantize(layer, "bf16").widened()["weight_ih_l0"]
+    np.testing.assert_array_equal(wide[0, :4], [1, 1 + 2.0**-6, -(1 + 2.0**-7), 0])
+    assert (np.abs(wide - w) <= 2.0**-8 * np.abs(w)).all()
+
+
+def test_int8_is_rounded_to_nearest_by_rows() -> None:
+    layer = gpulstm.LSTM(40, 30, seed=0)
+    w = layer.params["weight_hh_l0"]
+    w[3] = 0
+    w[4] *= 1000
+    wide = gpulstm.quantize(layer, "int8").widened()["weight_hh_l0"]
+    largest = np.abs(w).max(axis=1, keepdims=True)
+    assert (np.abs(wide - w) <= largest / 254 * (1 + 1e-5)).all()
+    np.testing.assert_array_equal(wide[3], 0)
+
+
+@pytest.mark.parametrize(("kind", "allowed"), [("bf16", 1e-3), ("int8", 3e-3)])  # measured: 3.2e-4 and 9.0e-4
+def test_outputs_stay_close(kind: str, allowed: float) -> None:
+    """The largest change of an output of two layers of 256 units, over 64 steps."""
+    layer = gpulstm.LSTM(256, 256, 2, seed=0)
+    x = np.random.default_rng(0).standard_normal((64, 8, 256)).astype("f4")
+    y, _ = layer(x)
+    change = np.abs(gpulstm.quantize(layer, kind)(x)[0] - y).max()
+    assert allowed / 20 < change < allowed
+
+
+@pytest.mark.parametrize(("kind", "part"), [("bf16", 2), ("int8", 4)])
+def test_weights_are_as_small_as_promised_and_apart_from_the_layers(kind: str, part: int) -> None:
+    layer = gpulstm.LSTM(5, 9, seed=0)
+    quantized = gpulstm.quantize(layer, kind)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        assert quantized.params[name].nbytes == layer.params[name].nbytes // part
+    x = np.ones((3, 2, 5), np.float32)
+    before = quantized(x)[0].copy()
+    for value in layer.params.values():
+        value *= 2
+    np.testing.assert_array_equal(quantized(x)[0], before)
+
+
+def test_bad_input() -> None:
+    layer = gpulstm.LSTM(5, 9, seed=0)
+    with pytest.raises(ValueError, match=re.escape("kind: expected 'bf16' or 'int8', got 'int4'")):
+        gpulstm.quantize(layer, "int4")
+    with pytest.raises(TypeError, match="expected a recurrent layer"):
+        gpulstm.quantize(gpulstm.nn.Linear(5, 9), "bf16")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected float32 parameters on the CPU, got float64 on cpu"):
+        gpulstm.quantize(gpulstm.LSTM(5, 9, dtype="float64"), "bf16")
+    with pytest.raises(TypeError, match="for inference"):
+        gpulstm.quantize(layer, "int8").vjp(np.zeros((1, 1, 5), np.float32))
+    with pytest.raises(TypeError, match="x: expected dtype float32, got float64"):
+        gpulstm.quantize(layer, "int8")(np.zeros((1, 1, 5)))
+    layer.params["weight_hh_l0"][0, 0] = np.nan
+    with pytest.raises(ValueError, match="weight_hh_l0"):
+        gpulstm.quantize(layer, "int8")
