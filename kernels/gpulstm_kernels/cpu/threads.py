@@ -27,6 +27,7 @@ from .compile import inline, kernel
 from .vector import INT64
 
 _SPINS = 4096  # some fifty microseconds of polling, then the core is offered to whoever else wants it
+_POLLS = 4 * _SPINS  # for which a thread looks out for work before it sleeps, from which it takes long to wake
 _ARRIVED, _ABORTED, _WAITED = 0, 8, 9  # places in the barrier's array; who waits writes another cache line
 _TOO_LONG = 0.3  # the part of a call's time that threads may wait for each other before it counts as crowded
 _PAUSE, _LONGEST_PAUSE = 0.1, 3.2  # seconds for which a crowded crew is left alone, doubled as long as it stays so
@@ -45,7 +46,7 @@ class Crew:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
-        self._alone_until, self._pause = 0.0, _PAUSE
+        self._crowded, self._alone_until, self._pause = 0, 0.0, _PAUSE
         self.size = self._default_size()
 
     @staticmethod
@@ -90,12 +91,21 @@ class Crew:
                 if size > 1:
                     crowded = self._run_together(share, size)
                     if meets:
-                        self._pause = min(2 * self._pause, _LONGEST_PAUSE) if crowded else _PAUSE
-                        self._alone_until = time.monotonic() + self._pause if crowded else 0.0
+                        self._look_back(crowded)
                     return
             finally:
                 self._lock.release()
         share(0, 1, new_barrier())
+
+    def _look_back(self, crowded: bool) -> None:
+        """Two crowded calls in a row, and threads are not used for a while: one may be bad luck."""
+        if not crowded:
+            self._crowded, self._pause = 0, _PAUSE
+            return
+        self._crowded += 1
+        if self._crowded > 1:
+            self._alone_until = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def _run_together(self, share: Callable[[int, int, np.ndarray], None], size: int) -> bool:
         """Whether threads waited for each other for too long."""
@@ -263,8 +273,8 @@ def _cycles():
 
 @kernel
 def _poll(counter, n):
-    """Whether the counter has come to ``n`` within some fifty microseconds."""
-    for _ in range(_SPINS):
+    """Whether the counter has come to ``n`` within some two hundred microseconds."""
+    for _ in range(_POLLS):
         if _read(counter.ctypes.data) >= n:
             return True
         _pause()
