@@ -100,10 +100,10 @@ def gemm(a: np.ndarray, b: np.ndarray, transpose_a: bool = False, transpose_b: b
     """
     from gpulstm_kernels.cpu import gemm as products
 
-    a, b = (np.require(matrix, requirements=("C", "A", "W")) for matrix in (a, b))
+    a, b = contiguous(a), contiguous(b)
     if transpose_a:
         m, n = a.shape[1], b.shape[1]
-        product, _ = products.outer(a.reshape(-1), b.reshape(-1), a.shape[0], n, (0, m), (0, n), 1, m, 64)
+        product, _ = products.outer(a.reshape(-1), b.reshape(-1), a.shape[0], n, (0, m), (0, n), m)
         return product
     c = zeros((a.shape[0], b.shape[0] if transpose_b else b.shape[1]), a.dtype)
     products.multiply(c, a, b, transposed=transpose_b)

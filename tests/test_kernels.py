@@ -277,7 +277,7 @@ def test_outer_of_views_and_its_sums(dtype: str) -> None:
         expected = a[:, 2 : 2 + m].astype(np.float64).T @ b[:, 1 : 1 + n].astype(np.float64)
         for count in (1, 3):
             with arrays.poison(), problems.threads(count):
-                c, sums = gemm.outer(a.reshape(-1), b.reshape(-1), rows, n, (2, m + 5), (1, n + 3), 1, m, 64)
+                c, sums = gemm.outer(a.reshape(-1), b.reshape(-1), rows, n, (2, m + 5), (1, n + 3), m)
                 assert_close(c, expected, "product", dtype, f"{rows} x {m} x {n}")
                 assert_close(
                     sums[:m], a[:, 2 : 2 + m].astype(np.float64).sum(0), "product", dtype, f"{rows} x {m} x {n}"

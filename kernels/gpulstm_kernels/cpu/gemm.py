@@ -154,17 +154,18 @@ def outer(
     n: int,
     a_at: tuple[int, int],
     b_at: tuple[int, int],
-    gates: int,
     units: int,
-    width: int,
+    gates: int = 1,
+    width: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Aᵀ·B (gates · units, N), and the sums of A's columns as they lie, over ``k`` rows.
 
     A and B are flat; ``a_at`` and ``b_at`` give (offset of the first element, elements from row to row). The columns
     of A are in panels of ``width`` units, a whole number of registers: (units / width, gates, width), the last one
-    padded unless ``gates`` is 1.
+    padded unless ``gates`` is 1, where ``width`` does not matter and may be left out.
     """
     dtype = a.dtype
+    width = width or WIDTH * lanes(dtype)
     count = -(-units // width)
     size = max(1, min(crew.size, gates * units * n * k // _WORTH_A_THREAD))
     depth = min(k, _OUTER_DEPTH)
