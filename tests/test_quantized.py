@@ -16,11 +16,11 @@ from gpulstm_kernels.cpu import layer as kernels
 
 KINDS = ["bf16", "int8"]
 LAYERS: dict[str, Any] = {
-    "lstm": lambda: gpulstm.LSTM(5, 9, 2, seed=0),
-    "both directions": lambda: gpulstm.LSTM(21, 33, bidirectional=True, batch_first=True, seed=0),
-    "no bias": lambda: gpulstm.LSTM(600, 17, bias=False, seed=0),
-    "rnn": lambda: gpulstm.RNN(7, 70, 2, seed=0),
-    "projected": lambda: gpulstm.LSTM(5, 33, 2, proj_size=3, seed=0),
+    "lstm": lambda n: gpulstm.LSTM(5, 9, n, seed=0),
+    "both directions": lambda n: gpulstm.LSTM(21, 33, n, bidirectional=True, batch_first=True, seed=0),
+    "no bias": lambda n: gpulstm.LSTM(600, 17, n, bias=False, seed=0),
+    "rnn": lambda n: gpulstm.RNN(7, 70, n, seed=0),
+    "projected": lambda n: gpulstm.LSTM(5, 33, n, proj_size=3, seed=0),
 }
 
 
@@ -28,30 +28,93 @@ def parts(state: Any) -> tuple[np.ndarray, ...]:
     return state if isinstance(state, tuple) else (state,)
 
 
+def drawn(layer: Any, steps: int, batch: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((steps, batch, layer.config.input_size)).astype("f4")
+    state = tuple(rng.standard_normal(shape).astype("f4") for shape in layer.config.state_shapes(batch))
+    return (x.swapaxes(0, 1) if layer.config.batch_first else x), state
+
+
+def given(state: tuple[np.ndarray, ...]) -> Any:
+    return state if len(state) > 1 else state[0]
+
+
+def on_bfloat16(values: np.ndarray) -> np.ndarray:
+    """``values`` cut to bfloat16, so that rounding them changes nothing."""
+    return (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_step_computes_with_the_rounded_weights(name: str, kind: str) -> None:
+    layer = gpulstm.quantize(LAYERS[name](1), kind)
+    for batch in (1, 3, 19):
+        x, state = drawn(layer, 1, batch)
+        slack = 0.0
+        if kind == "bf16":
+            x, state = on_bfloat16(x), (on_bfloat16(state[0]), *state[1:])
+        else:  # x and h are rounded to 1/65534 of a row's largest: how far that can move a gate, and three times c or h
+            wide = layer.widened()
+            for weight, of in (("weight_ih_l0", x), ("weight_hh_l0", state[0])):
+                slack += 3 * np.abs(wide[weight]).sum(axis=1).max() * np.abs(of).max() / 65534
+        expected, final = layer(x, given(state), backend="reference")
+        for threads, split in ((1, "units"), (3, "units"), (3, "batch")):
+            with arrays.poison(), problems.threads(threads, split):
+                y, found = layer(x, given(state))
+            assert y.dtype == np.float32
+            for part, wanted in zip((y, *parts(found)), (expected, *parts(final)), strict=True):
+                off = np.maximum(np.abs(part - wanted) - slack, 0)
+                assert_close(wanted + off, wanted, "kernel", "float32", name)
+
+
 @pytest.mark.parametrize("chunks", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LAYERS)
-def test_kernels_compute_with_the_rounded_weights(
-    name: str, kind: str, chunks: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_walk_is_its_steps(name: str, kind: str, chunks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, however the input is projected and the threads share the work."""
     monkeypatch.setattr(kernels, "_FUSED_FROM", 1 << 62 if chunks else 1)
-    rng = np.random.default_rng(0)
-    layer = gpulstm.quantize(LAYERS[name](), kind)
-    for steps, batch in ((1, 1), (4, 3), (2, 19)):
-        x = rng.standard_normal((steps, batch, layer.config.input_size)).astype("f4")
-        if layer.config.batch_first:
-            x = x.swapaxes(0, 1)
-        lengths = rng.integers(1, steps + 1, batch)
-        state = tuple(rng.standard_normal(shape).astype("f4") for shape in layer.config.state_shapes(batch))
-        given = state if len(state) > 1 else state[0]
-        expected, final = layer(x, given, lengths, backend="reference")
+    layer = gpulstm.quantize(LAYERS[name](2), kind)
+    axis = 1 if layer.config.batch_first else 0
+    for steps, batch in ((5, 1), (4, 3), (2, 19)):
+        x, state = drawn(layer, steps, batch)
+        lengths = np.random.default_rng(1).integers(1, steps + 1, batch)
+        with problems.threads(1):
+            ends = [layer(x.take(range(length), axis), given(state)) for length in range(1, steps + 1)]
+            if layer.config.bidirectional:
+                expected = None
+            else:
+                one, carried = [], given(state)
+                for t in range(steps):
+                    y, carried = layer(x.take([t], axis), carried)
+                    one.append(y)
+                expected = np.concatenate(one, axis)
         for threads, split in ((1, "units"), (3, "units"), (3, "batch")):
             with arrays.poison(), problems.threads(threads, split):
-                y, found = layer(x, given, lengths)
-            assert y.dtype == np.float32
-            assert_close(y, expected, "kernel", "float32", f"{name}: y")
-            for part, wanted in zip(parts(found), parts(final), strict=True):
-                assert_close(part, wanted, "kernel", "float32", f"{name}: state")
+                whole, _ = layer(x, given(state))
+                y, found = layer(x, given(state), lengths)
+            np.testing.assert_array_equal(whole, ends[-1][0])
+            if expected is not None:
+                np.testing.assert_array_equal(whole, expected)
+            for b, length in enumerate(lengths):
+                short, final = ends[length - 1]
+                np.testing.assert_array_equal(y.take(b, 1 - axis)[:length], short.take(b, 1 - axis))
+                assert not y.take(b, 1 - axis)[length:].any()
+                for part, wanted in zip(parts(found), parts(final), strict=True):
+                    np.testing.assert_array_equal(part[:, b], wanted[:, b])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_stays_in_its_row(kind: str) -> None:
+    layer = gpulstm.quantize(gpulstm.LSTM(5, 9, seed=0), kind)
+    x, _ = drawn(layer, 4, 6)
+    clean, _ = layer(x)
+    x[1, 2, 3], x[2, 4, 0] = np.nan, -np.inf
+    y, _ = layer(x)
+    assert np.isnan(y[1:, 2]).all()
+    assert not np.isclose(y[2:, 4], clean[2:, 4]).any()
+    others = [0, 1, 3, 5]
+    np.testing.assert_array_equal(y[:, others], clean[:, others])
+    np.testing.assert_array_equal(y[0], clean[0])
 
 
 def test_bfloat16_is_rounded_to_nearest_even() -> None:
@@ -74,7 +137,7 @@ def test_int8_is_rounded_to_nearest_by_rows() -> None:
     np.testing.assert_array_equal(wide[3], 0)
 
 
-@pytest.mark.parametrize(("kind", "allowed"), [("bf16", 1e-3), ("int8", 3e-3)])  # measured: 3.2e-4 and 9.0e-4
+@pytest.mark.parametrize(("kind", "allowed"), [("bf16", 2e-3), ("int8", 3e-3)])
 def test_outputs_stay_close(kind: str, allowed: float) -> None:
     """The largest change of an output of two layers of 256 units, over 64 steps."""
     layer = gpulstm.LSTM(256, 256, 2, seed=0)

@@ -19,8 +19,11 @@ _MOST = 127  # of int8, so that a row's range is symmetric
 class Quantized(Recurrent):
     """A recurrent layer with ``weight_ih`` and ``weight_hh`` in bfloat16 or int8; made by :func:`gpulstm.quantize`.
 
-    ``y, state = layer(x, state=None, lengths=None)`` as the layer it was made of, in float32: only the weights are
-    rounded, everything is computed and summed in float32. There is no ``vjp``.
+    ``y, state = layer(x, state=None, lengths=None)`` as the layer it was made of, in float32. Weights are rounded, and
+    so is what they meet: for ``"int8"`` each row of x and h to whole numbers of 16 bits (fewer where a row
+    has more than 516 elements, so that sums fit 32 bits), an error of at most 1/65534 of the row's largest; for
+    ``"bf16"`` to bfloat16, by at most 2⁻⁸ of a number, on processors with an instruction for it (AVX512-BF16), else
+    not at all. Sums, cells and states are float32. A row of x with an infinity or NaN gives NaN. There is no ``vjp``.
 
     Attributes:
         config: that of the layer.

@@ -11,6 +11,7 @@ import numpy as np
 from ..cells import Cell
 from ..memory import empty, zeros
 from . import gemm, packing, sequence, step
+from .narrow import row_bytes
 from .sequence import Packed, Plan, Tape, Weights
 from .step import Stream as Stream  # a part of the backend, for gpulstm.nn.Stream
 from .threads import crew
@@ -86,6 +87,8 @@ def layer_forward(
     ys = empty((steps + 2, batch, directions * outputs), dtype)
     plans, tapes, gates, packed = [], [], [], []
     edges = [gemm.edges(at_most, dtype) for _ in weights]
+    row16 = row_bytes(own[0].ih, x.shape[2]) * max(1, chunk) + row_bytes(own[0].hh, outputs)
+    rows16 = [empty((at_most, row16 * batch), np.dtype(np.uint8)) for _ in weights]
     for d in range(directions):
         plan = Plan(d == 1, d * outputs, keep, packs, by_batch, chunk, hidden, outputs)
         states = empty((len(cell.states), kept + 1, batch, padded), dtype)
@@ -104,7 +107,7 @@ def layer_forward(
     read = [part._replace(ih=nothing, hh=nothing) if packs else part for part in own]
 
     def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
-        scratch = gates[d], edges[d]
+        scratch = gates[d], edges[d], rows16[d]
         sequence.forward(cell, x, read[d], packed[d], lengths, tapes[d], *scratch, plans[d], rank, size, barrier)
 
     _in_teams(walk, directions, at_most, meets=not by_batch)

@@ -23,6 +23,7 @@ from numba.extending import intrinsic
 
 from ..memory import empty
 from .compile import inline, kernel
+from .narrow import group, packed_depth
 from .threads import crew, share
 from .tile import WIDTH, counted_loop
 from .vector import INT64, REGISTER_BYTES, lanes
@@ -149,22 +150,25 @@ def pack_rows(packed, weight, k, gates, units, width, first, last):
     """Pack ``weight`` (gates * units, k) transposed: panel p holds ``width`` units of every gate side by side.
 
     ``packed[p, j, g * width + u] = weight[g * units + p * width + u, j]``, zero for units past the end; panels
-    ``first`` to ``last`` are written.
+    ``first`` to ``last`` are written. What :mod:`.narrow` multiplies in pairs is packed so: ``packed[p, j // 2, g *
+    width + u, j % 2]``, with K rounded up to a whole number of pairs.
     """
-    stride = gates * width
+    pair = group(packed)
+    stride = gates * width * pair
+    groups = packed_depth(packed, k) // pair
     for p in range(first, last):
-        for j0 in range(0, k, 32):  # short runs, so that the part of the panel being written stays in L1
-            j1 = min(k, j0 + 32)
+        for j0 in range(0, groups, 32):  # short runs, so that the part of the panel being written stays in L1
+            j1 = min(groups, j0 + 32)
             for g in range(gates):
                 for u in range(width):
                     unit = p * width + u
-                    to = p * k * stride + g * width + u
-                    row = (g * units + unit) * k
-                    if unit < units:
-                        for j in range(j0, j1):
-                            packed[to + j * stride] = weight[row + j]
-                    else:
-                        for j in range(j0, j1):
+                    for i in range(pair):
+                        to = p * groups * stride + (g * width + u) * pair + i
+                        row = (g * units + unit) * k + i
+                        valid = min(j1, (k - i + pair - 1) // pair) if unit < units else j0
+                        for j in range(j0, valid):
+                            packed[to + j * stride] = weight[row + j * pair]
+                        for j in range(valid, j1):
                             packed[to + j * stride] = 0
 
 
@@ -223,7 +227,7 @@ def rows(weight: np.ndarray, gates: int, width: int, keep: bool = True) -> np.nd
     count = -(-units // width)
 
     def pack() -> np.ndarray:
-        packed = empty(count * width * gates * k, weight.dtype)
+        packed = empty(count * width * gates * packed_depth(weight, k), weight.dtype)
         return _run(_pack_rows, packed, count, weight.reshape(-1), k, gates, units, width)
 
     return _cache.get(weight, ("rows", gates, width), pack) if keep else pack()

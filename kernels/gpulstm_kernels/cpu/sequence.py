@@ -31,7 +31,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .compile import cell_backward, cell_forward, inline, kernel
-from .gemm import DEPTH, multiply_panel
+from .gemm import multiply_panel
+from .narrow import narrowed, packed_depth, row_bytes
 from .threads import meet, share
 from .tile import WIDTH, dots, tile_rows, units
 from .vector import lanes, load, load_gates, load_saved, load_states, store, store_tuple
@@ -134,40 +135,25 @@ def _dot_panel(cell, to, bias, x, h, ih, hh, p):
 
 
 @inline
-def _input_gates(cell, x, bias, packed, gates, t0, n, b0, b1, p0, p1):
-    """gates = bias + x[t0 : t0 + n]·W_ihᵀ, for rows b0 to b1 and panels p0 to p1."""
+def _input_gates(cell, x, bias, packed, gates, scratch, t0, n, b0, b1, p0, p1):
+    """gates = bias + x[t0 : t0 + n]·W_ihᵀ, for rows b0 to b1 and panels p0 to p1; ``scratch``: a byte address."""
     size, batch, inputs = x.itemsize, x.shape[1], x.shape[2]
-    across = gates.shape[2]
-    ldx, ldg = inputs * size, across * size
+    ldg, depth = gates.shape[2] * size, packed_depth(packed.ih, inputs)
+    left, ldx = narrowed(packed.ih, x, scratch, _at(x, t0, b0, 0), inputs * size, b1 - b0, inputs)
+    for i in range(1, n):
+        narrowed(packed.ih, x, scratch + i * batch * ldx, _at(x, t0 + i, b0, 0), inputs * size, b1 - b0, inputs)
+    whole = b1 - b0 == batch
     for p in range(p0, p1):
-        first = bias.ctypes.data + p * ldg
-        for k0 in range(0, inputs, DEPTH):
-            depth = min(DEPTH, inputs - k0)
-            right = packed.ih.ctypes.data + (p * inputs + k0) * across * packed.ih.itemsize
-            scale = packed.scale_ih.ctypes.data + p * ldg
-            to, left = _at(gates, p, b0, 0), _at(x, t0, b0, k0)
-            start, lds = (to, ldg) if k0 else (first, 0)
-            if b1 - b0 == batch:
-                tile_rows(cell, x, packed.ih, scale, to, ldg, start, lds, left, ldx, size, right, n * batch, depth)
-                continue
-            for b in range(b1 - b0):  # few rows of each step: a tile takes those of several steps
-                at, source, row = to + b * ldg, start + b * lds, left + b * ldx
-                tile_rows(
-                    cell,
-                    x,
-                    packed.ih,
-                    scale,
-                    at,
-                    batch * ldg,
-                    source,
-                    batch * lds,
-                    row,
-                    batch * ldx,
-                    size,
-                    right,
-                    n,
-                    depth,
-                )
+        start, scale = bias.ctypes.data + p * ldg, packed.scale_ih.ctypes.data + p * ldg
+        to = _at(gates, p, b0, 0)
+        right = packed.ih.ctypes.data + p * depth * gates.shape[2] * packed.ih.itemsize
+        if whole:
+            tile_rows(cell, x, packed.ih, scale, to, ldg, start, 0, left, ldx, size, right, n * batch, inputs)
+            continue
+        apart = batch * ldg  # few rows of each step: a tile takes those of several steps
+        for b in range(b1 - b0):
+            at, row = to + b * ldg, left + b * ldx
+            tile_rows(cell, x, packed.ih, scale, at, apart, start, 0, row, batch * ldx, size, right, n, inputs)
 
 
 @inline
@@ -192,23 +178,27 @@ def _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden):
 
 
 @kernel
-def forward(cell, x, weights, packed, lengths, tape, gates, edges, plan, rank, size, barrier):
+def forward(cell, x, weights, packed, lengths, tape, gates, edges, rows16, plan, rank, size, barrier):
     """Fill ``tape`` from ``x``. Each of ``size`` threads calls this with its ``rank``.
 
-    ``edges`` (threads, ROWS·WIDTH vectors) is scratch for panels that are not full.
+    ``edges`` (threads, ROWS·WIDTH vectors) is scratch for panels that are not full; ``rows16`` (threads, bytes) for
+    rows that narrow weights meet in 16 bits: of the inputs that are projected together, then of h.
     """
     ys, states, item = tape.ys, tape.states, x.itemsize
     steps, batch, inputs = x.shape
     hidden, outputs = plan.hidden, plan.outputs
     width = units(cell, x)
     across = cell.n_gates * width
-    ldg, ldx, ldy = across * item, inputs * item, ys.shape[2] * item
+    ldg, ldy = across * item, ys.shape[2] * item
     projected = tape.hidden.shape[0] > 0
     b0, b1 = share(batch, rank, size) if plan.by_batch else (0, batch)
     u0, u1 = _own(x, hidden, plan.by_batch, rank, size)
     p0, p1 = u0 // width, (u1 + width - 1) // width
     o0, o1 = _own(x, outputs, plan.by_batch, rank, size)
     block = batch if plan.chunk else gates.shape[1]  # rows of a panel that are done with before the next
+    depth_x, depth_h = packed_depth(packed.ih, inputs), packed_depth(packed.hh, outputs)
+    of_x = rows16.ctypes.data + rank * rows16.shape[1]
+    of_h = of_x + row_bytes(packed.ih, inputs) * batch * max(1, plan.chunk)
     meetings = 0
 
     for s in range(steps):
@@ -216,7 +206,7 @@ def forward(cell, x, weights, packed, lengths, tape, gates, edges, plan, rank, s
         if plan.chunk and s % plan.chunk == 0:
             n = min(plan.chunk, steps - s)
             t0 = t - n + 1 if plan.reverse else t
-            _input_gates(cell, x, weights.bias, packed, gates, t0, n, b0, b1, p0, p1)
+            _input_gates(cell, x, weights.bias, packed, gates, of_x, t0, n, b0, b1, p0, p1)
         last = t + 2 if plan.reverse else t  # where ys holds h of the step before
         before = (t + 1 if plan.reverse else t) * plan.keep
         after = (t if plan.reverse else t + 1) * plan.keep
@@ -225,26 +215,30 @@ def forward(cell, x, weights, packed, lengths, tape, gates, edges, plan, rank, s
             if masked or projected:
                 for j in range(plan.column + o0, plan.column + o1):
                     ys[t + 1, b, j] = ys[last, b, j] if masked else 0
-        for p in range(p0, p1):
+        if not plan.chunk:
+            left_x, ldx = narrowed(packed.ih, x, of_x, _at(x, t, b0, 0), inputs * item, b1 - b0, inputs)
+        left_h, ldh = narrowed(packed.hh, x, of_h, _at(ys, last, b0, plan.column), ldy, b1 - b0, outputs)
+        for i in range(p1 - p0):
+            p = p1 - 1 - i if s % 2 else p0 + i  # back and forth: what was read last is still in the cache
             for r0 in range(b0, b1, block):
                 rows = min(block, b1 - r0)
                 bias = weights.bias.ctypes.data + p * ldg
                 to = _at(gates, p, (t - t0) * batch + r0, 0) if plan.chunk else _at(gates, rank, 0, 0)
-                left = _at(ys, last, r0, plan.column)
+                h = left_h + (r0 - b0) * ldh
                 if plan.packs:
                     if not plan.chunk:
-                        right = packed.ih.ctypes.data + p * inputs * across * packed.ih.itemsize
-                        scale, row = packed.scale_ih.ctypes.data + p * ldg, _at(x, t, r0, 0)
+                        right = packed.ih.ctypes.data + p * depth_x * across * packed.ih.itemsize
+                        scale, row = packed.scale_ih.ctypes.data + p * ldg, left_x + (r0 - b0) * ldx
                         tile_rows(cell, x, packed.ih, scale, to, ldg, bias, 0, row, ldx, item, right, rows, inputs)
-                    right = packed.hh.ctypes.data + p * outputs * across * packed.hh.itemsize
+                    right = packed.hh.ctypes.data + p * depth_h * across * packed.hh.itemsize
                     scale = packed.scale_hh.ctypes.data + p * ldg
-                    tile_rows(cell, x, packed.hh, scale, to, ldg, to, ldg, left, ldy, item, right, rows, outputs)
+                    tile_rows(cell, x, packed.hh, scale, to, ldg, to, ldg, h, ldh, item, right, rows, outputs)
                 for b in range(r0, r0 + rows):
                     at = to + (b - r0) * ldg
                     if t < lengths[b]:
                         if not plan.packs:
-                            row, h = _at(x, t, b, 0), left + (b - r0) * ldy
-                            _dot_panel(cell, at, bias, row, h, weights.ih, weights.hh, p)
+                            row = _at(x, t, b, 0)
+                            _dot_panel(cell, at, bias, row, h + (b - r0) * ldh, weights.ih, weights.hh, p)
                         _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden)
                         continue
                     if plan.keep:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -24,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .compile import inline, kernel
-from .vector import INT64
+from .vector import INT64, IS_X86
 
 _SPINS = 4096  # some fifty microseconds of polling, then the core is offered to whoever else wants it
 _POLLS = 4 * _SPINS  # for which a thread looks out for work before it sleeps, from which it takes long to wake
@@ -234,7 +233,7 @@ def _pause(typing: Any) -> Any:
     """Tell the core that this is a spin loop, where it wants to know."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if "x86" in llvm.get_process_triple():
+        if IS_X86:
             function_type = ir.FunctionType(ir.VoidType(), [])
             builder.call(cgutils.get_or_insert_function(builder.module, function_type, "llvm.x86.sse2.pause"), [])
         return context.get_dummy_value()

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from . import narrow
 from .compile import CellType, inline
+from .narrow import group
 from .threads import share
 from .vector import (
     INT64,
     REGISTERS,
     element_bytes,
+    from_bfloat16,
     lanes,
     llvm_call,
     load_at,
     load_first_at,
-    load_widened,
     of_array,
     splat,
     store_at,
@@ -96,6 +99,24 @@ def counted_loop(builder: Any, n: Any, values: list[Any], body: Any) -> list[Any
     return result
 
 
+class _Products:
+    """Multiply-adds of a register with one of weights: floats of its own type, or bfloat16 (as uint16) widened."""
+
+    group = 1
+
+    def __init__(self, vector: ir.VectorType, element: types.Type) -> None:
+        self.lanes, self.element = vector, element
+        self.bytes = vector.count * element.bitwidth // 8
+
+    def load(self, builder: ir.IRBuilder, address: Any) -> Any:
+        if isinstance(self.element, types.Float):
+            return load_at(builder, address, self.lanes)
+        return from_bfloat16(builder, address, self.lanes)
+
+    def add(self, builder: ir.IRBuilder, left: Any, right: Any, total: Any) -> Any:
+        return _multiply_add(builder, left, right, total)
+
+
 @intrinsic(prefer_literal=True)
 def _tile(
     typing: Any,
@@ -116,36 +137,38 @@ def _tile(
 ) -> Any:
     """As :func:`tile_rows` for at most ROWS ``rows``: one loop along K for each number of them."""
     vector, w, element = of_array(like).ir, _width(width), weights.dtype
-    size = element_bytes(vector)
-    across = vector.count * element.bitwidth // 8
+    by_pairs = group(np.dtype(element.name)) == 2
+    products: Any = narrow.Pairs(vector, element) if by_pairs else _Products(vector, element)
 
     def loop(builder: Any, m: int, args: Any) -> None:
         *_, scale, c, ldc, start, lds, a, lda, stepa, b, n = args
         at = [builder.add(a, builder.mul(lda, INT64(r))) for r in range(m)]
 
         def multiply(k: Any, sums: list[Any]) -> list[Any]:
-            row = builder.add(b, builder.mul(k, INT64(w * across)))
-            right = [load_widened(builder, builder.add(row, INT64(v * across)), vector, element) for v in range(w)]
+            row = builder.add(b, builder.mul(k, INT64(w * products.bytes)))
+            right = [products.load(builder, builder.add(row, INT64(v * products.bytes))) for v in range(w)]
             offset = builder.mul(k, stepa)
             result = []
             for r in range(m):
-                pointer = builder.inttoptr(builder.add(at[r], offset), vector.element.as_pointer())
-                left = splat(builder, vector, builder.load(pointer))
-                result += [_multiply_add(builder, left, right[v], sums[r * w + v]) for v in range(w)]
+                pointer = builder.inttoptr(builder.add(at[r], offset), products.lanes.element.as_pointer())
+                left = splat(builder, products.lanes, builder.load(pointer))
+                result += [products.add(builder, left, right[v], sums[r * w + v]) for v in range(w)]
             return result
 
-        def places(first: Any, step: Any) -> list[Any]:
+        def in_c(first: Any, step: Any) -> list[Any]:
             rows = [builder.add(first, builder.mul(step, INT64(r))) for r in range(m)]
-            return [builder.add(row, INT64(v * vector.count * size)) for row in rows for v in range(w)]
+            return [builder.add(row, place) for row in rows for place in across]
 
-        first = [load_at(builder, place, vector) for place in places(start, lds)]
+        across = [INT64(v * vector.count * element_bytes(vector)) for v in range(w)]
+        first = [load_at(builder, place, vector) for place in in_c(start, lds)]
+        steps = builder.sdiv(builder.add(n, INT64(products.group - 1)), INT64(products.group))
         if element == types.int8:
-            sums = counted_loop(builder, n, [ir.Constant(vector, None)] * len(first), multiply)
-            scales = [load_at(builder, builder.add(scale, INT64(v * vector.count * size)), vector) for v in range(w)]
-            sums = [_multiply_add(builder, scales[i % w], sums[i], first[i]) for i in range(len(sums))]
+            sums = counted_loop(builder, steps, [ir.Constant(products.lanes, None)] * len(first), multiply)
+            columns = [load_at(builder, builder.add(scale, place), vector) for place in across]
+            sums = products.scaled(builder, sums, at, columns, first)
         else:
-            sums = counted_loop(builder, n, first, multiply)
-        for value, place in zip(sums, places(c, ldc), strict=True):
+            sums = counted_loop(builder, steps, first, multiply)
+        for value, place in zip(sums, in_c(c, ldc), strict=True):
             store_at(builder, value, place)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -169,11 +192,10 @@ def tile_rows(width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b,
     """C = S + A·B for ``m`` rows of C, cut into tiles of nearly the same height: a low one leaves the core idle.
 
     ``width``: a literal number of vectors, or a cell for a panel of its gates; ``like``, ``weights``: arrays of the
-    dtype and of B's, which may be narrower (:func:`.vector.load_widened`); ``scale``: byte address of what the columns
-    of an int8 product are multiplied with, not read for other dtypes;
-    ``c``, ``start``, ``a``, ``b``: byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``:
-    bytes from row to row, 0 to read the same row again; ``stepa``: bytes from element to element of a row of A;
-    ``n``: length of the sum.
+    dtype and of B's, which may be narrower, with A as :func:`.narrow.narrowed` gives it; ``scale``: byte address of
+    what the columns of an int8 product are multiplied with, not read for other dtypes; ``c``, ``start``, ``a``, ``b``:
+    byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``: bytes from row to row, 0 to read
+    the same row again; ``stepa``: bytes from element (or pair) to element of a row of A; ``n``: length of the sum.
     """
     tiles = (m + ROWS - 1) // ROWS
     for i in range(tiles):

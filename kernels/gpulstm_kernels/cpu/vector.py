@@ -26,19 +26,25 @@ from ..cells import Cell, activations
 from .compile import inline
 
 
-def _register_bytes() -> tuple[int, int]:
-    """Width of a vector register in bytes, and how many there are, on the CPU that Numba compiles for."""
+def _features() -> set[str]:
+    """What the CPU that Numba compiles for can do, in LLVM's names."""
     if config.CPU_FEATURES is None:
-        features = {name for name, present in llvm.get_host_cpu_features().items() if present}
-    else:  # the user's NUMBA_CPU_FEATURES, "+avx2,-avx512f,..."
-        features = {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
-    if "avx512f" in features:
+        return {name for name, present in llvm.get_host_cpu_features().items() if present}
+    # the user's NUMBA_CPU_FEATURES, "+avx2,-avx512f,..."
+    return {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
+
+
+def _register_bytes() -> tuple[int, int]:
+    """Width of a vector register in bytes, and how many there are."""
+    if {"avx512f", "avx512bw"} <= FEATURES:
         return 64, 32
-    if "avx2" in features:
+    if "avx2" in FEATURES:
         return 32, 16
-    return 16, 16 if "x86" in llvm.get_process_triple() else 32
+    return 16, 16 if IS_X86 else 32
 
 
+FEATURES = _features()
+IS_X86 = "x86" in llvm.get_process_triple()
 REGISTER_BYTES, REGISTERS = _register_bytes()
 INT64 = ir.IntType(64)
 
@@ -256,7 +262,14 @@ def of_array(array: types.Array) -> Vector:
 
 
 def element_bytes(typ: ir.VectorType) -> int:
+    if isinstance(typ.element, ir.IntType):
+        return int(typ.element.width) // 8
     return 4 if isinstance(typ.element, ir.FloatType) else 8
+
+
+def to_bits(builder: ir.IRBuilder, value: Any) -> Any:
+    """The bits of float32 lanes."""
+    return builder.bitcast(value, ir.VectorType(ir.IntType(32), value.type.count))
 
 
 def load_at(builder: ir.IRBuilder, address: Any, typ: ir.VectorType) -> Any:
@@ -270,17 +283,11 @@ def store_at(builder: ir.IRBuilder, value: Any, address: Any) -> None:
     store.align = element_bytes(value.type)
 
 
-def load_widened(builder: ir.IRBuilder, address: Any, vector: ir.VectorType, element: types.Type) -> Any:
-    """A register from as many elements of a narrower type: uint16 holds bfloat16, int8 whole numbers."""
-    if isinstance(element, types.Float):
-        return load_at(builder, address, vector)
-    narrow = ir.VectorType(ir.IntType(element.bitwidth), vector.count)
-    wide = ir.VectorType(ir.IntType(32), vector.count)
-    value = builder.load(builder.inttoptr(address, narrow.as_pointer()))
-    value.align = element.bitwidth // 8
-    if element == types.int8:
-        return builder.sitofp(builder.sext(value, wide), vector)
-    return builder.bitcast(builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * wide.count)), vector)
+def from_bfloat16(builder: ir.IRBuilder, address: Any, typ: ir.VectorType) -> Any:
+    """float32 lanes from as many bfloat16 in memory: their upper halves."""
+    wide = ir.VectorType(ir.IntType(32), typ.count)
+    value = builder.zext(load_at(builder, address, ir.VectorType(ir.IntType(16), typ.count)), wide)
+    return builder.bitcast(builder.shl(value, ir.Constant(wide, [16] * wide.count)), typ)
 
 
 def load_first_at(builder: ir.IRBuilder, address: Any, vector: ir.VectorType, n: Any) -> Any:
