@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from tolerances import assert_close
 
 import gpulstm
 from gpulstm_kernels.cpu import step
+from gpulstm_kernels.cpu.threads import crew
 
 LAYERS: dict[str, Any] = {
     "lstm": lambda dtype: gpulstm.LSTM(5, 9, 3, dtype=dtype, seed=0),
@@ -44,7 +47,7 @@ def whole(layer: Any, x: np.ndarray, state: Any = None) -> Any:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_steps_are_the_sequence(name: str, dtype: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(step, "_WORTH_A_LOOKOUT", 1)
     layer = LAYERS[name](dtype)
     with gpulstm.use_backend(backend):
         for batch in (1, 4):
@@ -58,6 +61,82 @@ def test_steps_are_the_sequence(name: str, dtype: str, backend: str, monkeypatch
                             assert_close(stream(x[t]), expected[t], "kernel", dtype, f"{name}, step {t}")
                 for found, part in zip(parts(stream.state), parts(final), strict=True):
                     assert_close(found, part, "kernel", dtype, f"{name}: state")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_steps_of_a_quantized_layer_are_its_sequence(
+    name: str, kind: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: a stream packs the same weights, and rounds and sums as the layer does."""
+    monkeypatch.setattr(step, "_WORTH_A_LOOKOUT", 1)
+    layer = gpulstm.quantize(LAYERS[name]("float32"), kind)
+    for batch in (1, 4):
+        x, state = sequence(LAYERS[name]("float32"), batch)
+        expected, final = whole(layer, x, state)
+        with problems.threads(threads):
+            stream = layer.stream(batch, state)
+            for t in range(len(x)):
+                np.testing.assert_array_equal(stream(x[t]), expected[t])
+        for found, part in zip(parts(stream.state), parts(final), strict=True):
+            np.testing.assert_array_equal(found, part)
+
+
+def test_a_quantized_layer_streams_on_a_backend_without_narrow_kernels() -> None:
+    layer = gpulstm.quantize(gpulstm.LSTM(5, 9, 2, seed=0), "int8")
+    x, state = sequence(gpulstm.LSTM(5, 9, 2, seed=0), 2)
+    with gpulstm.use_backend("reference"):
+        stream = layer.stream(2, state)
+        expected, _ = layer(x, state)
+        for t in range(len(x)):
+            assert_close(stream(x[t]), expected[t], "kernel", "float32")
+
+
+def test_threads_that_look_out_for_steps_take_part_and_leave_for_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams of two Python threads, and calls between their steps, which recall the crew: the same bits."""
+    monkeypatch.setattr(step, "_WORTH_A_LOOKOUT", 1)
+    layer = gpulstm.LSTM(40, 70, 2, seed=0)
+    x = np.random.default_rng(0).standard_normal((400, 1, 40)).astype("f4")
+    expected = [y.copy() for y in map(layer.stream(), x)]
+    called, _ = layer(x[:20])
+
+    def steps() -> int:
+        stream, helped = layer.stream(), 0
+        for t in range(len(x)):
+            np.testing.assert_array_equal(stream(x[t]), expected[t])
+            helped += int(stream._kernels._shared[-1, 1:, 0].any())
+            if t % 100 == 50:
+                np.testing.assert_array_equal(layer(x[:20])[0], called)
+        return helped
+
+    with problems.threads(3):
+        assert sum(steps() for _ in range(20)) > 0
+        with ThreadPoolExecutor(2) as pool:
+            for future in [pool.submit(steps) for _ in range(4)]:
+                future.result()
+        layer.stream()(x[0])  # is gone while a thread may still look out for it
+        crew.resize(1)
+        steps()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_stream_goes_on_in_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "_WORTH_A_LOOKOUT", 1)
+    layer = gpulstm.LSTM(40, 70, seed=0)
+    x, _ = sequence(layer, 1, 60)
+    expected = [y.copy() for y in map(layer.stream(), x)]
+    with problems.threads(2):
+        stream = layer.stream()
+        for t in range(30):
+            stream(x[t])
+        child = os.fork()
+        if child == 0:
+            good = all(np.array_equal(stream(x[t]), expected[t]) for t in range(30, 60))
+            os._exit(0 if good else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        for t in range(30, 60):
+            np.testing.assert_array_equal(stream(x[t]), expected[t])
 
 
 def test_a_state_comes_out_and_goes_in() -> None:

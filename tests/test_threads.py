@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,6 +145,59 @@ def test_resizing_while_others_compute() -> None:
         finally:
             done.set()
         resizing.result()
+
+
+# --- lent threads -------------------------------------------------------------------------------------------------
+
+
+def _look_out(events: list[str], counter: np.ndarray, posted: int) -> None:
+    events.append("came")
+    while counter[0] <= posted:
+        time.sleep(1e-4)
+    events.append("left")
+
+
+def test_a_lent_thread_leaves_for_a_call() -> None:
+    own = Crew()
+    own.resize(2)
+    events: list[str] = []
+    ranks: list[int] = []
+    own.lend(1, functools.partial(_look_out, events))
+    while not events:
+        time.sleep(1e-3)
+    own.lend(2, functools.partial(_look_out, events))  # there is no such thread
+    for _ in range(2):
+        own.run(lambda rank, size, barrier: ranks.append(rank), 2)
+    assert sorted(ranks) == [0, 0, 1, 1]
+    own.lend(1, functools.partial(_look_out, events))
+    own.close()
+    assert events in (["came", "left"], ["came", "left"] * 2)  # closed before it came, or after
+
+
+def test_nothing_is_lent_by_a_busy_or_a_crowded_crew() -> None:
+    own = Crew()
+    own.resize(2)
+    lent: list[Any] = []
+    own.run(lambda rank, size, barrier: own.lend(1, lambda *posted: lent.append(posted)), 2)
+    own.look_back(True)
+    own.look_back(True)
+    own.lend(1, lambda *posted: lent.append(posted))
+    own.close()
+    assert not lent
+
+
+def test_a_crew_that_becomes_crowded_recalls_its_threads() -> None:
+    own = Crew()
+    own.resize(2)
+    events: list[str] = []
+    own.lend(1, functools.partial(_look_out, events))
+    while not events:
+        time.sleep(1e-3)
+    own.look_back(True)
+    assert events == ["came"]
+    own.look_back(True)
+    own.close()
+    assert events == ["came", "left"]
 
 
 # --- errors and forks ---------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import dispatch, ops
-from .model import Params, Recurrent
+from .model import Params
+from .stream import Streamed
 
 if TYPE_CHECKING:
     from .rnn import RNNBase
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _MOST = 127  # of int8, so that a row's range is symmetric
 
 
-class Quantized(Recurrent):
+class Quantized(Streamed):
     """A recurrent layer with ``weight_ih`` and ``weight_hh`` in bfloat16 or int8; made by :func:`gpulstm.quantize`.
 
     ``y, state = layer(x, state=None, lengths=None)`` as the layer it was made of, in float32. Weights are rounded, and
@@ -51,10 +52,13 @@ class Quantized(Recurrent):
 
         A backend that has no kernels for narrow weights computes with :meth:`widened` ones.
         """
-        chosen, _ = dispatch.select("cpu", backend)
-        params = self.params if self.kind in getattr(chosen.module, "NARROW", ()) else self.widened()
+        params = self.params_for(dispatch.select("cpu", backend)[0].module)
         y, final, _ = ops.rnn_forward(self.config, params, x, state, lengths, backend=backend)
         return y, final if len(final) > 1 else final[0]
+
+    def params_for(self, module: Any) -> Params:
+        """What the kernels of a backend's ``module`` take: the narrow weights, or those widened."""
+        return self.params if self.kind in getattr(module, "NARROW", ()) else self.widened()
 
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
         raise TypeError("vjp: a quantized layer is for inference; train the layer that it was made of")

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, cells, checks, dispatch, ops
-from .model import Recurrent, on_device
-from .stream import Stream
+from .model import on_device
+from .stream import Streamed
 
 INITS = ("uniform", "recommended")
 
 
-class RNNBase(Recurrent):
+class RNNBase(Streamed):
     """A stack of recurrent layers of one cell, with the arguments, parameters and names of ``torch.nn.LSTM``.
 
     Args:
@@ -114,10 +114,6 @@ class RNNBase(Recurrent):
             return dx, _alone(initial), grads
 
         return (y, _alone(final)), pullback
-
-    def stream(self, batch_size: int = 1, state: Any = None) -> Stream:
-        """This layer one step at a time; see :class:`gpulstm.nn.Stream` for the arguments and what is raised."""
-        return Stream(self, batch_size, state)
 
     def explain(self, x: Any, *, backend: str | None = None) -> str:
         """See :func:`gpulstm.explain`."""

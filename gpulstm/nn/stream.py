@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import arrays, checks, dispatch, ops
+from .model import Params, Recurrent
 
-if TYPE_CHECKING:
-    from .rnn import RNNBase
+
+class Streamed(Recurrent):
+    """A layer of one cell, described by ``config``, that can be stepped."""
+
+    config: ops.Config
+
+    def params_for(self, module: Any) -> Params:
+        """What the kernels of a backend's ``module`` take."""
+        return self.params
+
+    def stream(self, batch_size: int = 1, state: Any = None) -> Stream:
+        """This layer one step at a time; see :class:`gpulstm.nn.Stream` for the arguments and what is raised."""
+        return Stream(self, batch_size, state)
 
 
 class Stream:
     """Steps ``layer`` on one input after another: ``y = stream(x)``; made by ``layer.stream(batch_size, state)``.
 
     On the CPU a step without a projection allocates nothing: the output and the states live in the stream's own
-    buffers. It reads the layer's parameters where they lie, so a change in place acts from the next step on. A stream
-    is a state: use it from one thread at a time.
+    buffers. It reads float parameters where they lie, so a change in place acts from the next step on. A stream is a
+    state: use it from one thread at a time.
 
     Args:
         layer: a unidirectional recurrent layer.
@@ -29,16 +41,16 @@ class Stream:
         ValueError: a bidirectional layer (its reverse direction starts at the end), a size or shape that does not fit.
     """
 
-    def __init__(self, layer: RNNBase, batch_size: int = 1, state: Any = None) -> None:
+    def __init__(self, layer: Streamed, batch_size: int = 1, state: Any = None) -> None:
         config = layer.config
         if config.bidirectional:
             raise ValueError("layer: expected a unidirectional layer, got a bidirectional one, which starts at the end")
-        self._config, self._params = config, dict(layer.params)
+        self._config, self._device = config, layer.device
         self._batch = checks.integer(batch_size, "batch_size")
-        like = next(iter(self._params.values()))
-        self._dtype, self._device = like.dtype, layer.device
         self._shape = (self._batch, config.input_size)
         module = dispatch.select(self._device)[0].module
+        self._params = dict(layer.params_for(module))
+        self._dtype = ops.dtype_of(next(iter(self._params.values())))
         self._kernels = None
         if hasattr(module, "Stream") and not config.proj_size:
             weights = [ops.weights_of(self._params, end) for (end,) in config.suffixes()]

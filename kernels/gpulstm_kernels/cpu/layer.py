@@ -131,18 +131,16 @@ def _one_step(
     for k, part in enumerate(state[1:]):
         states[:, k] = part
     for d, own in enumerate(weights):
-        nothing = np.empty(0, x.dtype)
-        ih, hh = own["weight_ih"], own["weight_hh"]
-        parts = ih, hh, own.get("bias_ih", nothing), own.get("bias_hh", nothing)
-        arguments = x[0], parts, state[0][d], states[d], new_h[d], np.zeros(1, np.int64)
-        at_most = (ih.size + hh.size) // step.WORTH_A_THREAD
+        row = np.array(step.program_row(x[0], own, state[0][d], states[d], new_h[d]), np.int64)
+        at_most = max(1, (own["weight_ih"].size + own["weight_hh"].size) // step.WORTH_A_THREAD)
+        arguments = x[0], row, step.room(cell, at_most, x.dtype), np.zeros(1, np.int64)
         crew.run(functools.partial(_run_step, cell, arguments), at_most)
     y = new_h.swapaxes(0, 1).reshape(1, batch, directions * hidden)
     return y.copy() if directions == 1 else y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
 
 
 def _run_step(cell: Cell, arguments: tuple, rank: int, size: int, barrier: np.ndarray) -> None:
-    step.step(cell, *arguments)
+    step.step(cell, *arguments, rank)
 
 
 def layer_backward(
@@ -304,17 +302,8 @@ def _weights(cell: Cell, weights: Mapping[str, np.ndarray], width: int) -> Weigh
     ih, hh = weights["weight_ih"], weights["weight_hh"]
     dtype = ih.dtype if ih.dtype.kind == "f" else np.dtype(np.float32)
     biases = [weights["bias_ih"] + weights["bias_hh"]] if "bias_ih" in weights else []
-    bias = _in_panels(sum(biases, np.zeros(len(hh), dtype)), len(cell.gates), width)
+    bias = packing.in_panels(sum(biases, np.zeros(len(hh), dtype)), len(cell.gates), width)
     return Weights(ih, hh, weights.get("weight_hr", np.empty((0, 0), dtype)), bias)
-
-
-def _in_panels(values: np.ndarray, n_gates: int, width: int) -> np.ndarray:
-    """One value a gate and unit (G·H,), in panels (Hp·G,), zeros for units past the end."""
-    hidden = len(values) // n_gates
-    n_panels = -(-hidden // width)
-    padded = zeros((n_gates, n_panels * width), values.dtype)
-    padded[:, :hidden] = values.reshape(n_gates, hidden)
-    return padded.reshape(n_gates, n_panels, width).transpose(1, 0, 2).ravel()
 
 
 def _packed_rows(own: Weights, weights: Mapping[str, np.ndarray], n_gates: int, width: int, packs: bool) -> Packed:
@@ -325,4 +314,6 @@ def _packed_rows(own: Weights, weights: Mapping[str, np.ndarray], n_gates: int, 
         return Packed(nothing, nothing, hr, nothing, nothing)
     scales = [weights.get(name) for name in ("scale_ih", "scale_hh")]
     ih, hh = packing.rows(own.ih, n_gates, width), packing.rows(own.hh, n_gates, width)
-    return Packed(ih, hh, hr, *(nothing if scale is None else _in_panels(scale, n_gates, width) for scale in scales))
+    return Packed(
+        ih, hh, hr, *(nothing if scale is None else packing.in_panels(scale, n_gates, width) for scale in scales)
+    )

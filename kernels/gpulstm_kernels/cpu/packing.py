@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..memory import empty
+from ..memory import empty, zeros
 from .compile import inline, kernel
 from .narrow import group, packed_depth
 from .threads import crew, share
@@ -231,6 +231,15 @@ def rows(weight: np.ndarray, gates: int, width: int, keep: bool = True) -> np.nd
         return _run(_pack_rows, packed, count, weight.reshape(-1), k, gates, units, width)
 
     return _cache.get(weight, ("rows", gates, width), pack) if keep else pack()
+
+
+def in_panels(values: np.ndarray, gates: int, width: int) -> np.ndarray:
+    """One value a row of such a matrix (gates * units,), in the same panels; zeros for units past the end."""
+    units = len(values) // gates
+    count = -(-units // width)
+    padded = zeros((gates, count * width), values.dtype)
+    padded[:, :units] = values.reshape(gates, units)
+    return padded.reshape(gates, count, width).transpose(1, 0, 2).ravel()
 
 
 def columns(weight: np.ndarray, gates: int = 1, width: int = 1, keep: bool = True) -> np.ndarray:

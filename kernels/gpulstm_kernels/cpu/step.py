@@ -1,105 +1,212 @@
-"""One step for a handful of rows: no tape, no packed weights, no buffers but the caller's.
+"""One step for a handful of rows: no tape, nothing packed that is not narrow, no buffers but the caller's.
 
-What costs here is reading the weights once, and getting to the kernel at all. So weights and biases are read where
-they lie, and threads claim registers of units one after another: who comes late finds less to do.
+What costs here is reading the weights once, and getting to the kernel at all. So float weights and biases are read
+where they lie, and threads claim a few units after another: who comes late finds less to do.
 
 :func:`step` is a single step of one direction, for a layer's inference. :class:`Stream` keeps a stack of layers ready
-to be stepped again and again.
+to be stepped again and again; a thread of the crew that looks out for its steps takes a part of each.
 """
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from ..cells import Cell
-from ..memory import zeros
+from ..memory import empty, zeros
+from . import packing
 from .compile import cell_forward, entry_point, inline, kernel
+from .narrow import narrowed, packed_depth, row_bytes
 from .sequence import dot_gates
-from .threads import crew, next_number, wait_for
-from .vector import lanes, load, load_gates, load_states, store, store_tuple
+from .threads import claim, crew, next_number, next_step, open_claims, publish, wait_for
+from .tile import panel_vectors, tile_rows, units
+from .vector import REGISTER_BYTES, lanes, load, load_gates, load_states, store, store_tuple
 
 WORTH_A_THREAD = 1 << 20  # weights to read below which waking a thread costs more than it brings
+_WORTH_A_LOOKOUT = 1 << 16  # the same for a thread that is awake and looks out for steps
+_IN_A_ROW = 500_000  # nanoseconds from step to step up to which a thread looks out for the next one
+_FORGOTTEN = 1000  # steps after which one that was kept waiting is forgotten
+_INPUTS, _HIDDEN, _X, _IH, _HH, _BIAS, _BIAS_HH, _SCALE_IH, _SCALE_HH, _H, _STATES, _NEW_H = range(12)
 
 
 @inline
-def _units(cell, like, unit, batch, x, inputs, ih, hh, hidden, bias_ih, bias_hh, h, states, new_h):
-    """A register of units from ``unit`` on, of every row; all arrays by byte address, a bias that is 0 is none.
+def _cell_on(cell, like, gates, apart, carried, states, stride, new_h, place, valid):
+    """The cell on a register of units: h to ``new_h + place``; its states, ``stride`` bytes apart, are updated.
 
-    x (batch, inputs), ih (G·hidden, inputs), hh (G·hidden, hidden), h and new_h (batch, hidden); states (S, batch,
-    hidden) are updated in place.
+    ``gates``: byte address, ``apart`` bytes from gate to gate; ``carried``: room for the states.
     """
     item, lane = like.itemsize, lanes(like)
-    apart, stride = lane * item, batch * hidden * item
-    valid = min(lane, hidden - unit)
-    buffer = np.empty((cell.n_gates + cell.n_states) * lane, like.dtype)
-    gates, carried = buffer.ctypes.data, buffer.ctypes.data + cell.n_gates * apart
+    for k in range(cell.n_states):
+        store(like, load(like, states + k * stride + place, valid), carried + k * lane * item, lane)
+    previous = load_states(cell, like, carried, lane * item)
+    out, carry, _ = cell_forward(cell, load_gates(cell, like, gates, apart), previous)
+    store_tuple(carry, carried, lane * item)
+    for k in range(cell.n_states):
+        store(like, load(like, carried + k * lane * item, lane), states + k * stride + place, valid)
+    store(like, out, new_h + place, valid)
+
+
+@inline
+def _where_they_lie(cell, like, i, batch, row, x, ldx, h, ldh, room):
+    """Units of register ``i`` of every row, from float weights as the layer has them."""
+    item, lane, hidden, inputs = like.itemsize, lanes(like), row[_HIDDEN], row[_INPUTS]
+    unit = i * lane
+    apart, valid = lane * item, min(lane, hidden - unit)
     for b in range(batch):
-        place = (b * hidden + unit) * item
-        row, before = x + b * inputs * item, h + b * hidden * item
-        dot_gates(cell, like, gates, apart, row, inputs, before, hidden, ih, hh, hidden, unit)
-        if bias_ih:
+        dot_gates(cell, like, room, apart, x + b * ldx, inputs, h + b * ldh, hidden, row[_IH], row[_HH], hidden, unit)
+        if row[_BIAS]:
             for g in range(cell.n_gates):
                 at = (g * hidden + unit) * item
-                bias = load(like, bias_ih + at, valid) + load(like, bias_hh + at, valid)
-                store(like, load(like, gates + g * apart, lane) + bias, gates + g * apart, lane)
-        for k in range(cell.n_states):
-            store(like, load(like, states + k * stride + place, valid), carried + k * apart, lane)
-        previous = load_states(cell, like, carried, apart)
-        out, carry, _ = cell_forward(cell, load_gates(cell, like, gates, apart), previous)
-        store_tuple(carry, carried, apart)
-        for k in range(cell.n_states):
-            store(like, load(like, carried + k * apart, lane), states + k * stride + place, valid)
-        store(like, out, new_h + place, valid)
+                bias = load(like, row[_BIAS] + at, valid) + load(like, row[_BIAS_HH] + at, valid)
+                store(like, load(like, room + g * apart, lane) + bias, room + g * apart, lane)
+        place = (b * hidden + unit) * item
+        stride, carried = batch * hidden * item, room + cell.n_gates * apart
+        _cell_on(cell, like, room, apart, carried, row[_STATES], stride, row[_NEW_H], place, valid)
 
 
-@kernel
-def step(cell, x, weights, h, states, new_h, counters):
-    """``new_h`` (B, H) and ``states`` (S, B, H), in place, from x (B, I), h (B, H) and the weights of a direction.
+@inline
+def _packed(cell, like, weights, p, batch, row, x, ldx, h, ldh, room):
+    """Units of panel ``p`` of every row, from packed weights of the dtype of ``weights``."""
+    item, lane, hidden, inputs = like.itemsize, lanes(like), row[_HIDDEN], row[_INPUTS]
+    width = units(cell, like)
+    across = cell.n_gates * width
+    panel = p * across * item
+    ih = row[_IH] + p * packed_depth(weights, inputs) * across * weights.itemsize
+    hh = row[_HH] + p * packed_depth(weights, hidden) * across * weights.itemsize
+    ldg = (across + cell.n_states * lane) * item
+    bias, scale_ih, scale_hh = row[_BIAS] + panel, row[_SCALE_IH] + panel, row[_SCALE_HH] + panel
+    tile_rows(cell, like, weights, scale_ih, room, ldg, bias, 0, x, ldx, item, ih, batch, inputs)
+    tile_rows(cell, like, weights, scale_hh, room, ldg, room, ldg, h, ldh, item, hh, batch, hidden)
+    for b in range(batch):
+        gates, carried, stride = room + b * ldg, room + b * ldg + across * item, batch * hidden * item
+        for u in range(0, min(width, hidden - p * width), lane):
+            place, valid = (b * hidden + p * width + u) * item, min(lane, hidden - p * width - u)
+            at = gates + u * item
+            _cell_on(cell, like, at, width * item, carried, row[_STATES], stride, row[_NEW_H], place, valid)
 
-    ``weights``: weight_ih (G·H, I), weight_hh (G·H, H), bias_ih and bias_hh (G·H), both empty where there are none.
-    """
-    ih, hh, bias_ih, bias_hh = weights
-    lane, hidden = lanes(x), hh.shape[1]
-    unit = next_number(counters.ctypes.data) * lane
-    while unit < hidden:
-        _units(
-            cell,
-            x,
-            unit,
-            x.shape[0],
-            x.ctypes.data,
-            x.shape[1],
-            ih.ctypes.data,
-            hh.ctypes.data,
-            hidden,
-            bias_ih.ctypes.data if bias_ih.size else 0,
-            bias_hh.ctypes.data if bias_hh.size else 0,
-            h.ctypes.data,
-            states.ctypes.data,
-            new_h.ctypes.data,
+
+def _some_units(cell, like, weights, i, batch, row, x, ldx, h, ldh, room):
+    """The ``i``-th few units of every row; ``row``: of a program; x and h as ``weights`` meet them."""
+
+
+@overload(_some_units)
+def _choose(cell, like, weights, i, batch, row, x, ldx, h, ldh, room):
+    if isinstance(weights.dtype, types.Float):
+        return lambda cell, like, weights, i, batch, row, x, ldx, h, ldh, room: _where_they_lie(
+            cell, like, i, batch, row, x, ldx, h, ldh, room
         )
-        unit = next_number(counters.ctypes.data) * lane
+    return lambda cell, like, weights, i, batch, row, x, ldx, h, ldh, room: _packed(
+        cell, like, weights, i, batch, row, x, ldx, h, ldh, room
+    )
+
+
+@inline
+def _claims(cell, like, weights, hidden):
+    """How many times some units there are."""
+    few = lanes(like) if weights.itemsize == like.itemsize else units(cell, like)
+    return (hidden + few - 1) // few
 
 
 @kernel
-def _stream(cell, x, layers, counters):
-    """One step of a stack: x (B, I); ``layers`` as :class:`Stream` fills them; ``counters`` (L, 16) are zero."""
-    lane, above = lanes(x), x.ctypes.data
-    for n in range(len(layers)):
-        row = layers[n]
-        hidden, new_h = row[1], row[8]
-        claimed, done = counters[n].ctypes.data, counters[n].ctypes.data + 64
-        unit = next_number(claimed) * lane
-        while unit < hidden:
-            _units(
-                cell, x, unit, x.shape[0], above, row[0], row[2], row[3], hidden, row[4], row[5], row[6], row[7], new_h
-            )
+def step(cell, x, row, rooms, counters, rank):
+    """A step of one direction, shared by any number of threads; ``counters`` (1,) is zero.
+
+    x (B, I); ``row``: :func:`program_row` of float weights; ``rooms``: :func:`room`.
+    """
+    item, count = x.itemsize, _claims(cell, x, x, row[_HIDDEN])
+    own = rooms.ctypes.data + rank * rooms.shape[1]
+    i = next_number(counters.ctypes.data)
+    while i < count:
+        _some_units(cell, x, x, i, x.shape[0], row, row[_X], row[_INPUTS] * item, row[_H], row[_HIDDEN] * item, own)
+        i = next_number(counters.ctypes.data)
+
+
+def room(cell: Cell, threads: int, dtype: np.dtype, rows: int = 1, extra: int = 0) -> np.ndarray:
+    """Scratch for each of ``threads`` to hold a panel of gates and the states of ``rows`` rows, and ``extra`` bytes."""
+    registers = len(cell.gates) * panel_vectors(len(cell.gates)) + len(cell.states)
+    return empty((threads, rows * registers * REGISTER_BYTES + extra), np.dtype(np.uint8))
+
+
+def program_row(
+    x: np.ndarray, weights: Mapping[str, np.ndarray], h: np.ndarray, states: np.ndarray, new_h: np.ndarray
+) -> tuple[int, ...]:
+    """Sizes and byte addresses of one layer: what h and carried states (S, B, H), updated in place, become.
+
+    ``weights``: by the names a layer has them under; scales and a missing bias may be left out.
+    """
+    hidden = h.shape[1]
+    arrays = [x, *(weights.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))]
+    arrays += [weights.get("scale_ih"), weights.get("scale_hh"), h, states, new_h]
+    return x.shape[1], hidden, *(0 if array is None else array.ctypes.data for array in arrays)
+
+
+def _pack(cell: Cell, weights: Mapping[str, np.ndarray], dtype: np.dtype) -> dict[str, np.ndarray]:
+    """What :func:`_packed` reads of a layer with narrow weights, in the place of its ``weights``."""
+    gates = len(cell.gates)
+    width = panel_vectors(gates) * lanes(dtype)
+    packed = {name: packing.rows(weights[name], gates, width) for name in ("weight_ih", "weight_hh")}
+    biases = [weights["bias_ih"] + weights["bias_hh"]] if "bias_ih" in weights else []
+    summed = sum(biases, np.zeros(len(weights["weight_hh"]), dtype))
+    values = {"bias_ih": summed, **{name: value for name, value in weights.items() if name.startswith("scale")}}
+    return packed | {name: packing.in_panels(value, gates, width) for name, value in values.items()}
+
+
+@inline
+def _walk(cell, like, weights, batch, program, shared, scratch, number, rank):
+    """Step ``number`` through the stack, as one of the threads that share it; whether that took long waits."""
+    item, size = like.itemsize, len(scratch)
+    room, waited = scratch.ctypes.data + rank * scratch.shape[1], 0
+    for n in range(len(program)):
+        row, claims = program[n], shared[n].ctypes.data
+        inputs, hidden = row[_INPUTS], row[_HIDDEN]
+        of_h = room + row_bytes(weights, inputs) * batch
+        gates = of_h + row_bytes(weights, hidden) * batch
+        x, ldx = narrowed(weights, like, room, row[_X], inputs * item, batch, inputs)
+        h, ldh = narrowed(weights, like, of_h, row[_H], hidden * item, batch, hidden)
+        count, done = _claims(cell, like, weights, hidden), claims + 64 * size
+        i = claim(claims, number, count, rank, size)
+        while i >= 0:
+            _some_units(cell, like, weights, i, batch, row, x, ldx, h, ldh, gates)
             next_number(done)
-            unit = next_number(claimed) * lane
-        wait_for(done, (hidden + lane - 1) // lane)
-        above = new_h
+            i = claim(claims, number, count, rank, size)
+        waited += wait_for(done, number * count)
+    return waited
+
+
+@kernel
+def _step_all(cell, x, weights, programs, shared, scratch):
+    """One step of a stack for x (B, I); the rest as :class:`Stream` has it.
+
+    Returns 4 times the number of the step, + 2 if another thread kept this one waiting, + 1 if no other one is missing.
+    """
+    number = shared[-1, 0, 0] + 1
+    program, missing = programs[number % 2], 0
+    for i in range(0, x.size, lanes(x)):  # into the stream's own buffer: another thread may be late, and x gone
+        store(x, load(x, x.ctypes.data + i * x.itemsize, x.size - i), program[0, _X] + i * x.itemsize, x.size - i)
+    for n in range(len(program)):
+        open_claims(shared[n].ctypes.data, number, len(scratch))
+    publish(shared[-1].ctypes.data, number)
+    waited = _walk(cell, x, weights, x.shape[0], program, shared, scratch, number, 0)
+    for rank in range(1, len(scratch)):
+        missing += 1 - shared[-1, rank, 0]
+    return 4 * number + 2 * (waited > 0) + (missing == 0)
+
+
+@kernel
+def _serve(cell, x, weights, programs, shared, scratch, rank, counter, posted):
+    """Share the steps of a stack as they come, until they do not or the thread is wanted elsewhere."""
+    steps = shared[-1].ctypes.data
+    shared[-1, rank, 0] = 1
+    number = next_step(steps, shared[-1, 0, 0], counter.ctypes.data, posted)
+    while number:
+        _walk(cell, x, weights, x.shape[0], programs[number % 2], shared, scratch, number, rank)
+        number = next_step(steps, number, counter.ctypes.data, posted)
+    shared[-1, rank, 0] = 0
 
 
 class Stream:
@@ -107,39 +214,46 @@ class Stream:
 
     Args:
         cell: of every layer.
-        layers: their weights, by the names that a layer has them under; read where they lie, at every step.
+        layers: their weights, by the names that a layer has them under. Float weights are read where they lie, at every
+            step; narrow ones are packed here.
         batch: rows B.
-        dtype: of the weights.
+        dtype: of the input and the states.
     """
 
     def __init__(self, cell: Cell, layers: Sequence[Mapping[str, np.ndarray]], batch: int, dtype: np.dtype) -> None:
-        self._cell, self._kept = cell, [dict(weights) for weights in layers]
-        hidden = layers[0]["weight_hh"].shape[1]
-        self._buffers = [[zeros((batch, hidden), dtype) for _ in layers] for _ in range(2)]
-        self._states = [zeros((len(cell.states), batch, hidden), dtype) for _ in layers]
-        self._programs = [self._program(layers, self._buffers[i], self._buffers[1 - i]) for i in range(2)]
-        self._counters = np.zeros((len(layers), 16), np.int64)
+        self._cell = cell
+        like = layers[0]["weight_hh"]
+        inputs, hidden = layers[0]["weight_ih"].shape[1], like.shape[1]
+        self._kept = [dict(weights) if like.dtype == dtype else _pack(cell, weights, dtype) for weights in layers]
         size = sum(weights["weight_ih"].size + weights["weight_hh"].size for weights in layers)
-        self._at_most = size // WORTH_A_THREAD
-        x = np.empty((batch, layers[0]["weight_ih"].shape[1]), dtype)
-        self._run = entry_point(_stream, cell, x, self._programs[0], self._counters)
-        self._turn = 0
+        threads = max(1, min(crew.size, size // _WORTH_A_LOOKOUT))
+        self._x = zeros((batch, inputs), dtype)
+        self._h = [[zeros((batch, hidden), dtype) for _ in layers] for _ in range(2)]  # of even steps, and of odd ones
+        self._states = [zeros((len(cell.states), batch, hidden), dtype) for _ in layers]
+        self._programs = np.array([self._program(self._h[1 - turn], self._h[turn]) for turn in range(2)])
+        # For each layer and for the stack, a cache line for each thread and one for all: its claims and what is done;
+        # the number of the step, and whether the thread is there.
+        self._shared = np.zeros((len(layers) + 1, threads + 1, 8), np.int64)
+        rows16 = batch * (row_bytes(like, max(inputs, hidden)) + row_bytes(like, hidden))
+        self._stack = self._programs, self._shared, room(cell, threads, dtype, batch, rows16)
+        self._like = like[:0]
+        self._run = entry_point(_step_all, cell, self._x, self._like, *self._stack)
+        if threads > 1:
+            self._serve = entry_point(_serve, cell, self._x, self._like, *self._stack, 1, self._shared[0, 0], 1)
+        self._threads, self._missed, self._crowded = threads, 0, 0
 
-    def _program(
-        self, layers: Sequence[Mapping[str, np.ndarray]], before: list[np.ndarray], after: list[np.ndarray]
-    ) -> np.ndarray:
-        """(L, 9): inputs, hidden, and the addresses of ih, hh, bias_ih, bias_hh (0 for none), h, states, new h."""
-        rows = []
-        for n, weights in enumerate(layers):
-            inputs, hidden = weights["weight_ih"].shape[1], weights["weight_hh"].shape[1]
-            arrays = [weights.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-            arrays += [before[n], self._states[n], after[n]]
-            rows.append((inputs, hidden, *(0 if array is None else array.ctypes.data for array in arrays)))
-        return np.array(rows, np.int64)
+    def _program(self, before: list[np.ndarray], after: list[np.ndarray]) -> list[tuple[int, ...]]:
+        below = [self._x, *after[:-1]]
+        parts = zip(below, self._kept, before, self._states, after, strict=True)
+        return [program_row(*part) for part in parts]
+
+    @property
+    def _now(self) -> int:
+        return int(self._shared[-1, 0, 0]) % 2
 
     def set_state(self, state: tuple[np.ndarray, ...]) -> None:
         """Go on from h and each carried state, (L, B, H) each."""
-        for n, (h, carried) in enumerate(zip(self._buffers[self._turn], self._states, strict=True)):
+        for n, (h, carried) in enumerate(zip(self._h[self._now], self._states, strict=True)):
             h[:] = state[0][n]
             for k, part in enumerate(state[1:]):
                 carried[k] = part[n]
@@ -147,18 +261,27 @@ class Stream:
     def get_state(self) -> tuple[np.ndarray, ...]:
         """h and each carried state, (L, B, H) each."""
         carried = [np.stack([part[k] for part in self._states]) for k in range(len(self._cell.states))]
-        return np.stack(self._buffers[self._turn]), *carried
+        return np.stack(self._h[self._now]), *carried
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The output (B, H) of the last layer for ``x``, which is written again two steps later.
 
-        ``x`` must be (B, I) of the weights' dtype, C-contiguous, aligned and writeable: it is not checked here.
+        ``x`` must be (B, I) of the stream's dtype, C-contiguous, aligned and writeable: it is not checked here.
         """
-        counters, program = self._counters, self._programs[self._turn]
-        counters.fill(0)
-        if self._at_most > 1:
-            crew.run(lambda rank, size, barrier: self._run(self._cell, x, program, counters), self._at_most)
-        else:
-            self._run(self._cell, x, program, counters)
-        self._turn = 1 - self._turn
-        return self._buffers[self._turn][-1]
+        result = self._run(self._cell, x, self._like, *self._stack)
+        if result & 3 != 1:
+            self._look_for_threads(result >> 2, bool(result & 2))
+        return self._h[(result >> 2) & 1][-1]
+
+    def _look_for_threads(self, number: int, crowded: bool) -> None:
+        """Ask those that are missing to look out for the next steps, if steps come one after another."""
+        if crowded:
+            if number - self._crowded > _FORGOTTEN:
+                crew.look_back(False)
+            crew.look_back(True)
+            self._crowded = number
+        before, self._missed = self._missed, time.perf_counter_ns()
+        if self._missed - before < _IN_A_ROW:
+            for rank in range(1, self._threads):
+                if not self._shared[-1, rank, 0]:
+                    crew.lend(rank, functools.partial(self._serve, self._cell, self._x, self._like, *self._stack, rank))

@@ -26,8 +26,10 @@ from .compile import inline, kernel
 from .vector import INT64, IS_X86
 
 _SPINS = 4096  # some fifty microseconds of polling, then the core is offered to whoever else wants it
+_LINE = 64  # bytes: what threads write lies at least so far apart
+_MOST_PARTS = 1 << 16  # of one step
 _POLLS = 4 * _SPINS  # for which a thread looks out for work before it sleeps, from which it takes long to wake
-_ARRIVED, _ABORTED, _WAITED = 0, 8, 9  # places in the barrier's array; who waits writes another cache line
+_ABORTED, _WAITED = 1, 8  # places in the barrier's array beside the count; who waits writes another cache line
 _TOO_LONG = 0.3  # the part of a call's time that threads may wait for each other before it counts as crowded
 _PAUSE, _LONGEST_PAUSE = 0.1, 3.2  # seconds for which a crowded crew is left alone, doubled as long as it stays so
 
@@ -90,13 +92,37 @@ class Crew:
                 if size > 1:
                     crowded = self._run_together(share, size)
                     if meets:
-                        self._look_back(crowded)
+                        self.look_back(crowded)
                     return
             finally:
                 self._lock.release()
         share(0, 1, new_barrier())
 
-    def _look_back(self, crowded: bool) -> None:
+    def lend(self, rank: int, task: Callable[[np.ndarray, int], None]) -> None:
+        """Have the thread ``rank`` > 0 call ``task(counter, posted)`` when it can, and do not wait for it.
+
+        ``task`` must return as soon as ``counter[0]`` is above ``posted``: then a call wants the thread. Nothing
+        happens while a call has the crew, while it is crowded, or where the thread has not come to the task before.
+        """
+        if rank >= self.size or time.monotonic() < self._alone_until or not self._lock.acquire(blocking=False):
+            return
+        try:
+            while len(self._workers) < rank:
+                self._workers.append(_Worker())
+            self._workers[rank - 1].lend(task)
+        finally:
+            self._lock.release()
+
+    def _recall(self) -> None:
+        """Have lent threads come back, unless a call has the crew, which has recalled them."""
+        if self._lock.acquire(blocking=False):
+            try:
+                for worker in self._workers:
+                    worker.post(lambda: None)
+            finally:
+                self._lock.release()
+
+    def look_back(self, crowded: bool) -> None:
         """Two crowded calls in a row, and threads are not used for a while: one may be bad luck."""
         if not crowded:
             self._crowded, self._pause = 0, _PAUSE
@@ -105,6 +131,7 @@ class Crew:
         if self._crowded > 1:
             self._alone_until = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            self._recall()
 
     def _run_together(self, share: Callable[[int, int, np.ndarray], None], size: int) -> bool:
         """Whether threads waited for each other for too long."""
@@ -144,11 +171,16 @@ class _Worker:
         self._thread.start()
 
     def post(self, task: Callable[[], None]) -> None:
-        """Run ``task``; the one before is finished."""
-        self._tasks.append(task)
+        """Run ``task``; the one before is finished, or was lent."""
+        self._tasks[:] = [task]
         self._box[0] += 1
         if self._asleep:
             self._wake.release()
+
+    def lend(self, task: Callable[[np.ndarray, int], None]) -> None:
+        """Run ``task(counter, posted)`` unless something waits to be run; see :meth:`Crew.lend`."""
+        if not self._tasks:
+            self.post(functools.partial(task, self._box, int(self._box[0]) + 1))
 
     def finish(self) -> BaseException | None:
         """Wait until the task is done, or do it here if the thread has not come to it; what it raised."""
@@ -211,13 +243,25 @@ def next_number(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _arrive(typing: Any, address: Any) -> Any:
+def publish(typing: Any, address: Any, value: Any) -> Any:
+    """Write a number that others wait for: who sees it sees what was written before."""
+
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], INT64.as_pointer())
-        builder.atomic_rmw("add", pointer, INT64(1), "seq_cst")
+        builder.store_atomic(args[1], builder.inttoptr(args[0], INT64.as_pointer()), "release", 8)
         return context.get_dummy_value()
 
-    return types.none(types.int64), codegen
+    return types.none(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _exchange(typing: Any, address: Any, expected: Any, value: Any) -> Any:
+    """Write ``value`` to a byte address if ``expected`` is there; whether it was."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], INT64.as_pointer())
+        return builder.extract_value(builder.cmpxchg(pointer, args[1], args[2], "acq_rel", "acquire"), 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -281,31 +325,71 @@ def _poll(counter, n):
 
 
 @inline
-def meet(barrier, times, size):
-    """Wait until all ``size`` threads have been here ``times`` times; what they wrote before is then visible."""
-    if size > 1:
-        place = barrier.ctypes.data
-        _arrive(place)
-        spins, began = 0, 0
-        while _read(place + 8 * _ARRIVED) < times * size and _read(place + 8 * _ABORTED) == 0:
-            spins += 1
-            _pause()
-            if spins > _SPINS:
-                began = began or _now()
-                _yield()
-        if began:
-            barrier[_WAITED] += _now() - began
-
-
-@inline
 def wait_for(counter, n):
-    """Wait until the counter at a byte address has given ``n`` numbers."""
-    spins = 0
-    while _read(counter) < n:
+    """Wait until the number at byte address ``counter`` is ``n``, or the one behind it is not 0.
+
+    What others wrote before is then visible. Returns the clock's ticks since it took long, 0 if it did not.
+    """
+    spins, began = 0, 0
+    while _read(counter) < n and _read(counter + 8) == 0:
         spins += 1
         _pause()
         if spins > _SPINS:
+            began = began or _now()
             _yield()
+    return _now() - began if began else 0
+
+
+@inline
+def meet(barrier, times, size):
+    """Wait until all ``size`` threads have been here ``times`` times; what they wrote before is then visible."""
+    if size > 1:
+        next_number(barrier.ctypes.data)
+        waited = wait_for(barrier.ctypes.data, times * size)
+        if waited:
+            barrier[_WAITED] += waited
+
+
+@inline
+def next_step(number, last, counter, posted):
+    """Wait until the number at a byte address is not ``last``, and return it.
+
+    Returns 0 instead if the one at ``counter`` is above ``posted``, or after some two hundred microseconds.
+    """
+    for _ in range(_POLLS):
+        if _read(number) != last:
+            return _read(number)
+        if _read(counter) > posted:
+            break
+        _pause()
+    return 0
+
+
+@inline
+def open_claims(claims, step, size):
+    """Let ``size`` threads claim the parts of ``step``; ``claims``: byte address of a cache line for each of them."""
+    for rank in range(size):
+        publish(claims + _LINE * rank, step * _MOST_PARTS)
+
+
+@inline
+def claim(claims, step, count, rank, size):
+    """A part of ``step`` below ``count`` that no other thread has, or -1 if there is none.
+
+    A thread first takes those of its own share, from step to step forth and back: what it read last is still in its
+    cache. Then it takes those of the others.
+    """
+    for k in range(size):
+        owner = (rank + k) % size
+        first, last = share(count, owner, size)
+        place = claims + _LINE * owner
+        value = _read(place)
+        while value // _MOST_PARTS == step and value % _MOST_PARTS < last - first:
+            if _exchange(place, value, value + 1):
+                taken = value % _MOST_PARTS
+                return first + taken if step % 2 else last - 1 - taken
+            value = _read(place)
+    return -1
 
 
 crew = Crew()
