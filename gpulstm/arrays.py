@@ -103,7 +103,7 @@ def gemm(a: np.ndarray, b: np.ndarray, transpose_a: bool = False, transpose_b: b
     a, b = contiguous(a), contiguous(b)
     if transpose_a:
         m, n = a.shape[1], b.shape[1]
-        product, _ = products.outer(a.reshape(-1), b.reshape(-1), a.shape[0], n, (0, m), (0, n), m)
+        (product,), _ = products.outer(a.reshape(-1), (0, m), a.shape[0], [products.Rows(b.reshape(-1), (0, n), n)], m)
         return product
     c = zeros((a.shape[0], b.shape[0] if transpose_b else b.shape[1]), a.dtype)
     products.multiply(c, a, b, transposed=transpose_b)

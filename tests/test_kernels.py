@@ -272,13 +272,16 @@ def test_products_equal_numpys(count: int, dtype: str) -> None:
 def test_outer_of_views_and_its_sums(dtype: str) -> None:
     """Columns of larger arrays, and the sums of A's columns that give a bias its gradient."""
     rng = np.random.default_rng(0)
-    for rows, m, n in ((1, 1, 1), (3, 7, 5), (530, 10, 3), (9, 70, 130)):
-        a, b = rng.standard_normal((rows, m + 5)).astype(dtype), rng.standard_normal((rows, n + 3)).astype(dtype)
-        expected = a[:, 2 : 2 + m].astype(np.float64).T @ b[:, 1 : 1 + n].astype(np.float64)
+    for rows, m, n in ((1, 1, 1), (3, 7, 5), (1030, 10, 3), (9, 70, 130)):
+        label = f"{rows} x {m} x {n}"
+        a, b, d = (rng.standard_normal((rows, k)).astype(dtype) for k in (m + 5, n + 3, 2 * n))
+        right = [gemm.Rows(b.reshape(-1), (1, n + 3), n), gemm.Rows(d.reshape(-1), (0, 2 * n), 2 * n)]
+        wide = a[:, 2 : 2 + m].astype(np.float64)
+        expected = wide.T @ b[:, 1 : 1 + n].astype(np.float64), wide.T @ d.astype(np.float64)
         for count in (1, 3):
-            with arrays.poison(), problems.threads(count):
-                c, sums = gemm.outer(a.reshape(-1), b.reshape(-1), rows, n, (2, m + 5), (1, n + 3), m)
-                assert_close(c, expected, "product", dtype, f"{rows} x {m} x {n}")
-                assert_close(
-                    sums[:m], a[:, 2 : 2 + m].astype(np.float64).sum(0), "product", dtype, f"{rows} x {m} x {n}"
-                )
+            for one_or_two in (1, 2):
+                with arrays.poison(), problems.threads(count):
+                    found, sums = gemm.outer(a.reshape(-1), (2, m + 5), rows, right[:one_or_two], m)
+                for c, product in zip(found, expected, strict=False):
+                    assert_close(c, product, "product", dtype, label)
+                assert_close(sums[:m], wide.sum(0), "product", dtype, label)

@@ -8,12 +8,15 @@ alone, never on how threads share the work.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from ..memory import empty, zeros
 from . import packing
 from .compile import inline, kernel
-from .threads import crew, share
+from .threads import crew, meet, share
 from .tile import ROWS, WIDTH, tile_rows
 from .vector import lanes, load, store
 
@@ -97,20 +100,57 @@ def multiply(c: np.ndarray, a: np.ndarray, b: np.ndarray, transposed: bool = Fal
         multiply_packed(c, a, packing.columns(b, keep=False))
 
 
-@kernel
-def _outer(c, sums, a, a_at, b, b_at, gates, units, width, columns, n, k, packed_a, packed_b, edges, rank, size):
-    """C (gates · units, n) = Aᵀ·B over ``k`` rows of A and B, and the sums of A's rows; threads split A's panels.
+@inline
+def _pack_panels(like, to, b, b_at, n, k0, depth, first, last):
+    """Rows ``first`` to ``last`` of the ``depth`` rows of B from ``k0`` on, whole rows at a time, into panels."""
+    item, lane, across = like.itemsize, lanes(like), WIDTH * lanes(like)
+    for j in range(first, last):
+        source = b.ctypes.data + (b_at[0] + (k0 + j) * b_at[1]) * item
+        for v in range(0, (n + across - 1) // across * across, lane):
+            place = (v // across * depth + j) * across + v % across
+            store(like, load(like, source + v * item, n - v), to + place * item, lane)
 
-    A's ``columns`` are in panels, (units / width, gates, width); what lies past the last one is not read.
+
+@kernel
+def _outer(
+    c,
+    sums,
+    a,
+    a_at,
+    b,
+    b_at,
+    n_b,
+    d,
+    d_at,
+    n_d,
+    gates,
+    units,
+    width,
+    columns,
+    k,
+    packed_a,
+    packed_bd,
+    edges,
+    rank,
+    size,
+    barrier,
+):
+    """C = Aᵀ·B (gates · units, n_b) and behind it Aᵀ·D (gates · units, n_d) over ``k`` rows, and the sums of A's rows.
+
+    A's ``columns`` are in panels, (units / width, gates, width); what lies past the last one is not read. Threads
+    split A's panels, and the work of packing B and D, for which they meet.
     """
     item, lane = c.itemsize, lanes(c)
     across = WIDTH * lane
-    left, right = packed_a.ctypes.data + rank * packed_a.strides[0], packed_b.ctypes.data + rank * packed_b.strides[0]
+    left = packed_a.ctypes.data + rank * packed_a.strides[0]
     first, last = share((units + width - 1) // width, rank, size)
-    if first == last:
-        return
+    of_b, of_d = (n_b + across - 1) // across, (n_d + across - 1) // across
     for k0 in range(0, k, _OUTER_DEPTH):
-        depth = min(_OUTER_DEPTH, k - k0)
+        depth, block = min(_OUTER_DEPTH, k - k0), k0 // _OUTER_DEPTH
+        right = packed_bd.ctypes.data + block % 2 * packed_bd.strides[0]  # others may still read the block before
+        j0, j1 = share(depth, rank, size)
+        _pack_panels(c, right, b, b_at, n_b, k0, depth, j0, j1)
+        _pack_panels(c, right + of_b * depth * across * item, d, d_at, n_d, k0, depth, j0, j1)
         for j0 in range(0, depth, 8):  # few rows at a time: rows far apart compete for the same cache lines
             for column in range(first * gates * width, last * gates * width, width):
                 to = left + (column - first * gates * width) * depth * item
@@ -122,58 +162,63 @@ def _outer(c, sums, a, a_at, b, b_at, gates, units, width, columns, n, k, packed
                         total = total + values
                         store(c, values, to + (j * width + v) * item, lane)
                     store(c, total, sums.ctypes.data + (column + v) * item, lane)
-        for p in range((n + across - 1) // across):
-            source = b.ctypes.data + (b_at[0] + k0 * b_at[1] + p * across) * item
-            for j in range(depth):
-                for v in range(0, across, lane):
-                    values = load(c, source + (j * b_at[1] + v) * item, n - p * across - v)
-                    store(c, values, right + (j * across + v) * item, lane)
+        meet(barrier, block + 1, size)
+        for p in range(of_b + of_d):
+            n, start, p0 = (n_b, 0, 0) if p < of_b else (n_d, gates * units * n_b, of_b)
+            column = (p - p0) * across
             for q in range(first * gates, last * gates):
                 unit = q // gates * width
-                at = ((q % gates) * units + unit) * n + p * across
                 _tile_inside(
                     c,
-                    at,
+                    start + (q % gates * units + unit) * n + column,
                     n,
-                    n - p * across,
+                    n - column,
                     k0 > 0,
                     left + (q - first * gates) * depth * width * item,
                     item,
                     width * item,
-                    right,
+                    right + p * depth * across * item,
                     min(width, units - unit),
                     depth,
                     edges[rank],
                 )
 
 
+class Rows(NamedTuple):
+    """Rows of a matrix in a flat array: (offset of the first element, elements from row to row) and columns."""
+
+    flat: np.ndarray
+    at: tuple[int, int]
+    columns: int
+
+
 def outer(
     a: np.ndarray,
-    b: np.ndarray,
-    k: int,
-    n: int,
     a_at: tuple[int, int],
-    b_at: tuple[int, int],
+    k: int,
+    right: Sequence[Rows],
     units: int,
     gates: int = 1,
     width: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Aᵀ·B (gates · units, N), and the sums of A's columns as they lie, over ``k`` rows.
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Aᵀ·B (gates · units, N) for each of one or two B in ``right``, and the sums of A's columns as they lie.
 
-    A and B are flat; ``a_at`` and ``b_at`` give (offset of the first element, elements from row to row). The columns
-    of A are in panels of ``width`` units, a whole number of registers: (units / width, gates, width), the last one
-    padded unless ``gates`` is 1, where ``width`` does not matter and may be left out.
+    All have ``k`` rows; A is flat, as :class:`Rows` has it. The columns of A are in panels of ``width`` units, a whole
+    number of registers: (units / width, gates, width), the last one padded unless ``gates`` is 1, where ``width`` does
+    not matter and may be left out.
     """
-    dtype = a.dtype
-    width = width or WIDTH * lanes(dtype)
-    count = -(-units // width)
+    dtype, item = a.dtype, WIDTH * lanes(a.dtype)
+    width = width or item
+    count, n = -(-units // width), sum(b.columns for b in right)
     size = max(1, min(crew.size, gates * units * n * k // _WORTH_A_THREAD))
     depth = min(k, _OUTER_DEPTH)
-    c = empty((gates * units, n), dtype)
+    c = empty(gates * units * n, dtype)
     sums = zeros(count * width * gates, dtype)
     packed_a = empty((size, depth * -(-count // size) * gates * width), dtype)
-    packed_b = empty((size, depth * WIDTH * lanes(dtype)), dtype)
+    packed_bd = empty((2, depth * sum(-(-b.columns // item) * item for b in right)), dtype)
     columns = units if gates == 1 else len(sums)
-    flat = (a, a_at, b, b_at, gates, units, width, columns, n, k, packed_a, packed_b, edges(size, dtype))
-    crew.run(lambda rank, size, barrier: _outer(c.reshape(-1), sums, *flat, rank, size), size)
-    return c, sums
+    b, d = right if len(right) == 2 else (right[0], Rows(a, (0, 0), 0))
+    operands = (c, sums, a, a_at, *b, *d, gates, units, width, columns, k, packed_a, packed_bd, edges(size, dtype))
+    crew.run(lambda rank, size, barrier: _outer(*operands, rank, size, barrier[0]), size, meets=True)
+    ends = np.cumsum([gates * units * b.columns for b in right])[:-1]
+    return [part.reshape(gates * units, -1) for part in np.split(c, ends)], sums

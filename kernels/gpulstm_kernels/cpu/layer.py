@@ -197,10 +197,10 @@ def layer_backward(
     for d, plan in enumerate(plans):
         of_gates, in_rows = dgates[d].reshape(-1), (0, across)
         gemm.multiply_packed(dx, dgates[d].reshape(rows, across), packing.columns(own[d].ih, n_gates, width))
-        dih, dbias = gemm.outer(of_gates, x.reshape(-1), rows, inputs, in_rows, (0, inputs), hidden, n_gates, width)
         ys = tape.tapes[d].ys
         before = ((2 if plan.reverse else 0) * batch * ys.shape[2] + plan.column, ys.shape[2])
-        dhh, _ = gemm.outer(of_gates, ys.reshape(-1), rows, outputs, in_rows, before, hidden, n_gates, width)
+        right = [gemm.Rows(x.reshape(-1), (0, inputs), inputs), gemm.Rows(ys.reshape(-1), before, outputs)]
+        (dih, dhh), dbias = gemm.outer(of_gates, in_rows, rows, right, hidden, n_gates, width)
         grad = {"weight_ih": dih, "weight_hh": dhh}
         if "bias_ih" in tape.names[d]:
             by_gate = dbias.reshape(-1, n_gates, width).swapaxes(0, 1).reshape(n_gates, -1)
@@ -208,7 +208,9 @@ def layer_backward(
             grad["bias_hh"] = grad["bias_ih"].copy()
         if projected:
             flat, through = dprojected[d].reshape(-1), tape.tapes[d].hidden.reshape(-1)
-            grad["weight_hr"], _ = gemm.outer(flat, through, rows, hidden, (0, outputs), (0, hidden), outputs)
+            (grad["weight_hr"],), _ = gemm.outer(
+                flat, (0, outputs), rows, [gemm.Rows(through, (0, hidden), hidden)], outputs
+            )
         grads.append(grad)
     initial: tuple[np.ndarray, ...] = (np.stack([value[0] for value in dh]),)
     for k in range(len(cell.states)):
