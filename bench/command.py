@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +15,17 @@ from .gpu import command as on_gpu
 from .plot import plot
 from .pool import ROOT, ProviderError
 from .registry import (
+    BATCH,
     CPU_GRID,
     CPU_PROVIDERS,
+    MEMORY_CASES,
+    STEPS,
     SUBJECT,
     TORCH_GRID,
     TORCH_PROVIDERS,
     Case,
     Provider,
+    Table,
     parse_case,
     select,
 )
@@ -41,13 +45,19 @@ def run() -> None:
     pass
 
 
-def measures(kind: str, grid: Sequence[Case], providers: Mapping[str, Provider]) -> Callable[..., None]:
-    """A command that times ``grid`` with ``providers`` on the CPU."""
+def measures(
+    kind: str,
+    grid: tuple[Case, ...],
+    providers: Mapping[str, Provider],
+    further: tuple[Table, ...] = (),
+    memory_cases: tuple[Case, ...] = (),
+) -> Callable[..., None]:
+    """A command that times ``grid`` and ``further`` tables with ``providers`` on the CPU."""
 
-    @click.option("--quick", is_flag=True, help="Fewer and shorter turns: under two minutes on two cores.")
+    @click.option("--quick", is_flag=True, help="Fewer and shorter turns, the grid alone: three minutes on two cores.")
     @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help=f"Folder; default: {RESULTS}.")
     @click.option("--providers", "names", metavar="A,B", help=f"Some of {', '.join(providers)}; default: all.")
-    @click.option("--case", "cases", multiple=True, metavar="B,T,H", help="Instead of the grid; may be repeated.")
+    @click.option("--case", "cases", multiple=True, metavar="B,T,H", help="Instead of all tables; may be repeated.")
     @click.option("--rounds", type=click.IntRange(1), help="Turns for each provider and case (9; quick: 3).")
     @click.option("--threads", type=click.IntRange(1), help="The same for every provider; default: all cores.")
     @click.option("--dtype", type=click.Choice(["float32"]), default="float32", show_default=True)
@@ -62,9 +72,12 @@ def measures(kind: str, grid: Sequence[Case], providers: Mapping[str, Provider])
     ) -> None:
         try:
             chosen = select(names, providers)
-            timed = [replace(case, dtype=dtype) for case in [*map(parse_case, cases)] or grid]
+            asked = tuple(map(parse_case, cases))
         except ValueError as error:
             raise click.UsageError(str(error)) from error
+        whole = not asked and not quick
+        tables = [Table("grid", asked or grid), *(further if whole else ())]
+        tables = [replace(t, cases=tuple(replace(case, dtype=dtype) for case in t.cases)) for t in tables]
         threads = threads or machine.cores()
         settings = Settings(threads, rounds or 3, 0.05) if quick else Settings(threads, rounds or 9, 0.25)
         record = new_record(kind, settings, chosen)
@@ -72,7 +85,7 @@ def measures(kind: str, grid: Sequence[Case], providers: Mapping[str, Provider])
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}.json"
         try:
-            run_cpu(record, path, timed, chosen, settings, say)
+            run_cpu(record, path, tables, chosen, settings, say, memory_cases if whole else ())
         except KeyboardInterrupt:
             say("interrupted")
         except ProviderError as error:
@@ -82,9 +95,10 @@ def measures(kind: str, grid: Sequence[Case], providers: Mapping[str, Provider])
     return command
 
 
-run.command("cpu", help="One layer, I = H, float32, on the CPU: inference and training.")(
-    measures("cpu", CPU_GRID, CPU_PROVIDERS)
-)
+run.command(
+    "cpu",
+    help="One layer, I = H, float32, on the CPU: inference, training, narrow weights, cost of more steps, memory.",
+)(measures("cpu", CPU_GRID, CPU_PROVIDERS, (STEPS, BATCH), MEMORY_CASES))
 run.command(
     "torch", help="gpulstm.torch.LSTM beside torch.nn.LSTM on the CPU, and the same layer on NumPy arrays ('arrays')."
 )(measures("torch", TORCH_GRID, TORCH_PROVIDERS))

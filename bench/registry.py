@@ -71,6 +71,22 @@ CPU_GRID = tuple(
 
 
 @dataclass(frozen=True)
+class Table:
+    """Cases that are reported together, timed by ``providers`` (None: by all)."""
+
+    name: str
+    cases: tuple[Case, ...]
+    providers: tuple[str, ...] | None = None
+
+
+SCALED = (SUBJECT, "torch")
+STEPS = Table("steps", tuple(Case(1, 4**power, 128) for power in range(8)), SCALED)  # 1 to 16,384
+BATCH = Table("batch", tuple(Case(4**power, 16, 128) for power in range(6)), SCALED)  # 1 to 1,024
+# What training holds in memory: large cases of the grid, and a long one.
+MEMORY_CASES = (Case(16, 128, 256), Case(64, 128, 512), Case(32, 64, 1024), Case(8, 1024, 256))
+
+
+@dataclass(frozen=True)
 class Provider:
     """An LSTM that is timed: ``module`` builds it and needs the packages ``requires``.
 
@@ -84,8 +100,15 @@ class Provider:
     module: str
     requires: tuple[str, ...]
     modes: tuple[str, ...] = MODES
+    tolerance: float | None = None  # of its error, where it rounds more than the dtype does; see bench.verify
 
 
+# With weights in fewer bits, in a table of their own. A gate of the grid sums up to 2,048 products, each off by up to
+# 2^-8 of itself, or by 1/254 of the row's largest weight.
+NARROW = {
+    "gpulstm_bf16": Provider("gpulstm_bf16", "bench.providers.gpulstm_bf16", ("gpulstm",), ("inference",), 2e-2),
+    "gpulstm_int8": Provider("gpulstm_int8", "bench.providers.gpulstm_int8", ("gpulstm",), ("inference",), 2e-2),
+}
 CPU_PROVIDERS = {
     provider.name: provider
     for provider in (
@@ -94,6 +117,7 @@ CPU_PROVIDERS = {
         Provider("onnxruntime", "bench.providers.onnxruntime", ("onnxruntime", "onnx"), modes=("inference",)),
         Provider("openvino", "bench.providers.openvino", ("openvino", "onnx"), modes=("inference",)),
         Provider("jax", "bench.providers.jax", ("jax",)),
+        *NARROW.values(),
     )
 }
 # Modules and layers one calls from torch: the same torch, the same kernels, and what lies between.

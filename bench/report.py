@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
 
-from . import peak
-from .registry import MODES, SUBJECT, Case
+from . import memory, peak
+from .registry import MODES, NARROW, SCALED, SUBJECT, Case
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,16 @@ class Row:
     case: Case
     seconds: dict[str, dict[str, float]]
 
-    def ratio(self, peer: str) -> float | None:
-        """How many times longer ``peer`` takes than gpulstm; above 1, gpulstm is faster."""
-        if not {peer, SUBJECT} <= self.seconds.keys():
+    def ratio(self, peer: str, subject: str = SUBJECT) -> float | None:
+        """How many times longer ``peer`` takes than ``subject``; above 1, that is faster."""
+        if not {peer, subject} <= self.seconds.keys():
             return None
-        return self.seconds[peer]["median"] / self.seconds[SUBJECT]["median"]
+        return self.seconds[peer]["median"] / self.seconds[subject]["median"]
 
     @property
     def best_peer(self) -> str | None:
-        """The fastest of the others."""
-        peers = [name for name in self.seconds if name != SUBJECT]
+        """The fastest of the others that compute as exactly."""
+        peers = [name for name in self.seconds if name != SUBJECT and name not in NARROW]
         return min(peers, key=lambda name: self.seconds[name]["median"], default=None)
 
     @property
@@ -36,11 +36,11 @@ class Row:
         return SUBJECT if SUBJECT in self.seconds else self.best_peer
 
 
-def rows(record: dict[str, Any], mode: str) -> list[Row]:
-    """A row for each case of ``mode``, in the order they were run."""
+def rows(record: dict[str, Any], mode: str, table: str = "grid") -> list[Row]:
+    """A row for each case of ``mode`` in ``table``, in the order they were run."""
     found: dict[Case, dict[str, dict[str, float]]] = {}
     for cell in record["cells"]:
-        if cell["mode"] == mode:
+        if cell["mode"] == mode and cell.get("table", "grid") == table:
             figures = found.setdefault(Case(**cell["case"]), {})
             if cell["seconds"] and not cell["rejected"]:
                 figures[cell["provider"]] = cell["seconds"]
@@ -53,6 +53,23 @@ def report(record: dict[str, Any]) -> str:
     for mode in MODES:
         if table_rows := rows(record, mode):
             parts.append(f"{mode}, milliseconds\n\n{mode_table(record, mode, table_rows)}")
+    if any(NARROW.keys() & row.seconds.keys() for row in rows(record, "inference")):
+        parts.append(
+            f"inference with weights in fewer bits, milliseconds, and how many times longer the best float32 peer and "
+            f"{SUBJECT} in float32 take\n\n{narrow_table(rows(record, 'inference'))}"
+        )
+    for table, title in (("steps", "steps T"), ("batch", "sequences B")):
+        scaled = [(mode, rows(record, mode, table)) for mode in MODES]
+        if any(table_rows for _, table_rows in scaled):
+            parts.append(
+                f"cost of more {title}: milliseconds a call, and nanoseconds a step of a sequence\n\n"
+                + scaling_table(scaled)
+            )
+    if record.get("memory"):
+        parts.append(
+            "peak memory of training, MiB above what is resident before: least is y, states, gates and gradients\n\n"
+            + memory_table(record["memory"])
+        )
     parts.append(notes(record))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -99,6 +116,7 @@ def version(entry: dict[str, Any]) -> str:
 def mode_table(record: dict[str, Any], mode: str, table_rows: Sequence[Row]) -> str:
     """Cases down, providers across; the last line holds geometric means of the ratios."""
     names = [name for name in record["providers"] if any(name in row.seconds for row in table_rows)]
+    names = [name for name in names if name not in NARROW]
     header = ["B,T,H", *names, "best peer", "GF/s", "of bound"]
     body = [
         [row.case.label, *(figure(row, name) for name in names), ratio_to_best(row), *rate(record, mode, row)]
@@ -107,6 +125,61 @@ def mode_table(record: dict[str, Any], mode: str, table_rows: Sequence[Row]) -> 
     to_best = [row.ratio(row.best_peer) for row in table_rows if row.best_peer]
     means = [mean([row.ratio(name) for row in table_rows]) if name != SUBJECT else "" for name in names]
     return markdown([header, *body, ["geometric mean", *means, mean(to_best), "", ""]])
+
+
+def narrow_table(table_rows: Sequence[Row]) -> str:
+    """Cases down, kinds of weights across."""
+    names = [name for name in NARROW if any(name in row.seconds for row in table_rows)]
+    header = ["B,T,H"]
+    for name in names:
+        header += [name, "best peer", SUBJECT]
+    ratios: dict[tuple[str, int], list[float | None]] = {}
+    body = []
+    for row in table_rows:
+        line = [row.case.label]
+        for name in names:
+            line.append(milliseconds(row.seconds[name]["median"]) if name in row.seconds else "-")
+            for column, other in enumerate((row.best_peer, SUBJECT)):
+                ratio = row.ratio(other, name) if other else None
+                ratios.setdefault((name, column), []).append(ratio)
+                line.append("-" if ratio is None else f"{ratio:.2f}×")
+        body.append(line)
+    means = [part for name in names for part in ("", mean(ratios[name, 0]), mean(ratios[name, 1]))]
+    return markdown([header, *body, ["geometric mean", *means]])
+
+
+def scaling_table(scaled: Sequence[tuple[str, Sequence[Row]]]) -> str:
+    """Cases down; for each mode and provider, time and time a step."""
+    found = {(mode, row.case): row for mode, table_rows in scaled for row in table_rows}
+    columns = [(mode, name) for mode, _ in scaled for name in SCALED if any(name in r.seconds for r in found.values())]
+    header = ["B,T,H", *(part for mode, name in columns for part in (f"{name}, {mode}", "ns"))]
+    body = []
+    for case in dict.fromkeys(case for _, case in found):
+        line = [case.label]
+        for mode, name in columns:
+            row = found.get((mode, case))
+            if row is None or name not in row.seconds:
+                line += ["-", "-"]
+                continue
+            seconds = row.seconds[name]["median"]
+            line += [milliseconds(seconds), f"{seconds * 1e9 / (case.batch * case.steps):.0f}"]
+        body.append(line)
+    return markdown([header, *body])
+
+
+def memory_table(found: Sequence[dict[str, Any]]) -> str:
+    """Cases down, providers across, each with its share of gpulstm's."""
+    sizes = {(Case(**entry["case"]), entry["provider"]): entry["bytes"] for entry in found}
+    names = list(dict.fromkeys(name for _, name in sizes))
+    body = []
+    for case in dict.fromkeys(case for case, _ in sizes):
+        line, own = [case.label, f"{memory.least(case) / 2**20:.0f}"], sizes.get((case, SUBJECT))
+        for name in names:
+            size = sizes.get((case, name))
+            ratio = f" {size / own:.2f}×" if size is not None and own and name != SUBJECT else ""
+            line.append("-" if size is None else f"{size / 2**20:.0f}{ratio}")
+        body.append(line)
+    return markdown([["B,T,H", "least", *names], *body])
 
 
 def figure(row: Row, name: str) -> str:
@@ -153,6 +226,11 @@ def mean(ratios: Sequence[float | None]) -> str:
 def notes(record: dict[str, Any]) -> str:
     """Who is missing and who was rejected, with reasons."""
     lines = [f"- {name}: {entry['missing']}" for name, entry in record["providers"].items() if entry["missing"]]
+    lines += [
+        f"- {entry['provider']}, memory of {Case(**entry['case']).label}: {entry['reason']}"
+        for entry in record.get("memory", ())
+        if entry["bytes"] is None
+    ]
     lines += [
         f"- {cell['provider']}, {cell['mode']} {Case(**cell['case']).label}, no figure: {cell['rejected']}"
         for cell in record["cells"]

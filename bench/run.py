@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import machine, peak
+from . import machine, memory, peak
 from .pool import ROOT, ProviderError, Worker
 from .problem import Problem
-from .registry import MODES, REFERENCE, Case, Provider
+from .registry import MODES, REFERENCE, Case, Provider, Table
 from .timing import Spread
 from .verify import Verdict, check
 
@@ -52,18 +52,20 @@ def new_record(kind: str, settings: Settings, providers: Sequence[Provider]) -> 
             for provider in providers
         },
         "cells": [],
+        "memory": [],
     }
 
 
 def run_cpu(
     record: Record,
     path: Path,
-    cases: Sequence[Case],
+    tables: Sequence[Table],
     providers: Sequence[Provider],
     settings: Settings,
     say: Say,
+    memory_cases: Sequence[Case] = (),
 ) -> None:
-    """Fill ``record`` and keep it in the file ``path``; ``say`` hears a line for each cell of the grid.
+    """Fill ``record`` and keep it in the file ``path``; ``say`` hears a line for each case and mode.
 
     Raises:
         ProviderError: the reference failed, so no figure could be believed.
@@ -87,16 +89,25 @@ def run_cpu(
         workers = [start(provider) for provider in providers if not record["providers"][provider.name]["missing"]]
         reference.receive()
         workers = [worker for worker in workers if ready(worker, record)]
-        for case in cases:
-            reference.send_prepare(case, MODES[-1])  # training's outputs are inference's and more
-            truth = reference.receive_outputs()
-            for mode in MODES:
-                entrants = [worker for worker in workers if mode in worker.provider.modes]
-                cells = prepare(entrants, Problem.of(case), mode, truth)
-                record["cells"] += [cell for _, cell in cells]
-                interleave([entry for entry in cells if not entry[1]["rejected"]], settings)
+        for table in tables:
+            timed = [worker for worker in workers if worker.provider.name in (table.providers or record["providers"])]
+            for case in table.cases if timed else ():
+                reference.send_prepare(case, MODES[-1])  # training's outputs are inference's and more
+                truth = reference.receive_outputs()
+                for mode in MODES:
+                    entrants = [worker for worker in timed if mode in worker.provider.modes]
+                    cells = prepare(entrants, Problem.of(case), mode, truth)
+                    for _, cell in cells:
+                        cell["table"] = table.name
+                        record["cells"].append(cell)
+                    interleave([entry for entry in cells if not entry[1]["rejected"]], settings)
+                    save(record, path)
+                    say(progress(case, mode, [cell for _, cell in cells]))
+        for case in memory_cases:
+            for provider in (worker.provider for worker in workers if MODES[-1] in worker.provider.modes):
+                record["memory"].append(memory.measure(provider, case, settings.threads))
                 save(record, path)
-                say(progress(case, mode, [cell for _, cell in cells]))
+                say(memory.progress(record["memory"][-1]))
         record["finished"] = now()
 
 
@@ -121,7 +132,7 @@ def prepare(
 
 def checked(worker: Worker, problem: Problem, mode: str, truth: dict[str, Any]) -> Record:
     try:
-        verdict = check(problem, mode, worker.receive_outputs(), truth)
+        verdict = check(problem, mode, worker.receive_outputs(), truth, worker.provider.tolerance)
     except ProviderError as error:
         verdict = Verdict(None, str(error))
     return {

@@ -23,8 +23,8 @@ class Verdict:
     reason: str | None = None
 
 
-def check(problem: Problem, mode: str, outputs: Outputs, truth: Outputs) -> Verdict:
-    """Compare every output and, for training, every gradient with ``truth``."""
+def check(problem: Problem, mode: str, outputs: Outputs, truth: Outputs, tolerance: float | None = None) -> Verdict:
+    """Compare every output and, for training, every gradient with ``truth``; None: the tolerance of the dtype."""
     expected = problem.outputs(mode)
     if outputs.keys() != expected.keys():
         return Verdict(None, f"returned {sorted(outputs)}; expected {sorted(expected)}")
@@ -38,7 +38,7 @@ def check(problem: Problem, mode: str, outputs: Outputs, truth: Outputs) -> Verd
         error = float(np.abs(value - truth[name]).max() / np.abs(truth[name]).max())
         if error > worst:
             worst, where = error, name
-    tolerance = TOLERANCE[problem.case.dtype]
+    tolerance = tolerance or TOLERANCE[problem.case.dtype]
     if worst > tolerance:
         return Verdict(worst, f"{where}: relative error {worst:.1e} over {tolerance:.0e}")
     return Verdict(worst)

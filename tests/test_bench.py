@@ -12,11 +12,24 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bench import machine, peak, pool, run
+from bench import machine, memory, peak, pool, run
 from bench.command import main
 from bench.plot import plot
 from bench.problem import Problem
-from bench.registry import CPU_GRID, CPU_PROVIDERS, MODES, TORCH_PROVIDERS, Case, Provider, parse_case, select
+from bench.registry import (
+    BATCH,
+    CPU_GRID,
+    CPU_PROVIDERS,
+    MODES,
+    NARROW,
+    STEPS,
+    TORCH_PROVIDERS,
+    Case,
+    Provider,
+    Table,
+    parse_case,
+    select,
+)
 from bench.report import report, rows
 from bench.timing import Spread, settle, turn
 from bench.verify import TOLERANCE, check
@@ -32,7 +45,9 @@ PEAKS = {"sgemm": {"numpy": 100.0}, "read": [[2**20, 200.0], [2**24, 50.0]]}
 def test_grid_is_the_published_one() -> None:
     sizes = "1,1,128 1,1,512 1,128,256 16,128,256 64,128,256 64,128,512 32,64,1024 1,256,1024 256,32,128"
     assert tuple(map(parse_case, sizes.split())) == CPU_GRID
-    assert set(CPU_PROVIDERS) == {"gpulstm", "torch", "onnxruntime", "openvino", "jax"}
+    assert CPU_PROVIDERS.keys() - NARROW == {"gpulstm", "torch", "onnxruntime", "openvino", "jax"}
+    assert [case.steps for case in STEPS.cases] == [1, 4, 16, 64, 256, 1024, 4096, 16384]
+    assert [case.batch for case in BATCH.cases] == [1, 4, 16, 64, 256, 1024]
     assert [name for name, p in CPU_PROVIDERS.items() if p.modes == MODES] == ["gpulstm", "torch", "jax"]
 
 
@@ -159,7 +174,7 @@ def _known_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measured(providers: list[Provider], path: Path, say: Any = lambda line: None) -> dict[str, Any]:
     record = run.new_record("cpu", SETTINGS, providers)
-    run.run_cpu(record, path, [TINY], providers, SETTINGS, say)
+    run.run_cpu(record, path, [Table("grid", (TINY,))], providers, SETTINGS, say)
     return json.loads(path.read_text())
 
 
@@ -287,6 +302,77 @@ def test_ratios_best_peer_and_geometric_means(record: dict[str, Any]) -> None:
     assert "training" not in text
 
 
+def table(text: str, title: str) -> dict[str, list[str]]:
+    """The cells of the table below ``title``, by the first of each line."""
+    lines = text[text.index(title) :].split("\n\n")[1].splitlines()
+    return {(parts := [part.strip() for part in line.split("|")[1:-1]])[0]: parts[1:] for line in lines}
+
+
+def test_narrow_weights_have_a_table_of_their_own(record: dict[str, Any]) -> None:
+    record["providers"] |= {"gpulstm_bf16": record["providers"]["gpulstm"]}
+    record["cells"] += [cell(Case(1, 1, 512), "gpulstm_bf16", 0.05), cell(Case(16, 128, 256), "gpulstm_bf16", 20.0)]
+    assert [row.best_peer for row in rows(record, "inference")] == ["jax", "torch"]
+    text = report(record)
+    assert "bf16" not in table(text, "inference, milliseconds")["B,T,H"]
+    assert table(text, "inference with weights in fewer bits")["(1,1,512)"] == ["0.0500", "2.00×", "4.00×"]
+    assert table(text, "inference with weights in fewer bits")["(16,128,256)"] == ["20.0", "9.00×", "2.00×"]
+    assert table(text, "inference with weights in fewer bits")["geometric mean"] == ["", "4.24×", "2.83×"]
+
+
+def test_cost_of_a_step(record: dict[str, Any]) -> None:
+    record["cells"] += [
+        cell(Case(1, 64, 128), "gpulstm", 0.128) | {"table": "steps"},
+        cell(Case(1, 64, 128), "torch", 0.64, "training") | {"table": "steps"},
+        cell(Case(64, 16, 128), "torch", 2.048) | {"table": "batch"},
+    ]
+    assert len(rows(record, "inference")) == 2
+    text = report(record)
+    assert table(text, "cost of more steps")["(1,64,128)"] == ["0.128", "2000", "-", "-", "-", "-", "0.640", "10000"]
+    assert table(text, "cost of more sequences")["(64,16,128)"] == ["2.05", "2000", "-", "-"]
+
+
+def test_memory_of_training(record: dict[str, Any]) -> None:
+    case = vars(Case(16, 128, 256))
+    record["memory"] = [
+        {"case": case, "provider": "gpulstm", "bytes": 20 * 2**20},
+        {"case": case, "provider": "torch", "bytes": 30 * 2**20},
+        {"case": case, "provider": "jax", "bytes": None, "reason": "no such file"},
+    ]
+    text = report(record)
+    assert table(text, "peak memory of training")["(16,128,256)"] == ["16", "20", "30 1.50×", "-"]
+    assert "jax, memory of (16,128,256): no such file" in text
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not reset the peak")
+def test_an_allocation_of_a_known_size_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planted_large.py").write_text(
+        "import numpy as np\n"
+        "def setup(threads): pass\n"
+        "def training(problem):\n"
+        "    inputs = np.ones(10 * 2**20, np.uint8)\n"  # resident before: not counted
+        "    return lambda: np.ones(problem.case.batch * 2**20, np.uint8).sum() + inputs.sum(), None\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = memory.measure(Provider("large", "planted_large", ()), Case(64, 1, 1), 1)
+    assert found["bytes"] / 2**20 == pytest.approx(64, abs=4)
+    found = memory.measure(Provider("absent", "no_such_module", ()), TINY, 1)
+    assert found["bytes"] is None
+    assert "no_such_module" in found["reason"]
+
+
+def test_further_tables_are_timed_by_their_providers(tmp_path: Path) -> None:
+    providers = select("gpulstm,gpulstm_int8,torch", CPU_PROVIDERS)
+    record = run.new_record("cpu", SETTINGS, providers)
+    tables = [Table("grid", (TINY,)), Table("steps", (Case(1, 1, 8), Case(1, 4, 8)), ("gpulstm", "torch"))]
+    run.run_cpu(record, tmp_path / "record.json", tables, providers, SETTINGS, lambda line: None, (TINY,))
+    assert [(c["table"], c["provider"]) for c in record["cells"] if c["mode"] == "inference"] == [
+        ("grid", "gpulstm"), ("grid", "torch"), ("grid", "gpulstm_int8"),
+        ("steps", "gpulstm"), ("steps", "torch"), ("steps", "gpulstm"), ("steps", "torch"),
+    ]  # fmt: skip
+    assert not any(cell["rejected"] for cell in record["cells"])
+    assert [entry["provider"] for entry in record["memory"]] == ["gpulstm", "torch"]
+
+
 def test_without_gpulstm_the_peers_are_still_shown(record: dict[str, Any]) -> None:
     record["cells"] = [cell for cell in record["cells"] if cell["provider"] != "gpulstm"]
     small, _ = rows(record, "inference")
@@ -336,7 +422,7 @@ def test_end_to_end_with_whatever_is_installed(tmp_path: Path) -> None:
     record = json.loads(path.read_text())
     assert record.keys() == {
         "schema", "kind", "started", "finished", "command", "commit", "machine", "settings", "peaks",
-        "bystanders", "providers", "cells",
+        "bystanders", "providers", "cells", "memory",
     }  # fmt: skip
     assert record["finished"]
     assert set(record["providers"]) == set(installed)
@@ -344,7 +430,7 @@ def test_end_to_end_with_whatever_is_installed(tmp_path: Path) -> None:
     for entry in record["cells"]:
         assert entry["case"] == vars(TINY)
         assert entry["rejected"] is None
-        assert entry["error"] < TOLERANCE["float32"]
+        assert (entry["error"] > TOLERANCE["float32"]) == (entry["provider"] in NARROW)
         assert len(entry["turns"]) == 2
         assert all(turn.keys() == {"calls", "seconds", "settle"} for turn in entry["turns"])
         assert 0 < entry["seconds"]["q1"] <= entry["seconds"]["median"] <= entry["seconds"]["q3"]

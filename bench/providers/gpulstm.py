@@ -17,8 +17,8 @@ def setup(threads: int) -> None:
     gpulstm.set_num_threads(threads)
 
 
-def inference(problem: Problem) -> Runner:
-    lstm = layer(problem)
+def inference(problem: Problem, kind: str | None = None) -> Runner:
+    lstm = layer(problem) if kind is None else gpulstm.quantize(layer(problem), kind)
     x, state = problem.x, (problem.h0, problem.c0)
     if problem.case.steps == 1:
         stream, (step,) = lstm.stream(problem.case.batch, state), x
