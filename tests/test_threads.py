@@ -147,6 +147,22 @@ def test_resizing_while_others_compute() -> None:
         resizing.result()
 
 
+def test_a_thread_leaves_its_callers_core_to_the_caller() -> None:
+    own, cores = Crew(), []
+    own.resize(2)
+
+    def share(rank: int, size: int, barrier: np.ndarray) -> None:
+        if rank == 1 and hasattr(os, "sched_getaffinity"):
+            cores.append(len(os.sched_getaffinity(0)))
+        while rank == 0 and len(cores) < calls and hasattr(os, "sched_getaffinity"):
+            time.sleep(1e-3)  # else the caller takes the share back from a thread that is late
+
+    for calls in (1, 2, 3):  # noqa: B007 (share waits for so many)
+        own.run(share, 2)
+    own.close()
+    assert set(cores[1:]) <= {max(1, available_cores() - 1)}  # the first may come before the thread has begun
+
+
 # --- lent threads -------------------------------------------------------------------------------------------------
 
 

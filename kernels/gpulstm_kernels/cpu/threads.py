@@ -9,11 +9,13 @@ changes the order of a sum.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -25,10 +27,10 @@ from numba.extending import intrinsic
 from .compile import inline, kernel
 from .vector import INT64, IS_X86
 
-_SPINS = 4096  # some fifty microseconds of polling, then the core is offered to whoever else wants it
+_SPINS = 1 << 14  # some two hundred microseconds of polling, then a thread sleeps from time to time
 _LINE = 64  # bytes: what threads write lies at least so far apart
 _MOST_PARTS = 1 << 16  # of one step
-_POLLS = 4 * _SPINS  # for which a thread looks out for work before it sleeps, from which it takes long to wake
+_POLLS = _SPINS  # for which a thread looks out for work before it sleeps, from which it takes long to wake
 _ABORTED, _WAITED = 1, 8  # places in the barrier's array beside the count; who waits writes another cache line
 _TOO_LONG = 0.3  # the part of a call's time that threads may wait for each other before it counts as crowded
 _PAUSE, _LONGEST_PAUSE = 0.1, 3.2  # seconds for which a crowded crew is left alone, doubled as long as it stays so
@@ -39,6 +41,10 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+_libc = ctypes.PyDLL(None) if os.name == "posix" else None
+_core: Callable[[], int] = getattr(_libc, "sched_getcpu", lambda: -1)  # that the caller is on, where the system tells
 
 
 class Crew:
@@ -167,15 +173,26 @@ class _Worker:
         self._error: BaseException | None = None
         self._box = np.zeros(16, np.int64)  # how many were posted, and on another cache line how many are done with
         self._asleep, self._ends, self._wake = False, False, threading.Semaphore(0)
+        self._cores: set[int] = set()  # that the thread may run on, where that can be said
+        self._caller = -1  # the one among them that it leaves to the thread that it works for
         self._thread = threading.Thread(target=self._work, name="gpulstm", daemon=True)
         self._thread.start()
 
     def post(self, task: Callable[[], None]) -> None:
         """Run ``task``; the one before is finished, or was lent."""
         self._tasks[:] = [task]
+        if self._caller != (core := _core()):
+            self._avoid(core)
         self._box[0] += 1
         if self._asleep:
             self._wake.release()
+
+    def _avoid(self, core: int) -> None:
+        """Keep the thread off its caller's core: some kernels wake it there, and leave it while others are idle."""
+        if len(self._cores) > 1:
+            with suppress(OSError):  # the process may no longer run on those
+                os.sched_setaffinity(self._thread.native_id or 0, self._cores - {core})
+            self._caller = core
 
     def lend(self, task: Callable[[np.ndarray, int], None]) -> None:
         """Run ``task(counter, posted)`` unless something waits to be run; see :meth:`Crew.lend`."""
@@ -210,6 +227,8 @@ class _Worker:
 
     def _work(self) -> None:
         box, number = self._box, 0
+        if hasattr(os, "sched_setaffinity"):
+            self._cores = os.sched_getaffinity(0)
         while not self._ends:
             number += 1
             while not _poll(box, number):
@@ -286,13 +305,14 @@ def _pause(typing: Any) -> Any:
 
 
 @intrinsic
-def _yield(typing: Any) -> Any:
-    """Offer the core to other threads, where the system's C library is at hand by name."""
+def _sleep(typing: Any) -> Any:
+    """Leave the core to other threads for as short as the system does, where its C library is at hand by name."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if os.name == "posix":
-            function_type = ir.FunctionType(ir.IntType(32), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, function_type, "sched_yield"), [])
+            number = ir.IntType(32)
+            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(number, [number]), "usleep")
+            builder.call(function, [number(1)])
         return context.get_dummy_value()
 
     return types.none(), codegen
@@ -336,7 +356,7 @@ def wait_for(counter, n):
         _pause()
         if spins > _SPINS:
             began = began or _now()
-            _yield()
+            _sleep()
     return _now() - began if began else 0
 
 
