@@ -63,6 +63,14 @@ def inline(function: Callable[..., Any]) -> Any:
     return njit(**OPTIONS)(function)
 
 
+def always_inline(function: Callable[..., Any]) -> Any:
+    """As :func:`inline`, and never as a call, however large: for what runs once a register, where a call costs as much.
+
+    A call passes every array as ten numbers, and keeps the constants of its maths inside of loops.
+    """
+    return njit(forceinline=True, **OPTIONS)(function)
+
+
 class CellType(types.Type):
     """The Numba type of one cell."""
 
@@ -124,11 +132,11 @@ def cell_backward(cell: Cell, dh: Any, dstates: Any, h: Any, saved: Any, states:
 
 @overload(cell_forward)
 def _cell_forward(cell, gates, states):
-    function = inline(cell.cell.module.forward)
+    function = always_inline(cell.cell.module.forward)
     return lambda cell, gates, states: function(gates, states)
 
 
 @overload(cell_backward)
 def _cell_backward(cell, dh, dstates, h, saved, states, previous):
-    function = inline(cell.cell.module.backward)
+    function = always_inline(cell.cell.module.backward)
     return lambda cell, dh, dstates, h, saved, states, previous: function(dh, dstates, h, saved, states, previous)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compile import cell_backward, cell_forward, inline, kernel
+from .compile import always_inline, cell_backward, cell_forward, inline, kernel
 from .gemm import multiply_panel
 from .narrow import narrowed, packed_depth, row_bytes
 from .threads import meet, share
@@ -142,21 +142,18 @@ def _input_gates(cell, x, bias, packed, gates, scratch, t0, n, b0, b1, p0, p1):
     left, ldx = narrowed(packed.ih, x, scratch, _at(x, t0, b0, 0), inputs * size, b1 - b0, inputs)
     for i in range(1, n):
         narrowed(packed.ih, x, scratch + i * batch * ldx, _at(x, t0 + i, b0, 0), inputs * size, b1 - b0, inputs)
-    whole = b1 - b0 == batch
+    # All rows lie one after another; or of few rows of each step, a tile takes those of several steps.
+    times, m, ldc, lda = (1, n * batch, ldg, ldx) if b1 - b0 == batch else (b1 - b0, n, batch * ldg, batch * ldx)
     for p in range(p0, p1):
         start, scale = bias.ctypes.data + p * ldg, packed.scale_ih.ctypes.data + p * ldg
         to = _at(gates, p, b0, 0)
         right = packed.ih.ctypes.data + p * depth * gates.shape[2] * packed.ih.itemsize
-        if whole:
-            tile_rows(cell, x, packed.ih, scale, to, ldg, start, 0, left, ldx, size, right, n * batch, inputs)
-            continue
-        apart = batch * ldg  # few rows of each step: a tile takes those of several steps
-        for b in range(b1 - b0):
-            at, row = to + b * ldg, left + b * ldx
-            tile_rows(cell, x, packed.ih, scale, at, apart, start, 0, row, batch * ldx, size, right, n, inputs)
+        for b in range(times):
+            row = left + b * ldx
+            tile_rows(cell, x, packed.ih, scale, to + b * ldg, ldc, start, 0, row, lda, size, right, m, inputs)
 
 
-@inline
+@always_inline
 def _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden):
     """The cell on row ``b`` and panel ``p`` of step ``t``: gates (an address) and states in; h, states, saved out."""
     ys = tape.ys
@@ -268,7 +265,7 @@ def _multiply_panels(c, offset, columns, a, a_offset, k, packed, first, last, m,
         multiply_panel(c.reshape(-1), offset, c.shape[2], columns, a, a_offset, k, packed, p, m, k, edge)
 
 
-@inline
+@always_inline
 def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, before, after, b, p, hidden):
     """The cell's gradient on row ``b`` and panel ``p`` of step ``t``: dh and dstates in; dgates and dstates out."""
     ys = tape.ys

@@ -20,7 +20,7 @@ from numba.extending import overload
 from ..cells import Cell
 from ..memory import empty, zeros
 from . import packing
-from .compile import cell_forward, entry_point, inline, kernel
+from .compile import always_inline, cell_forward, entry_point, inline, kernel
 from .narrow import narrowed, packed_depth, row_bytes
 from .sequence import dot_gates
 from .threads import claim, crew, next_number, next_step, open_claims, publish, wait_for
@@ -34,7 +34,7 @@ _FORGOTTEN = 1000  # steps after which one that was kept waiting is forgotten
 _INPUTS, _HIDDEN, _X, _IH, _HH, _BIAS, _BIAS_HH, _SCALE_IH, _SCALE_HH, _H, _STATES, _NEW_H = range(12)
 
 
-@inline
+@always_inline
 def _cell_on(cell, like, gates, apart, carried, states, stride, new_h, place, valid):
     """The cell on a register of units: h to ``new_h + place``; its states, ``stride`` bytes apart, are updated.
 
@@ -51,7 +51,7 @@ def _cell_on(cell, like, gates, apart, carried, states, stride, new_h, place, va
     store(like, out, new_h + place, valid)
 
 
-@inline
+@always_inline
 def _where_they_lie(cell, like, i, batch, row, x, ldx, h, ldh, room):
     """Units of register ``i`` of every row, from float weights as the layer has them."""
     item, lane, hidden, inputs = like.itemsize, lanes(like), row[_HIDDEN], row[_INPUTS]
@@ -69,7 +69,7 @@ def _where_they_lie(cell, like, i, batch, row, x, ldx, h, ldh, room):
         _cell_on(cell, like, room, apart, carried, row[_STATES], stride, row[_NEW_H], place, valid)
 
 
-@inline
+@always_inline
 def _packed(cell, like, weights, p, batch, row, x, ldx, h, ldh, room):
     """Units of panel ``p`` of every row, from packed weights of the dtype of ``weights``."""
     item, lane, hidden, inputs = like.itemsize, lanes(like), row[_HIDDEN], row[_INPUTS]

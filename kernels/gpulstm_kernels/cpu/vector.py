@@ -4,20 +4,23 @@ A cell's maths is written in ``+ - * /`` and the activations; given :class:`Vect
 one instruction a line, without leaning on the auto-vectoriser. Memory is addressed by byte address (int64): the
 kernels compute addresses, Numba never sees an array here.
 
-tanh in float32 is the rational approximation of Eigen's ``ptanh_float`` (13th over 6th degree, clamped where it
-reaches ±1); in float64, tanh and exp follow Cephes (Moshier, ``tanh.c``, ``exp.c``). NaN stays NaN in all of them.
+tanh and the logistic function are within 2 units in the last place over the whole range, infinities included, and
+NaN stays NaN; where the result is subnormal, a unit is the smallest subnormal number. Both cost one division: exp is
+computed as a power of two and a polynomial, which are put together only in numerator and denominator, so that each of
+those is rounded once and nothing cancels.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import config, float32, types
+from numba import config, float32, float64, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, overload, register_model
@@ -129,53 +132,80 @@ def _negative(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return builder.fneg(args[0])
 
 
-@intrinsic
-def _clamp(typing: Any, x: Any, low: Any, high: Any) -> Any:
-    """``x`` within [low, high]; NaN stays."""
+def _bound(comparison: str) -> Any:
+    @intrinsic
+    def bounded(typing: Any, x: Any, bound: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            x, bound = args
+            return builder.select(builder.fcmp_ordered(comparison, x, bound), bound, x)
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        x, low, high = args
-        x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
-        return builder.select(builder.fcmp_ordered("<", x, low), low, x)
+        return x(x, x), codegen
 
-    return x(x, x, x), codegen
+    return bounded
 
 
-@intrinsic
-def _select_small(typing: Any, x: Any, bound: Any, inside: Any, outside: Any) -> Any:
-    """``inside`` in the lanes where |x| < bound, else ``outside``."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        x, bound, inside, outside = args
-        size = llvm_call(builder, f"fabs.{suffix(x.type)}", x.type, x)
-        return builder.select(builder.fcmp_ordered("<", size, bound), inside, outside)
-
-    return x(x, x, x, x), codegen
+# ``x``, or the bound where x is past it; NaN stays.
+_at_least = _bound("<")
+_at_most = _bound(">")
 
 
 @intrinsic
-def _round(typing: Any, x: Any) -> Any:
-    """``x`` rounded to the nearest integer."""
-
+def _absolute(typing: Any, x: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return llvm_call(builder, f"rint.{suffix(args[0].type)}", args[0].type, args[0])
+        return llvm_call(builder, f"fabs.{suffix(args[0].type)}", args[0].type, args[0])
 
     return x(x), codegen
 
 
 @intrinsic
-def _power_of_two(typing: Any, n: Any) -> Any:
-    """2**n for a float64 vector of integers in [-1022, 1023], by writing the exponent bits."""
+def _with_sign_of(typing: Any, x: Any, sign: Any) -> Any:
+    """``|x|`` with the sign of ``sign``."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return llvm_call(builder, f"copysign.{suffix(args[0].type)}", args[0].type, *args)
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def _from_exponent(typing: Any, x: Any) -> Any:
+    """The power of two whose biased exponent is in the lowest bits of ``x``."""
+    info = np.finfo(x.dtype.name)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         typ = args[0].type
-        bits_type = ir.VectorType(INT64, typ.count)
-        # Adding 1.5 * 2**52 + 1023 leaves n + 1023 in the low bits of the mantissa.
-        shifted = builder.fadd(args[0], ir.Constant(typ, [1.5 * 2.0**52 + 1023.0] * typ.count))
-        bits = builder.shl(builder.bitcast(shifted, bits_type), ir.Constant(bits_type, [52] * typ.count))
-        return builder.bitcast(bits, typ)
+        bits = ir.VectorType(ir.IntType(info.bits), typ.count)
+        shifted = builder.shl(builder.bitcast(args[0], bits), ir.Constant(bits, [info.nmant] * typ.count))
+        return builder.bitcast(shifted, typ)
 
-    return n(n), codegen
+    return x(x), codegen
+
+
+def _polynomial(coefficients: Sequence[float]) -> Any:
+    """A function of a vector: the polynomial with these coefficients, the constant one first.
+
+    Pairs of terms, then Horner's scheme in x²: half as long a chain as Horner's in x, and no more operations where x²
+    is needed anyway.
+    """
+
+    @intrinsic
+    def polynomial(typing: Any, x: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            def multiply_add(a: Any, b: Any, c: Any) -> Any:
+                return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+            (x,) = args
+            square = builder.fmul(x, x)
+            terms = [ir.Constant(x.type, [c] * x.type.count) for c in coefficients]
+            pairs = [multiply_add(odd, x, even) for even, odd in zip(terms[::2], terms[1::2], strict=False)]
+            value, *rest = (pairs + terms[2 * len(pairs) :])[::-1]
+            for pair in rest:
+                value = multiply_add(value, square, pair)
+            return value
+
+        return x(x), codegen
+
+    return polynomial
 
 
 @intrinsic
@@ -191,65 +221,106 @@ def constant_like(typing: Any, x: Any, value: Any) -> Any:
 # --- activations ------------------------------------------------------------------------------------------------
 
 
-@inline
-def _tanh_float32(x):
-    x = _clamp(x, constant_like(x, -7.90531110763549805), constant_like(x, 7.90531110763549805))
-    s = x * x
-    p = s * -2.76076847742355e-16 + 2.00018790482477e-13
-    p = p * s + -8.60467152213735e-11
-    p = p * s + 5.12229709037114e-08
-    p = p * s + 1.48572235717979e-05
-    p = p * s + 6.37261928875436e-04
-    p = p * s + 4.89352455891786e-03
-    q = s * 1.19825839466702e-06 + 1.18534705686654e-04
-    q = q * s + 2.26843463243900e-03
-    q = q * s + 4.89352518554385e-03
-    return x * p / q
+class _Exp(NamedTuple):
+    """How exp is computed in one dtype."""
+
+    small: float  # exp(-small) is nothing beside 1
+    large: float  # 1 / exp(large) is 0, even as a subnormal number
+    one: float  # a power of two, such that one * exp(large) is finite
+    ln2: tuple[float, float]  # in two parts, the first so short that products with whole numbers are exact
+    tail: tuple[float, ...]  # (exp(x) - 1 - x) / x² for |x| <= ln(2) / 2
 
 
-@inline
-def _sigmoid_float32(x):
-    return _tanh_float32(x * 0.5) * 0.5 + 0.5
+# The parts of ln(2) are those of Cephes (Moshier, expf.c and exp.c). The polynomials are minimax, by Lawson's iteration
+# in 50 digits. In float64, exp(x) - 1 is off by 1.8e-17 of x. In float32, where the coefficients were rounded one by
+# one and the others fitted again, by 6.6e-9 of -x below 0, which tanh depends on near 0, and by 4.6e-9 above.
+_EXP = {
+    float32: _Exp(
+        20.0,
+        104.0,
+        2.0**-24,
+        (0.693359375, -2.12194440e-4),
+        (0.499999851, 0.166665241, 0.0416701883, 0.00836838875, 0.0013722002),
+    ),
+    float64: _Exp(
+        40.0,
+        746.0,
+        2.0**-60,
+        (6.93145751953125e-1, 1.42860682030941723212e-6),
+        (
+            0.50000000000000055671,
+            0.16666666666666684573,
+            0.041666666666573533332,
+            0.0083333333333155327788,
+            0.0013888888932392545414,
+            0.00019841269900948808764,
+            0.000024801504440685274227,
+            2.7557229839992103754e-6,
+            2.7626325592810516305e-7,
+            2.5113870402004591849e-8,
+        ),
+    ),
+}
 
 
-@inline
-def _exp_float64(x):
-    x = _clamp(x, constant_like(x, -708.0), constant_like(x, 709.0))
-    n = _round(x * 1.4426950408889634)
-    x = x - n * 6.93145751953125e-1 - n * 1.42860682030941723212e-6
-    s = x * x
-    p = x * ((s * 1.26177193074810590878e-4 + 3.02994407707441961300e-2) * s + 1.0)
-    q = (s * 3.00198505138664455042e-6 + 2.52448340349684104192e-3) * s + 2.27265548208155028766e-1
-    q = q * s + 2.0
-    return (2.0 * (p / (q - p)) + 1.0) * _power_of_two(n)
+def _exponential(dtype: types.Float, times: float, one: float, high: float, low: float = 0.0) -> Any:
+    """A function of x that gives s and m such that one * exp(-times * x) = s * (1 + times * m), s a power of two.
+
+    ``high`` + ``low`` is ln(2) / times.
+    """
+    info = np.finfo(dtype.name)
+    # Added to a number, this leaves the nearest whole number in the lowest bits, and the bias of exponents with it.
+    magic = 1.5 * 2.0**info.nmant + (info.maxexp - 1) + math.log2(one)
+    log2_e = -times / math.log(2.0)
+    tail = _polynomial([times * c * (-times) ** k for k, c in enumerate(_EXP[dtype].tail)])
+
+    def exponential(x):
+        shifted = x * log2_e + magic
+        n = shifted - magic
+        r = x + n * high
+        if low:
+            r = r + n * low
+        return _from_exponent(shifted), r * r * tail(r) - r
+
+    return inline(exponential)
 
 
-@inline
-def _tanh_float64(x):
-    s = x * x
-    p = (s * -9.64399179425052238628e-1 + -9.92877231001918586564e1) * s + -1.61468768441708447952e3
-    q = ((s + 1.12811678491632931402e2) * s + 2.23548839060100448583e3) * s + 4.84406305325125486048e3
-    near = x + x * s * (p / q)
-    far = 1.0 - 2.0 / (_exp_float64(x * 2.0) + 1.0)
-    return _select_small(x, constant_like(x, 0.625), near, far)
+def _tanh(dtype: types.Float) -> Any:
+    """tanh |x| = (1 - E) / (1 + E) with E = exp(-2|x|)."""
+    end = _EXP[dtype].small / 2.0
+    exponential = _exponential(dtype, 2.0, 1.0, math.log(2.0) / 2.0)
+
+    def tanh(x):
+        s, m = exponential(_at_most(_absolute(x), constant_like(x, end)))
+        return _with_sign_of((s * m + (s * 0.5 - 0.5)) / (s * m + (s * 0.5 + 0.5)), x)
+
+    return inline(tanh)
 
 
-@inline
-def _sigmoid_float64(x):
-    return 1.0 / (_exp_float64(-x) + 1.0)
+def _sigmoid(dtype: types.Float) -> Any:
+    """1 / (1 + E) with E = exp(-x), both scaled by ``one``, since E may be larger than any number."""
+    e = _EXP[dtype]
+    first, last, one = -e.large, e.small, e.one
+    exponential = _exponential(dtype, 1.0, one, *e.ln2)
+
+    def sigmoid(x):
+        s, m = exponential(_at_most(_at_least(x, constant_like(x, first)), constant_like(x, last)))
+        return one / ((s * m + one) + s)
+
+    return inline(sigmoid)
 
 
-def _activation(name: Callable[..., Any], of_float32: Any, of_float64: Any) -> None:
+def _activation(name: Callable[..., Any], implement: Callable[[types.Float], Any]) -> None:
     @overload(name)
     def choose(x):
         if not isinstance(x, Vector):
             return None
-        function = of_float32 if x.dtype == float32 else of_float64
+        function = implement(x.dtype)
         return lambda x: function(x)
 
 
-_activation(activations.tanh, _tanh_float32, _tanh_float64)
-_activation(activations.sigmoid, _sigmoid_float32, _sigmoid_float64)
+_activation(activations.tanh, _tanh)
+_activation(activations.sigmoid, _sigmoid)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
