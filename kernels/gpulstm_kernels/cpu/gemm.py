@@ -49,24 +49,23 @@ def _tile_inside(c, at, ldc, columns, add, a, lda, stepa, b, m, n, edge):
     ``at``: where the panel begins; ``columns``: how many there are from there on; the rest as for ``tile_rows``.
     """
     size, across = c.itemsize, WIDTH * lanes(c)
-    if columns >= across:
-        to = c.ctypes.data + at * size
-        start, lds = (to, ldc * size) if add else (edge.ctypes.data, 0)
-        tile_rows(WIDTH, c, c, 0, to, ldc * size, start, lds, a, lda, stepa, b, m, n)
-        return
-    rows = edge.ctypes.data + across * size
-    for r0 in range(0, m, ROWS):
-        height = min(ROWS, m - r0)
-        for r in range(height * add):
-            for v in range(0, columns, lanes(c)):
-                value = load(c, c.ctypes.data + (at + (r0 + r) * ldc + v) * size, columns - v)
-                store(c, value, rows + (r * across + v) * size, lanes(c))
-        start, lds = (rows, across * size) if add else (edge.ctypes.data, 0)
-        tile_rows(WIDTH, c, c, 0, rows, across * size, start, lds, a + r0 * lda, lda, stepa, b, height, n)
-        for r in range(height):
-            for v in range(0, columns, lanes(c)):
-                value = load(c, rows + (r * across + v) * size, lanes(c))
-                store(c, value, c.ctypes.data + (at + (r0 + r) * ldc + v) * size, columns - v)
+    inside = columns >= across
+    step = max(1, m) if inside else ROWS  # a panel that reaches past the last column goes through ``edge``, tile by tile
+    to, apart = (c.ctypes.data + at * size, ldc * size) if inside else (edge.ctypes.data + across * size, across * size)
+    start, lds = (to, apart) if add else (edge.ctypes.data, 0)
+    for r0 in range(0, m, step):
+        height = min(step, m - r0)
+        if not inside and add:
+            for r in range(height):
+                for v in range(0, columns, lanes(c)):
+                    value = load(c, c.ctypes.data + (at + (r0 + r) * ldc + v) * size, columns - v)
+                    store(c, value, to + r * apart + v * size, lanes(c))
+        tile_rows(WIDTH, c, c, 0, to, apart, start, lds, a + r0 * lda, lda, stepa, b, height, n)
+        if not inside:
+            for r in range(height):
+                for v in range(0, columns, lanes(c)):
+                    value = load(c, to + r * apart + v * size, lanes(c))
+                    store(c, value, c.ctypes.data + (at + (r0 + r) * ldc + v) * size, columns - v)
 
 
 def edges(threads: int, dtype: np.dtype) -> np.ndarray:
