@@ -133,7 +133,7 @@ def _one_step(
     for d, own in enumerate(weights):
         row = np.array(step.program_row(x[0], own, state[0][d], states[d], new_h[d]), np.int64)
         at_most = max(1, (own["weight_ih"].size + own["weight_hh"].size) // step.WORTH_A_THREAD)
-        arguments = x[0], row, step.room(cell, at_most, x.dtype), np.zeros(1, np.int64)
+        arguments = x[0], row, step.room(cell, at_most), np.zeros(1, np.int64)
         crew.run(functools.partial(_run_step, cell, arguments), at_most)
     y = new_h.swapaxes(0, 1).reshape(1, batch, directions * hidden)
     return y.copy() if directions == 1 else y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
@@ -303,8 +303,7 @@ def _weights(cell: Cell, weights: Mapping[str, np.ndarray], width: int) -> Weigh
     """``weights`` as kernels take them; a weight that is narrower than its bias has a projection in the wider dtype."""
     ih, hh = weights["weight_ih"], weights["weight_hh"]
     dtype = ih.dtype if ih.dtype.kind == "f" else np.dtype(np.float32)
-    biases = [weights["bias_ih"] + weights["bias_hh"]] if "bias_ih" in weights else []
-    bias = packing.in_panels(sum(biases, np.zeros(len(hh), dtype)), len(cell.gates), width)
+    bias = packing.biases(weights, len(cell.gates), width, dtype)
     return Weights(ih, hh, weights.get("weight_hr", np.empty((0, 0), dtype)), bias)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -240,6 +240,13 @@ def in_panels(values: np.ndarray, gates: int, width: int) -> np.ndarray:
     padded = zeros((gates, count * width), values.dtype)
     padded[:, :units] = values.reshape(gates, units)
     return padded.reshape(gates, count, width).transpose(1, 0, 2).ravel()
+
+
+def biases(weights: Mapping[str, np.ndarray], gates: int, width: int, dtype: np.dtype) -> np.ndarray:
+    """The sum of a layer's biases, zeros if it has none, in panels."""
+    if "bias_ih" in weights:
+        return in_panels(weights["bias_ih"] + weights["bias_hh"], gates, width)
+    return in_panels(np.zeros(len(weights["weight_hh"]), dtype), gates, width)
 
 
 def columns(weight: np.ndarray, gates: int = 1, width: int = 1, keep: bool = True) -> np.ndarray:

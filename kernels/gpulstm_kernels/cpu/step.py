@@ -126,7 +126,7 @@ def step(cell, x, row, rooms, counters, rank):
         i = next_number(counters.ctypes.data)
 
 
-def room(cell: Cell, threads: int, dtype: np.dtype, rows: int = 1, extra: int = 0) -> np.ndarray:
+def room(cell: Cell, threads: int, rows: int = 1, extra: int = 0) -> np.ndarray:
     """Scratch for each of ``threads`` to hold a panel of gates and the states of ``rows`` rows, and ``extra`` bytes."""
     registers = len(cell.gates) * panel_vectors(len(cell.gates)) + len(cell.states)
     return empty((threads, rows * registers * REGISTER_BYTES + extra), np.dtype(np.uint8))
@@ -150,10 +150,10 @@ def _pack(cell: Cell, weights: Mapping[str, np.ndarray], dtype: np.dtype) -> dic
     gates = len(cell.gates)
     width = panel_vectors(gates) * lanes(dtype)
     packed = {name: packing.rows(weights[name], gates, width) for name in ("weight_ih", "weight_hh")}
-    biases = [weights["bias_ih"] + weights["bias_hh"]] if "bias_ih" in weights else []
-    summed = sum(biases, np.zeros(len(weights["weight_hh"]), dtype))
-    values = {"bias_ih": summed, **{name: value for name, value in weights.items() if name.startswith("scale")}}
-    return packed | {name: packing.in_panels(value, gates, width) for name, value in values.items()}
+    packed["bias_ih"] = packing.biases(weights, gates, width, dtype)
+    for name in weights.keys() & {"scale_ih", "scale_hh"}:
+        packed[name] = packing.in_panels(weights[name], gates, width)
+    return packed
 
 
 @inline
@@ -235,7 +235,7 @@ class Stream:
         # the number of the step, and whether the thread is there.
         self._shared = np.zeros((len(layers) + 1, threads + 1, 8), np.int64)
         rows16 = batch * (row_bytes(like, max(inputs, hidden)) + row_bytes(like, hidden))
-        self._stack = self._programs, self._shared, room(cell, threads, dtype, batch, rows16)
+        self._stack = self._programs, self._shared, room(cell, threads, batch, rows16)
         self._like = like[:0]
         self._run = entry_point(_step_all, cell, self._x, self._like, *self._stack)
         if threads > 1:
