@@ -67,8 +67,8 @@ def report(record: dict[str, Any]) -> str:
             )
     if record.get("memory"):
         parts.append(
-            "peak memory of training, MiB above what is resident before: least is y, states, gates and gradients\n\n"
-            + memory_table(record["memory"])
+            "peak memory of training, MiB above what is resident before: tape is y, c and gates of every step, least "
+            f"adds the gradients of x and parameters\n\n{memory_table(record['memory'])}"
         )
     parts.append(notes(record))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -173,13 +173,14 @@ def memory_table(found: Sequence[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for _, name in sizes))
     body = []
     for case in dict.fromkeys(case for case, _ in sizes):
-        line, own = [case.label, f"{memory.least(case) / 2**20:.0f}"], sizes.get((case, SUBJECT))
+        line = [case.label, *(f"{floor(case) / 2**20:.0f}" for floor in (memory.tape, memory.least))]
+        own = sizes.get((case, SUBJECT))
         for name in names:
             size = sizes.get((case, name))
             ratio = f" {size / own:.2f}×" if size is not None and own and name != SUBJECT else ""
             line.append("-" if size is None else f"{size / 2**20:.0f}{ratio}")
         body.append(line)
-    return markdown([["B,T,H", "least", *names], *body])
+    return markdown([["B,T,H", "tape", "least", *names], *body])
 
 
 def figure(row: Row, name: str) -> str:
