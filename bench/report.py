@@ -58,7 +58,9 @@ def report(record: dict[str, Any]) -> str:
             f"inference with weights in fewer bits, milliseconds, and how many times longer the best float32 peer and "
             f"{SUBJECT} in float32 take\n\n{narrow_table(rows(record, 'inference'))}"
         )
-    for table, title in (("steps", "steps T"), ("batch", "sequences B")):
+    # bench.providers.gpulstm times a single step in a stream; layers of torch have none
+    single = f" (inference of one step by {SUBJECT}: in its stream)" if record["kind"] == "cpu" else ""
+    for table, title in (("steps", f"steps T{single}"), ("batch", "sequences B")):
         scaled = [(mode, rows(record, mode, table)) for mode in MODES]
         if any(table_rows for _, table_rows in scaled):
             parts.append(
