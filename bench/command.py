@@ -15,19 +15,20 @@ from .gpu import command as on_gpu
 from .plot import plot
 from .pool import ROOT, ProviderError
 from .registry import (
-    BATCH,
     CPU_GRID,
     CPU_PROVIDERS,
     MEMORY_CASES,
-    STEPS,
+    NARROW,
     SUBJECT,
+    TABLES,
     TORCH_GRID,
     TORCH_PROVIDERS,
     Case,
     Provider,
-    Table,
+    named,
     parse_case,
     select,
+    timed_tables,
 )
 from .report import report
 from .run import Record, Settings, load, new_record, run_cpu
@@ -46,18 +47,27 @@ def run() -> None:
 
 
 def measures(
-    kind: str,
-    grid: tuple[Case, ...],
-    providers: Mapping[str, Provider],
-    further: tuple[Table, ...] = (),
-    memory_cases: tuple[Case, ...] = (),
+    kind: str, grid: tuple[Case, ...], providers: Mapping[str, Provider], tables: tuple[str, ...]
 ) -> Callable[..., None]:
-    """A command that times ``grid`` and ``further`` tables with ``providers`` on the CPU."""
+    """A command that fills ``tables`` by default, of ``grid`` and ``providers`` on the CPU."""
+    for_cases = [name for name in tables if name in ("grid", "narrow")]
 
-    @click.option("--quick", is_flag=True, help="Fewer and shorter turns, the grid alone: three minutes on two cores.")
+    @click.option("--quick", is_flag=True, help="Fewer and shorter turns, fewer cases: three minutes on two cores.")
     @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help=f"Folder; default: {RESULTS}.")
     @click.option("--providers", "names", metavar="A,B", help=f"Some of {', '.join(providers)}; default: all.")
-    @click.option("--case", "cases", multiple=True, metavar="B,T,H", help="Instead of all tables; may be repeated.")
+    @click.option(
+        "--case",
+        "cases",
+        multiple=True,
+        metavar="B,T,H",
+        help="Instead of the grid, and where memory is measured; may be repeated.",
+    )
+    @click.option(
+        "--tables",
+        "wanted",
+        metavar="A,B",
+        help=f"Some of {', '.join(TABLES)}; default: {','.join(tables)}, with --case {','.join(for_cases)}.",
+    )
     @click.option("--rounds", type=click.IntRange(1), help="Turns for each provider and case (9; quick: 3).")
     @click.option("--threads", type=click.IntRange(1), help="The same for every provider; default: all cores.")
     @click.option("--dtype", type=click.Choice(["float32"]), default="float32", show_default=True)
@@ -66,18 +76,23 @@ def measures(
         out: Path | None,
         names: str | None,
         cases: tuple[str, ...],
+        wanted: str | None,
         rounds: int | None,
         threads: int | None,
         dtype: str,
     ) -> None:
         try:
-            chosen = select(names, providers)
             asked = tuple(map(parse_case, cases))
+            shown = named(wanted, TABLES, "tables") if wanted is not None else for_cases if asked else tables
+            entitled = {n: p for n, p in providers.items() if n not in NARROW or "narrow" in shown}
+            chosen = select(names, entitled)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
-        whole = not asked and not quick
-        tables = [Table("grid", asked or grid), *(further if whole else ())]
-        tables = [replace(t, cases=tuple(replace(case, dtype=dtype) for case in t.cases)) for t in tables]
+        timed = [
+            replace(table, cases=tuple(replace(case, dtype=dtype) for case in table.cases))
+            for table in timed_tables(shown, asked or grid, quick)
+        ]
+        memory_cases = asked or MEMORY_CASES[:: 2 if quick else 1]
         threads = threads or machine.cores()
         settings = Settings(threads, rounds or 3, 0.05) if quick else Settings(threads, rounds or 9, 0.25)
         record = new_record(kind, settings, chosen)
@@ -85,7 +100,7 @@ def measures(
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}.json"
         try:
-            run_cpu(record, path, tables, chosen, settings, say, memory_cases if whole else ())
+            run_cpu(record, path, timed, chosen, settings, say, memory_cases if "memory" in shown else ())
         except KeyboardInterrupt:
             say("interrupted")
         except ProviderError as error:
@@ -98,10 +113,10 @@ def measures(
 run.command(
     "cpu",
     help="One layer, I = H, float32, on the CPU: inference, training, narrow weights, cost of more steps, memory.",
-)(measures("cpu", CPU_GRID, CPU_PROVIDERS, (STEPS, BATCH), MEMORY_CASES))
+)(measures("cpu", CPU_GRID, CPU_PROVIDERS, TABLES))
 run.command(
     "torch", help="gpulstm.torch.LSTM beside torch.nn.LSTM on the CPU, and the same layer on NumPy arrays ('arrays')."
-)(measures("torch", TORCH_GRID, TORCH_PROVIDERS))
+)(measures("torch", TORCH_GRID, TORCH_PROVIDERS, ("grid",)))
 
 
 @run.command(
@@ -133,7 +148,7 @@ def finish(record: Record, path: Path) -> None:
     path.with_suffix(".md").write_text(text)
     note = plot(record, path.with_suffix(".png"))
     say(note or f"written: {path.with_suffix('')}.json .md .png")
-    rejected = any(cell["rejected"] for cell in record["cells"] if cell["provider"] == SUBJECT)
+    rejected = any(cell["rejected"] for cell in record["cells"] if cell["provider"] in (SUBJECT, *NARROW))
     if rejected or not record["finished"]:
         sys.exit(1)
 

@@ -1,20 +1,21 @@
 """What a training step holds in memory: ``python -m bench.memory MODULE THREADS B,T,H`` prints bytes, one process each.
 
 The peak of the resident set while a few steps run, less what was resident before the first: inputs, parameters and all
-that a small case of the same kind loaded and compiled. Linux alone tells and resets the peak.
+that a small case of the same kind loaded and compiled. Where the system does not begin the peak anew (Linux does), the
+peak until then stands for what was resident, and the figure may be too low by what was freed.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
+import math
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .pool import environment
+from . import pool
 from .problem import Problem
 from .registry import Case, Provider, parse_case
 from .worker import limit_cores
@@ -27,10 +28,17 @@ def measure(provider: Provider, case: Case, threads: int) -> dict[str, Any]:
     """``{"case", "provider", "bytes"}``; bytes is None where it cannot be known, and ``reason`` says why."""
     sizes = f"{case.batch},{case.steps},{case.hidden}"
     command = [sys.executable, "-m", "bench.memory", provider.module, str(threads), sizes]
-    done = subprocess.run(command, env=environment(threads), capture_output=True, text=True)
-    last = (done.stderr.strip().splitlines() or [f"process ended with status {done.returncode}"])[-1]
     found = {"case": asdict(case), "provider": provider.name}
-    return found | ({"bytes": None, "reason": last} if done.returncode else {"bytes": json.loads(done.stdout)})
+    try:
+        done = subprocess.run(
+            command, env=pool.environment(threads), capture_output=True, text=True, timeout=pool.PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        return found | {"bytes": None, "reason": f"no answer in {pool.PATIENCE:g} s"}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"process ended with status {done.returncode}"])[-1]
+        return found | {"bytes": None, "reason": last}
+    return found | {"bytes": int(done.stdout.split()[-1])}  # whatever a library printed before
 
 
 def progress(found: dict[str, Any]) -> str:
@@ -38,13 +46,15 @@ def progress(found: dict[str, Any]) -> str:
     return f"memory {Case(**found['case']).label}: {found['provider']} {size}"
 
 
-def least(case: Case) -> int:
-    """Bytes that no training step of ``case`` can do without, in float32.
+def tape(case: Case) -> int:
+    """Bytes that the forward pass saves for the backward one, in float32: y, c and the four gates of every step."""
+    return 4 * 6 * case.steps * case.batch * case.hidden
 
-    y, the state and four gates of every step, the gradient of the input, and those of the parameters.
-    """
-    parameters = sum(rows * (shape[0] if shape else 1) for rows, *shape in case.parameters.values())
-    return 4 * (case.steps * case.batch * case.hidden * 7 + parameters)
+
+def least(case: Case) -> int:
+    """Bytes of the tape and of the gradients that a step returns: those of x and of the parameters."""
+    parameters = sum(map(math.prod, case.parameters.values()))
+    return tape(case) + 4 * (case.steps * case.batch * case.hidden + parameters)
 
 
 def peak_of_training(module: str, case: Case) -> int:
@@ -52,24 +62,42 @@ def peak_of_training(module: str, case: Case) -> int:
     provider = importlib.import_module(module)
     provider.training(Problem.of(Case(16, 16, case.hidden)))[0]()
     call, _ = provider.training(Problem.of(case))
-    _RESET.write_text("5")  # the peak begins anew
-    before = _kilobytes("VmRSS")
+    before = _begin()
     for _ in range(_STEPS):
         result = call()
         del result
-    return 1024 * (_kilobytes("VmHWM") - before)
+    return _peak() - before
 
 
-def _kilobytes(name: str) -> int:
+def _begin() -> int:
+    """Begin the peak anew; bytes that are resident now, or the peak until now where it cannot be begun anew."""
+    try:
+        _RESET.write_text("5")
+    except OSError:
+        return _peak()
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    """Bytes of the largest resident set so far."""
+    if _STATUS.exists():
+        return _status("VmHWM")  # getrusage may give that of the process which started this one
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else 1024 * size
+
+
+def _status(name: str) -> int:
     (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1])
+    return 1024 * int(line.split()[1])
 
 
 def main() -> None:
     module, threads, sizes = sys.argv[1:]
     limit_cores(int(threads))
     importlib.import_module(module).setup(int(threads))
-    print(json.dumps(peak_of_training(module, parse_case(sizes))))
+    print(peak_of_training(module, parse_case(sizes)))
 
 
 if __name__ == "__main__":

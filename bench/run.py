@@ -20,7 +20,7 @@ from .registry import MODES, REFERENCE, Case, Provider, Table
 from .timing import Spread
 from .verify import Verdict, check
 
-SCHEMA = 1
+SCHEMA = 1  # records of before there were further tables have no "memory", and cells without "table" are of the grid
 Record = dict[str, Any]
 Say = Callable[[str], None]
 
@@ -94,7 +94,7 @@ def run_cpu(
             for case in table.cases if timed else ():
                 reference.send_prepare(case, MODES[-1])  # training's outputs are inference's and more
                 truth = reference.receive_outputs()
-                for mode in MODES:
+                for mode in table.modes:
                     entrants = [worker for worker in timed if mode in worker.provider.modes]
                     cells = prepare(entrants, Problem.of(case), mode, truth)
                     for _, cell in cells:
