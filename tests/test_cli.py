@@ -253,7 +253,7 @@ def test_a_full_disk(data, tmp_path, monkeypatch):
 
 
 def test_divergence(data, tmp_path):
-    result = train("--data", data, "--out", tmp_path, *MODEL, "--steps", 20, "--optimizer", "sgd", "--lr", "1e38")
+    result = train("--data", data, "--out", tmp_path, *MODEL, "--steps", 20, "--optimizer", "sgd", "--lr", "1e40")
     assert "training diverged after step" in error(result)
     assert "step-00000000" in error(result)
     assert checkpoint.load(tmp_path).step == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -118,25 +117,6 @@ def test_threads_that_look_out_for_steps_take_part_and_leave_for_calls(monkeypat
         layer.stream()(x[0])  # is gone while a thread may still look out for it
         crew.resize(1)
         steps()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_stream_goes_on_in_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "_WORTH_A_LOOKOUT", 1)
-    layer = gpulstm.LSTM(40, 70, seed=0)
-    x, _ = sequence(layer, 1, 60)
-    expected = [y.copy() for y in map(layer.stream(), x)]
-    with problems.threads(2):
-        stream = layer.stream()
-        for t in range(30):
-            stream(x[t])
-        child = os.fork()
-        if child == 0:
-            good = all(np.array_equal(stream(x[t]), expected[t]) for t in range(30, 60))
-            os._exit(0 if good else 1)
-        assert os.waitpid(child, 0)[1] == 0
-        for t in range(30, 60):
-            np.testing.assert_array_equal(stream(x[t]), expected[t])
 
 
 def test_a_state_comes_out_and_goes_in() -> None:

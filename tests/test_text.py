@@ -308,6 +308,15 @@ def test_sampling_follows_the_probabilities():
             assert counts[character] / 5000 == pytest.approx(weight / sum(weights.values()), abs=0.03)
 
 
+def test_a_model_whose_logits_are_not_finite_is_named():
+    model = build(CONFIG)
+    for value in model.params.values():
+        value[...] = np.nan
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="model: expected finite logits"):
+            sample(model, "a", 3, temperature=temperature)
+
+
 def test_samples_depend_on_the_seed_alone():
     model = build(CONFIG)
     assert sample(model, rng=1) == sample(model, rng=1) != sample(model, rng=2)

@@ -275,6 +275,30 @@ if hasattr(os, "fork"):  # Windows has no such thing
         """
         assert python(script, tmp_path) == "True 0\n"
 
+    def test_a_stream_goes_on_in_a_forked_child(tmp_path: Path) -> None:
+        script = """
+            import os, warnings
+            import numpy as np
+            import gpulstm, problems
+            from gpulstm_kernels.cpu import step
+
+            warnings.simplefilter("ignore", DeprecationWarning)
+            step._WORTH_A_LOOKOUT = 1  # so that a thread takes part
+            layer = gpulstm.LSTM(40, 70, seed=0)
+            x = np.random.default_rng(0).standard_normal((60, 1, 40)).astype("f4")
+            expected = [y.copy() for y in map(layer.stream(), x)]
+            with problems.threads(2):
+                stream = layer.stream()
+                same = all([np.array_equal(stream(x[t]), expected[t]) for t in range(30)])
+                child = os.fork()
+                same = same and all([np.array_equal(stream(x[t]), expected[t]) for t in range(30, 60)])
+                if child == 0:
+                    os._exit(0 if same else 1)
+                _, status = os.waitpid(child, 0)
+            print(same, os.waitstatus_to_exitcode(status))
+        """
+        assert python(script, tmp_path) == "True 0\n"
+
 
 # --- installs -----------------------------------------------------------------------------------------------------
 

@@ -223,7 +223,7 @@ def sample(
     ``temperature`` divides the logits (0 takes the likeliest byte always), ``top_k`` leaves the k likeliest.
 
     Raises:
-        ValueError, TypeError: a negative length or temperature, or a top_k outside 1..256.
+        ValueError, TypeError: a negative length or temperature, a top_k outside 1..256, or logits that are not finite.
     """
     checks.integer(length, "length", 0)
     checks.real(temperature, "temperature", "[0, inf)")
@@ -235,6 +235,8 @@ def sample(
     written = bytearray()
     while len(written) < length:
         last = arrays.on_host(logits[-1:, 0], "logits")[0]
+        if not math.isfinite(last.max()):  # minus infinity is a byte that never comes
+            raise ValueError("model: expected finite logits, got NaN or infinity: was its training diverging?")
         written.append(_draw(last.astype(np.float64), temperature, top_k, rng))
         logits, state = model(np.array([[written[-1]]], np.uint8), state)
     return bytes(written).replace(SEPARATOR, b"\n").decode("utf-8", errors="replace")
