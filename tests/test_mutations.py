@@ -30,6 +30,7 @@ from gpulstm_kernels import reference
 from gpulstm_kernels.cells import lstm as lstm_maths
 from gpulstm_kernels.cells import rnn as rnn_maths
 from gpulstm_kernels.cpu import layer, sequence, threads
+from gpulstm_kernels.cpu.team import new_team
 
 
 def agree(found: Arrays, expected: Arrays, what: str) -> bool:
@@ -250,7 +251,7 @@ TERMS = [
     ("dh[0, b, o0:o1] = 0", "ON dh[0, b, o0:o1] = 0"),
     ("_multiply_panels(dh, ", "ON _multiply_panels(dh, "),
 ]
-NUMBER = 15  # place in the barrier's array where a kernel with TERMS reads which of them is missing
+PLACE = 120  # bytes from a barrier to where a kernel with TERMS reads which of them is missing
 
 
 def walk_with_terms() -> ModuleType:
@@ -263,20 +264,18 @@ def walk_with_terms() -> ModuleType:
         new = new.replace("KEEP", f"(1.0 if mutant != {number} else 0.0)")
         backward = backward.replace(old, new.replace("ON ", f"if mutant != {number}: "))
     backward = re.sub(r"_step_cell_backward\(\s*cell", "_step_cell_backward(mutant, cell", backward)
-    backward = backward.replace("    meetings = 0\n", f"    meetings = 0\n    mutant = barrier[{NUMBER}]\n", 1)
-    return module_from(ast.parse(forward + backward), sequence, "sequence_mutant")
+    backward = backward.replace("    meetings = 0\n", f"    meetings = 0\n    mutant = read(barrier + {PLACE})\n", 1)
+    whole = forward.replace("from .team import", "from .atomics import read\nfrom .team import") + backward
+    return module_from(ast.parse(whole), sequence, "sequence_mutant")
 
 
 def test_every_term_of_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     def without(number: int) -> bool:
         """Whether the walk still agrees when it lacks the term of that number."""
 
-        def new_barrier() -> np.ndarray:
-            barrier = np.zeros((2, 16), np.int64)
-            barrier[:, NUMBER] = number
-            return barrier
-
-        monkeypatch.setattr(threads, "new_barrier", new_barrier)
+        team = new_team([])
+        team[1:] = number  # the barriers of a thread that works alone, which it does not use
+        monkeypatch.setattr(threads, "_ALONE", team)
         return kernels_agree()
 
     for case in WALKS:

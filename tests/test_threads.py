@@ -21,8 +21,10 @@ import pytest
 from numba import njit
 
 import gpulstm
-from gpulstm_kernels.cpu import threads
-from gpulstm_kernels.cpu.threads import Crew, available_cores, crew, meet
+from gpulstm_kernels.cpu import team, threads
+from gpulstm_kernels.cpu.atomics import fetch_add
+from gpulstm_kernels.cpu.team import meet, run_shares, shares
+from gpulstm_kernels.cpu.threads import Crew, available_cores, crew
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,6 +51,33 @@ def size() -> Iterator[int]:
     before = gpulstm.get_num_threads()
     yield before
     gpulstm.set_num_threads(before)
+
+
+@njit(nogil=True)
+def _note_share(sizes, raiser, waited, rank, size, barrier):
+    """Writes down the size of the team; rank ``raiser`` fails, the others meet; a wait of so long is pretended."""
+    sizes[rank] = size
+    if rank == raiser:
+        raise ZeroDivisionError
+    if raiser >= 0:
+        meet(barrier, 1, size)
+    if rank == 0:
+        fetch_add(barrier + team._WAITED, waited)
+
+
+@njit(nogil=True)
+def _note(team, arguments):
+    return run_shares(team, *shares(_note_share, arguments))
+
+
+def note(crew: Crew, at_most: int, meets: bool = False, raiser: int = -1, waited: int = 0) -> list[int]:
+    """The size of the team, as each thread that ran a share saw it."""
+    sizes = np.zeros(9, np.int64)
+    try:
+        crew.run(_note, None, (sizes, raiser, waited), at_most, meets)
+    finally:
+        noted = sizes[sizes > 0].tolist()
+    return noted
 
 
 # --- how many -----------------------------------------------------------------------------------------------------
@@ -147,20 +176,16 @@ def test_resizing_while_others_compute() -> None:
         resizing.result()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no such thing on this system")
 def test_a_thread_leaves_its_callers_core_to_the_caller() -> None:
-    own, cores = Crew(), []
+    own = Crew()
     own.resize(2)
-
-    def share(rank: int, size: int, barrier: np.ndarray) -> None:
-        if rank == 1 and hasattr(os, "sched_getaffinity"):
-            cores.append(len(os.sched_getaffinity(0)))
-        while rank == 0 and len(cores) < calls and hasattr(os, "sched_getaffinity"):
-            time.sleep(1e-3)  # else the caller takes the share back from a thread that is late
-
-    for calls in (1, 2, 3):  # noqa: B007 (share waits for so many)
-        own.run(share, 2)
+    for _ in range(3):
+        note(own, 2)
+        time.sleep(0.01)  # the first call may come before the thread has begun
+    cores = len(os.sched_getaffinity(own._workers[0]._thread.native_id))
     own.close()
-    assert set(cores[1:]) <= {max(1, available_cores() - 1)}  # the first may come before the thread has begun
+    assert cores == max(1, available_cores() - 1)
 
 
 # --- lent threads -------------------------------------------------------------------------------------------------
@@ -177,14 +202,12 @@ def test_a_lent_thread_leaves_for_a_call() -> None:
     own = Crew()
     own.resize(2)
     events: list[str] = []
-    ranks: list[int] = []
     own.lend(1, functools.partial(_look_out, events))
     while not events:
         time.sleep(1e-3)
     own.lend(2, functools.partial(_look_out, events))  # there is no such thread
     for _ in range(2):
-        own.run(lambda rank, size, barrier: ranks.append(rank), 2)
-    assert sorted(ranks) == [0, 0, 1, 1]
+        assert note(own, 2, raiser=9) == [2, 2]  # who meets the thread knows that it has left
     own.lend(1, functools.partial(_look_out, events))
     own.close()
     assert events in (["came", "left"], ["came", "left"] * 2)  # closed before it came, or after
@@ -194,7 +217,8 @@ def test_nothing_is_lent_by_a_busy_or_a_crowded_crew() -> None:
     own = Crew()
     own.resize(2)
     lent: list[Any] = []
-    own.run(lambda rank, size, barrier: own.lend(1, lambda *posted: lent.append(posted)), 2)
+    with own._lock:
+        own.lend(1, lambda *posted: lent.append(posted))
     own.look_back(True)
     own.look_back(True)
     own.lend(1, lambda *posted: lent.append(posted))
@@ -219,38 +243,23 @@ def test_a_crew_that_becomes_crowded_recalls_its_threads() -> None:
 # --- errors and forks ---------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True)
-def _wait_for_all(barrier, size):
-    meet(barrier, 1, size)
-
-
 @pytest.mark.parametrize("raiser", [0, 1, 2])
 def test_an_error_in_a_share_is_raised_and_the_crew_goes_on(raiser: int, size: int) -> None:
     """Whoever waits at the barrier for the share that failed is let go."""
-    _wait_for_all(np.zeros(16, np.int64), 1)
     crew.resize(3)
-    ranks = []
+    with pytest.raises(RuntimeError, match="_note: a share of the kernel ended with an error"):
+        note(crew, 3, raiser=raiser)
+    assert note(crew, 3, raiser=9) == [3, 3, 3]
 
-    def share(rank: int, size: int, barrier: np.ndarray) -> None:
-        ranks.append(rank)
-        if rank == raiser:
-            raise ZeroDivisionError(f"rank {rank}")
-        _wait_for_all(barrier[0], size)
 
-    with pytest.raises(ZeroDivisionError, match=f"rank {raiser}"):
-        crew.run(share, 3)
-    assert sorted(ranks) == [0, 1, 2]
-    raiser = -1
-    crew.run(share, 3)
-    assert sorted(ranks) == [0, 0, 1, 1, 2, 2]
+def test_an_error_in_a_call_without_threads(size: int) -> None:
+    with pytest.raises(RuntimeError, match="_note: a share of the kernel ended with an error"):
+        note(crew, 1, raiser=0)
 
 
 def test_no_more_shares_than_asked_for(size: int) -> None:
     crew.resize(3)
-    sizes: list[int] = []
-    for at_most in (1, 2, 3, 9):
-        crew.run(lambda rank, size, barrier: sizes.append(size), at_most)
-    assert sizes == [1] + [2] * 2 + [3] * 6
+    assert [note(crew, at_most) for at_most in (1, 2, 3, 9)] == [[1], [2] * 2, [3] * 3, [3] * 3]
 
 
 if hasattr(os, "fork"):  # Windows has no such thing
@@ -329,46 +338,32 @@ def test_an_install_that_nothing_can_be_written_to(tmp_path: Path) -> None:
     assert printed == f"True NullCache {tmp_path / 'gpulstm' / '__init__.py'}\n"
 
 
-def sizes(crew: Crew, meets: bool, waited: int = 0) -> list[int]:
-    """With how many threads a call runs; ``waited``: what its barrier says of threads that waited for each other."""
-    seen = []
-
-    def share(rank: int, size: int, barrier: np.ndarray) -> None:
-        seen.append(size)
-        barrier[0, threads._WAITED] = waited
-
-    crew.run(share, 2, meets)
-    return seen
-
-
 def test_a_crowded_crew_works_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(threads.time, "monotonic", lambda: now)
     crew = Crew()
     crew.size = 2
     try:
-        assert sizes(crew, True, waited=1 << 62) == [2, 2]
-        assert sizes(crew, True) == [2, 2]  # once is bad luck
-        assert sizes(crew, True, waited=1 << 62) == [2, 2]
+        assert note(crew, 2, True, waited=1 << 62) == [2, 2]
+        assert note(crew, 2, True) == [2, 2]  # once is bad luck
+        assert note(crew, 2, True, waited=1 << 62) == [2, 2]
         for pause in (0.1, 0.2, 0.4):  # doubled each time
-            assert sizes(crew, True, waited=1 << 62) == [2, 2]
+            assert note(crew, 2, True, waited=1 << 62) == [2, 2]
             now += pause - 0.01
-            assert sizes(crew, True) == [1]
-            assert sizes(crew, False) == [2, 2]  # who waits for nobody is not slowed down
+            assert note(crew, 2, True) == [1]
+            assert note(crew, 2, False) == [2, 2]  # who waits for nobody is not slowed down
             now += 0.02
-        assert sizes(crew, True) == [2, 2]
-        assert sizes(crew, True, waited=1 << 62) == [2, 2]
-        assert sizes(crew, True) == [2, 2]
+        assert note(crew, 2, True) == [2, 2]
+        assert note(crew, 2, True, waited=1 << 62) == [2, 2]
+        assert note(crew, 2, True) == [2, 2]
     finally:
         crew.close()
 
 
 def test_a_share_that_nobody_began_is_taken_back() -> None:
-    """A thread that does not come to its task does not hold the call up."""
-    worker, ran = threads._Worker(), []
-    worker.end()  # it will never come
-    worker.post(lambda: ran.append(threading.current_thread()))
-    assert worker.finish() is None
-    assert ran == [threading.current_thread()]
-    worker.post(lambda: 1 / 0)
-    assert isinstance(worker.finish(), ZeroDivisionError)
+    """A thread that does not come to its share does not hold the call up."""
+    own = Crew()
+    own.resize(2)
+    note(own, 2)
+    own._workers[0].end()  # it will never come
+    assert note(own, 2) == [2, 2]

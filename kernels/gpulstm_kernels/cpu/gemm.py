@@ -16,14 +16,15 @@ import numpy as np
 from ..memory import empty, zeros
 from . import packing
 from .compile import inline, kernel
-from .threads import crew, meet, share
+from .team import meet, run_shares, share, shares
+from .threads import crew
 from .tile import ROWS, WIDTH, tile_rows
 from .vector import lanes, load, store
 
 DEPTH = 512  # steps along K that one pass takes: a panel of them stays in the L2 cache
 _OUTER_DEPTH = 512  # the same where both operands are packed: a thread holds its share of one of them whole
 _BLOCK = 96  # rows of A that stay in the L2 cache while all panels of B pass
-_WORTH_A_THREAD = 5_000_000  # multiply-adds below which waking a thread costs more than it brings
+_WORTH_A_THREAD = 2_000_000  # multiply-adds below which a further thread costs more than it brings
 
 
 @inline
@@ -73,8 +74,8 @@ def edges(threads: int, dtype: np.dtype) -> np.ndarray:
     return zeros((threads, (1 + ROWS) * WIDTH * lanes(dtype)), dtype)
 
 
-@kernel
-def _multiply(c, n, a, lda, packed, m, k, edges, rank, size):
+@inline
+def _multiply_share(c, n, a, lda, packed, m, k, edges, rank, size, barrier):
     """C (m, n) += A (m, k) · B for a packed B; threads split the rows of C, and blocks of them stay in the cache."""
     across = WIDTH * lanes(c)
     top, bottom = share(m, rank, size)
@@ -83,12 +84,17 @@ def _multiply(c, n, a, lda, packed, m, k, edges, rank, size):
             multiply_panel(c, r0 * n, n, n, a, r0 * lda, lda, packed, p, min(_BLOCK, bottom - r0), k, edges[rank])
 
 
+@kernel
+def _multiply(team, arguments):
+    return run_shares(team, *shares(_multiply_share, arguments))
+
+
 def multiply_packed(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     """C (M, N) += A (M, K) · B, with B (K, N) as :mod:`.packing` gives it; C-contiguous, of one dtype."""
     (m, n), k = c.shape, a.shape[1]
     at_most = max(1, min(crew.size, m * n * k // _WORTH_A_THREAD))
     flat = (c.reshape(-1), n, a.reshape(-1), k, b, m, k, edges(at_most, c.dtype))
-    crew.run(lambda rank, size, barrier: _multiply(*flat, rank, size), at_most)
+    crew.run(_multiply, c.dtype, flat, at_most)
 
 
 def multiply(c: np.ndarray, a: np.ndarray, b: np.ndarray, transposed: bool = False) -> None:
@@ -110,8 +116,8 @@ def _pack_panels(like, to, b, b_at, n, k0, depth, first, last):
             store(like, load(like, source + v * item, n - v), to + place * item, lane)
 
 
-@kernel
-def _outer(
+@inline
+def _outer_share(
     c,
     sums,
     a,
@@ -183,6 +189,11 @@ def _outer(
                 )
 
 
+@kernel
+def _outer(team, arguments):
+    return run_shares(team, *shares(_outer_share, arguments))
+
+
 class Rows(NamedTuple):
     """Rows of a matrix in a flat array: (offset of the first element, elements from row to row) and columns."""
 
@@ -218,6 +229,6 @@ def outer(
     columns = units if gates == 1 else len(sums)
     b, d = right if len(right) == 2 else (right[0], Rows(a, (0, 0), 0))
     operands = (c, sums, a, a_at, *b, *d, gates, units, width, columns, k, packed_a, packed_bd, edges(size, dtype))
-    crew.run(lambda rank, size, barrier: _outer(*operands, rank, size, barrier[0]), size, meets=True)
+    crew.run(_outer, dtype, operands, size, meets=True)
     ends = np.cumsum([gates * units * b.columns for b in right])[:-1]
     return [part.reshape(gates * units, -1) for part in np.split(c, ends)], sums

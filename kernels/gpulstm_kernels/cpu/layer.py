@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +22,11 @@ _BLOCK = 48  # rows of a panel of gates that stay in the L1 cache from bias to c
 _FUSED_FROM = 4  # rows a thread has in a step from which they make tiles good enough to project input step by step
 _FUSED_TO = 4 << 20  # bytes of input weights that may be read again at every step
 _CHUNK_ROWS = 192  # rows of input that one pass projects: enough to reuse a panel, few enough to stay in the cache
-_WORTH_A_THREAD = 16_000_000  # multiply-adds below which waking a thread costs more than it brings
+_WORTH_A_THREAD = 4_000_000  # multiply-adds below which a further thread costs more than it brings
 NARROW = {"bf16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}  # what weights may be kept as, for inference
 _READ_COST = 8  # multiply-adds in the time it takes to read one weight
-_SHARED_FROM = 1 << 19  # bytes of recurrent weights from which threads share them rather than the batch
+_SPLIT_FROM = 6  # rows a thread has from which threads split the batch rather than share the weights
+_SHARED_FROM = 1 << 19  # bytes of recurrent weights from which they share them all the same
 
 
 class LayerTape(NamedTuple):
@@ -49,8 +49,8 @@ def thread_split(cell: Cell, steps: int, batch: int, weights: Weights, direction
     team = max(1, at_most // directions)
     across = WIDTH * lanes(weights.bias.dtype)
     can_share = -(-(weights.hh.shape[0] // len(cell.gates)) // across) >= team
-    by_batch = batch >= team and not (can_share and weights.hh.nbytes >= _SHARED_FROM)
-    return at_most, by_batch or not can_share
+    shares = batch < team * _SPLIT_FROM or weights.hh.nbytes >= _SHARED_FROM
+    return at_most, not (can_share and shares)
 
 
 def layer_forward(
@@ -85,10 +85,8 @@ def layer_forward(
     lengths = np.full(batch, steps, np.int64) if lengths is None else lengths
 
     ys = empty((steps + 2, batch, directions * outputs), dtype)
-    plans, tapes, gates, packed = [], [], [], []
-    edges = [gemm.edges(at_most, dtype) for _ in weights]
     row16 = row_bytes(own[0].ih, x.shape[2]) * max(1, chunk) + row_bytes(own[0].hh, outputs)
-    rows16 = [empty((at_most, row16 * batch), np.dtype(np.uint8)) for _ in weights]
+    nothing, walks = empty((0, 0), dtype), []
     for d in range(directions):
         plan = Plan(d == 1, d * outputs, keep, packs, by_batch, chunk, hidden, outputs)
         states = empty((len(cell.states), kept + 1, batch, padded), dtype)
@@ -98,19 +96,15 @@ def layer_forward(
             states[k, first, :, :hidden] = initial[d]
         ys[steps + 1 if plan.reverse else 0, :, plan.column : plan.column + outputs] = state[0][d]
         saved = empty((kept, batch, padded * cell.saved), dtype)
-        tapes.append(Tape(ys, states, saved, empty(((kept or 1) * projected, batch, hidden), dtype)))
-        plans.append(plan)
-        gates.append(empty(room, dtype))
-        packed.append(_packed_rows(own[d], weights[d], n_gates, width, packs))
+        tape = Tape(ys, states, saved, empty(((kept or 1) * projected, batch, hidden), dtype))
+        read = own[d]._replace(ih=nothing, hh=nothing) if packs else own[d]
+        packed = _packed_rows(own[d], weights[d], n_gates, width, packs)
+        scratch = empty(room, dtype), gemm.edges(at_most, dtype), empty((at_most, row16 * batch), np.dtype(np.uint8))
+        walks.append(sequence.Forward(read, packed, tape, *scratch, plan))
 
-    nothing = empty((0, 0), dtype)
-    read = [part._replace(ih=nothing, hh=nothing) if packs else part for part in own]
-
-    def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
-        scratch = gates[d], edges[d], rows16[d]
-        sequence.forward(cell, x, read[d], packed[d], lengths, tapes[d], *scratch, plans[d], rank, size, barrier)
-
-    _in_teams(walk, directions, at_most, meets=not by_batch)
+    arguments = cell, x, lengths, (walks[0], walks[-1]), directions
+    crew.run(sequence.forward, (cell, dtype, own[0].ih.dtype), arguments, at_most, meets=not by_batch)
+    plans, tapes = [walk.plan for walk in walks], [walk.tape for walk in walks]
     final: tuple[np.ndarray, ...] = (
         np.stack([ys[1 if p.reverse else steps, :, p.column : p.column + outputs] for p in plans]),
     )
@@ -133,14 +127,11 @@ def _one_step(
     for d, own in enumerate(weights):
         row = np.array(step.program_row(x[0], own, state[0][d], states[d], new_h[d]), np.int64)
         at_most = max(1, (own["weight_ih"].size + own["weight_hh"].size) // step.WORTH_A_THREAD)
-        arguments = x[0], row, step.room(cell, at_most), np.zeros(1, np.int64)
-        crew.run(functools.partial(_run_step, cell, arguments), at_most)
+        crew.run(
+            step.step, (cell, x.dtype), (cell, x[0], row, step.room(cell, at_most), np.zeros(1, np.int64)), at_most
+        )
     y = new_h.swapaxes(0, 1).reshape(1, batch, directions * hidden)
     return y.copy() if directions == 1 else y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
-
-
-def _run_step(cell: Cell, arguments: tuple, rank: int, size: int, barrier: np.ndarray) -> None:
-    step.step(cell, *arguments, rank)
 
 
 def layer_backward(
@@ -156,47 +147,30 @@ def layer_backward(
     projected = own[0].hr.size > 0
     at_most, _ = thread_split(cell, steps, batch, own[0], directions)
 
-    dh, dstates, dgates, dprojected, dhidden, packed = [], [], [], [], [], []
-    nothing, edges = empty(0, dtype), [gemm.edges(at_most, dtype) for _ in plans]
+    nothing, walks = empty(0, dtype), []
     for d in range(directions):
-        dh.append(empty((1, batch, outputs), dtype))
-        dh[d][0] = dstate[0][d]
-        dstates.append(zeros((len(cell.states), 1, batch, padded), dtype))
+        dh = empty((1, batch, outputs), dtype)
+        dh[0] = dstate[0][d]
+        dstates = zeros((len(cell.states), 1, batch, padded), dtype)
         for k, final in enumerate(dstate[1:]):
-            dstates[d][k, 0, :, :hidden] = final[d]
-        dgates.append(empty((steps, batch, padded * n_gates), dtype))
-        dprojected.append(empty((steps * projected, batch, outputs), dtype))
-        dhidden.append(empty((1 * projected, batch, hidden), dtype))
+            dstates[k, 0, :, :hidden] = final[d]
+        dgates = empty((steps, batch, padded * n_gates), dtype)
+        dprojected = empty((steps * projected, batch, outputs), dtype)
+        dhidden = empty((1 * projected, batch, hidden), dtype)
         hh = packing.columns(own[d].hh, n_gates, width)
-        packed.append(Packed(nothing, hh, packing.columns(own[d].hr), nothing, nothing))
+        packed = Packed(nothing, hh, packing.columns(own[d].hr), nothing, nothing)
+        gradients = dh, dstates, dgates, dprojected, dhidden
+        walks.append(sequence.Backward(packed, tape.tapes[d], *gradients, gemm.edges(at_most, dtype), plans[d]))
 
-    def walk(d: int, rank: int, size: int, barrier: np.ndarray) -> None:
-        sequence.backward(
-            cell,
-            dy,
-            tape.lengths,
-            packed[d],
-            tape.tapes[d],
-            dh[d],
-            dstates[d],
-            dgates[d],
-            dprojected[d],
-            dhidden[d],
-            edges[d],
-            plans[d],
-            rank,
-            size,
-            barrier,
-        )
-
-    _in_teams(walk, directions, at_most, meets=not plans[0].by_batch)
+    arguments = cell, dy, tape.lengths, (walks[0], walks[-1]), directions
+    crew.run(sequence.backward, (cell, dtype), arguments, at_most, meets=not plans[0].by_batch)
 
     rows, across = steps * batch, padded * n_gates
     dx = zeros((rows, inputs), dtype)
     grads = []
-    for d, plan in enumerate(plans):
-        of_gates, in_rows = dgates[d].reshape(-1), (0, across)
-        gemm.multiply_packed(dx, dgates[d].reshape(rows, across), packing.columns(own[d].ih, n_gates, width))
+    for d, (walk, plan) in enumerate(zip(walks, plans, strict=True)):
+        of_gates, in_rows = walk.dgates.reshape(-1), (0, across)
+        gemm.multiply_packed(dx, walk.dgates.reshape(rows, across), packing.columns(own[d].ih, n_gates, width))
         ys = tape.tapes[d].ys
         before = ((2 if plan.reverse else 0) * batch * ys.shape[2] + plan.column, ys.shape[2])
         right = [gemm.Rows(x.reshape(-1), (0, inputs), inputs), gemm.Rows(ys.reshape(-1), before, outputs)]
@@ -207,14 +181,14 @@ def layer_backward(
             grad["bias_ih"] = by_gate[:, :hidden].ravel()
             grad["bias_hh"] = grad["bias_ih"].copy()
         if projected:
-            flat, through = dprojected[d].reshape(-1), tape.tapes[d].hidden.reshape(-1)
+            flat, through = walk.dprojected.reshape(-1), tape.tapes[d].hidden.reshape(-1)
             (grad["weight_hr"],), _ = gemm.outer(
                 flat, (0, outputs), rows, [gemm.Rows(through, (0, hidden), hidden)], outputs
             )
         grads.append(grad)
-    initial: tuple[np.ndarray, ...] = (np.stack([value[0] for value in dh]),)
+    initial: tuple[np.ndarray, ...] = (np.stack([walk.dh[0] for walk in walks]),)
     for k in range(len(cell.states)):
-        initial += (np.stack([value[k, 0, :, :hidden] for value in dstates]),)
+        initial += (np.stack([walk.dstates[k, 0, :, :hidden] for walk in walks]),)
     return dx.reshape(x.shape), initial, grads
 
 
@@ -282,21 +256,6 @@ def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, 
     split = f"{at_most} threads over the {'batch' if by_batch else 'units'}" if at_most > 1 else "one thread"
     rows = "packed into register tiles" if steps * batch >= _PACKS_FROM else "read where they lie (few rows)"
     return f"sequence walk, weights {rows}, {split}, {REGISTER_BYTES * 8}-bit vectors"
-
-
-def _in_teams(walk: Callable[[int, int, int, np.ndarray], None], directions: int, at_most: int, meets: bool) -> None:
-    """Walk every direction: each by a team of its own where there are threads for it, else one after the other."""
-
-    def share(rank: int, size: int, barrier: np.ndarray) -> None:
-        if size < directions:
-            for d in range(directions):
-                walk(d, 0, 1, barrier[d])
-            return
-        team = size // directions
-        if rank < team * directions:
-            walk(rank % directions, rank // directions, team, barrier[rank % directions])
-
-    crew.run(share, at_most, meets)
 
 
 def _weights(cell: Cell, weights: Mapping[str, np.ndarray], width: int) -> Weights:

@@ -24,16 +24,17 @@ from numba.extending import intrinsic
 from ..memory import empty, zeros
 from .compile import inline, kernel
 from .narrow import group, packed_depth
-from .threads import crew, share
+from .team import run_shares, share, shares
+from .threads import crew
 from .tile import WIDTH, counted_loop
 from .vector import INT64, REGISTER_BYTES, lanes
 
-_SEGMENT = 1 << 20  # bytes that one number of a digest stands for: what threads share out
+_SEGMENT = 1 << 18  # bytes that one number of a digest stands for: what threads share out
 _CHAINS = 4  # independent registers of a digest, so that its multiplications overlap
 _FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: a bijection of 64-bit words (Knuth's multiplicative hashing)
 _MOST_ENTRIES = 256
 _MOST_BYTES = 1 << 30
-_WORTH_A_THREAD = 500_000  # elements to move or to digest, below which waking a thread costs more than it brings
+_WORTH_A_THREAD = 100_000  # elements to move or to digest, below which a further thread costs more than it brings
 
 
 def panels(columns: int, dtype: np.dtype) -> int:
@@ -76,8 +77,8 @@ def _mix_registers(typing: Any, address: Any, n: Any) -> Any:
     return types.int64(types.int64, types.int64), codegen
 
 
-@kernel
-def _digest(content, segment, numbers, rank, size):
+@inline
+def _digest_share(content, segment, numbers, rank, size, barrier):
     """``numbers[s]`` from ``content[s * segment : (s + 1) * segment]``; content is uint8."""
     first, last = share(numbers.size, rank, size)
     block = REGISTER_BYTES * _CHAINS
@@ -90,11 +91,16 @@ def _digest(content, segment, numbers, rank, size):
         numbers[s] = number
 
 
+@kernel
+def _digest(team, arguments):
+    return run_shares(team, *shares(_digest_share, arguments))
+
+
 def _digest_of(weight: np.ndarray) -> bytes:
     content = weight.reshape(-1).view(np.uint8)
     numbers = np.empty(-(-weight.nbytes // _SEGMENT), np.int64)
     at_most = min(len(numbers), weight.size // _WORTH_A_THREAD)
-    crew.run(lambda rank, size, barrier: _digest(content, _SEGMENT, numbers, rank, size), at_most)
+    crew.run(_digest, None, (content, _SEGMENT, numbers), at_most)
     return numbers.tobytes()
 
 
@@ -200,21 +206,30 @@ def pack_columns(packed, weight, columns, gates, units, width, first, last):
                     to += across
 
 
-@kernel
-def _pack_rows(packed, weight, k, gates, units, width, count, rank, size):
+@inline
+def _pack_rows_share(packed, weight, k, gates, units, width, count, rank, size, barrier):
     first, last = share(count, rank, size)
     pack_rows(packed, weight, k, gates, units, width, first, last)
 
 
 @kernel
-def _pack_columns(packed, weight, columns, gates, units, width, count, rank, size):
+def _pack_rows(team, arguments):
+    return run_shares(team, *shares(_pack_rows_share, arguments))
+
+
+@inline
+def _pack_columns_share(packed, weight, columns, gates, units, width, count, rank, size, barrier):
     first, last = share(count, rank, size)
     pack_columns(packed, weight, columns, gates, units, width, first, last)
 
 
+@kernel
+def _pack_columns(team, arguments):
+    return run_shares(team, *shares(_pack_columns_share, arguments))
+
+
 def _run(pack: Any, packed: np.ndarray, count: int, *arguments: Any) -> np.ndarray:
-    at_most = min(count, packed.size // _WORTH_A_THREAD)
-    crew.run(lambda rank, size, barrier: pack(packed, *arguments, count, rank, size), at_most)
+    crew.run(pack, packed.dtype, (packed, *arguments, count), min(count, packed.size // _WORTH_A_THREAD))
     return packed
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from .compile import always_inline, cell_backward, cell_forward, inline, kernel
 from .gemm import multiply_panel
 from .narrow import narrowed, packed_depth, row_bytes
-from .threads import meet, share
+from .team import BARRIER, meet, run_shares, share, shares
 from .tile import WIDTH, dots, tile_rows, units
 from .vector import lanes, load, load_gates, load_saved, load_states, store, store_tuple
 
@@ -84,6 +84,41 @@ class Plan(NamedTuple):
     chunk: int  # steps whose inputs are projected together; 0: each step's with its recurrent product
     hidden: int  # H
     outputs: int  # P
+
+
+class Forward(NamedTuple):
+    """All that the forward walk of one direction reads and writes, but x and lengths.
+
+    ``edges`` (threads, ROWS·WIDTH vectors) is scratch for panels that are not full; ``rows16`` (threads, bytes) for
+    rows that narrow weights meet in 16 bits: of the inputs that are projected together, then of h.
+    """
+
+    weights: Weights
+    packed: Packed
+    tape: Tape
+    gates: np.ndarray
+    edges: np.ndarray
+    rows16: np.ndarray
+    plan: Plan
+
+
+class Backward(NamedTuple):
+    """The same of the backward walk, but dy and lengths.
+
+    ``dgates`` and ``dprojected`` (the whole gradient of the projection's output) are filled. ``dh`` (1, B, P) and
+    ``dstates`` (S, 1, B, Hp) hold the gradients of the final state and end as those of the initial one; ``dhidden``
+    (1, B, H) is scratch for a projection.
+    """
+
+    packed: Packed
+    tape: Tape
+    dh: np.ndarray
+    dstates: np.ndarray
+    dgates: np.ndarray
+    dprojected: np.ndarray
+    dhidden: np.ndarray
+    edges: np.ndarray
+    plan: Plan
 
 
 @inline
@@ -174,13 +209,10 @@ def _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden):
         store(ys, h, to, hidden - unit)
 
 
-@kernel
-def forward(cell, x, weights, packed, lengths, tape, gates, edges, rows16, plan, rank, size, barrier):
-    """Fill ``tape`` from ``x``. Each of ``size`` threads calls this with its ``rank``.
-
-    ``edges`` (threads, ROWS·WIDTH vectors) is scratch for panels that are not full; ``rows16`` (threads, bytes) for
-    rows that narrow weights meet in 16 bits: of the inputs that are projected together, then of h.
-    """
+@inline
+def _walk(cell, x, lengths, direction, rank, size, barrier):
+    """Fill a tape from ``x``, as one of ``size`` threads."""
+    weights, packed, tape, gates, edges, rows16, plan = direction
     ys, states, item = tape.ys, tape.states, x.itemsize
     steps, batch, inputs = x.shape
     hidden, outputs = plan.hidden, plan.outputs
@@ -258,6 +290,32 @@ def forward(cell, x, weights, packed, lengths, tape, gates, edges, rows16, plan,
 
 
 @inline
+def _place_in_teams(d, count, rank, size):
+    """A thread's rank in direction ``d`` of ``count`` and how many it has; 0 if the thread is not one of them.
+
+    Each direction has a team of its own where there are threads for it; else they are walked one after the other.
+    """
+    if size < count:
+        return 0, 1
+    place, team = rank // count, size // count
+    return place, team if rank % count == d and place < team else 0
+
+
+@inline
+def _forward(cell, x, lengths, directions, count, rank, size, barrier):
+    for d in range(count):
+        place, team = _place_in_teams(d, count, rank, size)
+        if team:
+            _walk(cell, x, lengths, directions[d], place, team, barrier + d * BARRIER)
+
+
+@kernel
+def forward(team, arguments):
+    """Walk the first ``count`` of two ``directions``, :class:`Forward`: arguments are those of :func:`_forward`."""
+    return run_shares(team, *shares(_forward, arguments))
+
+
+@inline
 def _multiply_panels(c, offset, columns, a, a_offset, k, packed, first, last, m, edge):
     """Columns ``first`` to ``last`` of C += A·B for ``m`` rows; rows of flat A have ``k``, those of C its last axis."""
     across = WIDTH * lanes(c)
@@ -294,15 +352,10 @@ def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, b
         dgates[t, b, first + past : first + width] = 0
 
 
-@kernel
-def backward(
-    cell, dy, lengths, packed, tape, dh, dstates, dgates, dprojected, dhidden, edges, plan, rank, size, barrier
-):
-    """Fill ``dgates`` (and ``dprojected``, the whole gradient of the projection's output) from ``dy`` (T, B, D·P).
-
-    ``dh`` (1, B, P) and ``dstates`` (S, 1, B, Hp) hold the gradients of the final state and end as those of the
-    initial one; ``dhidden`` (1, B, H) is scratch for a projection.
-    """
+@inline
+def _walk_back(cell, dy, lengths, direction, rank, size, barrier):
+    """Fill ``dgates`` and ``dprojected`` of a direction from ``dy`` (T, B, D·P), as one of ``size`` threads."""
+    packed, tape, dh, dstates, dgates, dprojected, dhidden, edges, plan = direction
     steps, batch = dy.shape[0], dy.shape[1]
     width, depth = units(cell, dy), dgates.shape[2]
     outputs = dh.shape[2]
@@ -348,3 +401,17 @@ def backward(
             meet(barrier, meetings, size)
         left = (t * batch + b0) * depth
         _multiply_panels(dh, b0 * outputs, outputs, dgates.reshape(-1), left, depth, packed.hh, o0, o1, m, edge)
+
+
+@inline
+def _backward(cell, dy, lengths, directions, count, rank, size, barrier):
+    for d in range(count):
+        place, team = _place_in_teams(d, count, rank, size)
+        if team:
+            _walk_back(cell, dy, lengths, directions[d], place, team, barrier + d * BARRIER)
+
+
+@kernel
+def backward(team, arguments):
+    """As :func:`forward`, with dy and :class:`Backward` directions."""
+    return run_shares(team, *shares(_backward, arguments))

@@ -20,10 +20,13 @@ from numba.extending import overload
 from ..cells import Cell
 from ..memory import empty, zeros
 from . import packing
+from .atomics import LINE, fetch_add, publish, wait_for
+from .claims import claim, next_step, open_claims
 from .compile import always_inline, cell_forward, entry_point, inline, kernel
 from .narrow import narrowed, packed_depth, row_bytes
 from .sequence import dot_gates
-from .threads import claim, crew, next_number, next_step, open_claims, publish, wait_for
+from .team import run_shares, shares
+from .threads import crew
 from .tile import panel_vectors, tile_rows, units
 from .vector import REGISTER_BYTES, lanes, load, load_gates, load_states, store, store_tuple
 
@@ -112,18 +115,24 @@ def _claims(cell, like, weights, hidden):
     return (hidden + few - 1) // few
 
 
-@kernel
-def step(cell, x, row, rooms, counters, rank):
+@inline
+def _step(cell, x, row, rooms, counters, rank, size, barrier):
     """A step of one direction, shared by any number of threads; ``counters`` (1,) is zero.
 
     x (B, I); ``row``: :func:`program_row` of float weights; ``rooms``: :func:`room`.
     """
     item, count = x.itemsize, _claims(cell, x, x, row[_HIDDEN])
     own = rooms.ctypes.data + rank * rooms.shape[1]
-    i = next_number(counters.ctypes.data)
+    i = fetch_add(counters.ctypes.data, 1)
     while i < count:
         _some_units(cell, x, x, i, x.shape[0], row, row[_X], row[_INPUTS] * item, row[_H], row[_HIDDEN] * item, own)
-        i = next_number(counters.ctypes.data)
+        i = fetch_add(counters.ctypes.data, 1)
+
+
+@kernel
+def step(team, arguments):
+    """:func:`_step` on every thread of a team."""
+    return run_shares(team, *shares(_step, arguments))
 
 
 def room(cell: Cell, threads: int, rows: int = 1, extra: int = 0) -> np.ndarray:
@@ -168,11 +177,11 @@ def _walk(cell, like, weights, batch, program, shared, scratch, number, rank):
         gates = of_h + row_bytes(weights, hidden) * batch
         x, ldx = narrowed(weights, like, room, row[_X], inputs * item, batch, inputs)
         h, ldh = narrowed(weights, like, of_h, row[_H], hidden * item, batch, hidden)
-        count, done = _claims(cell, like, weights, hidden), claims + 64 * size
+        count, done = _claims(cell, like, weights, hidden), claims + LINE * size
         i = claim(claims, number, count, rank, size)
         while i >= 0:
             _some_units(cell, like, weights, i, batch, row, x, ldx, h, ldh, gates)
-            next_number(done)
+            fetch_add(done, 1)
             i = claim(claims, number, count, rank, size)
         waited += wait_for(done, number * count)
     return waited

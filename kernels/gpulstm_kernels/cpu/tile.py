@@ -19,7 +19,7 @@ from numba.extending import intrinsic, overload
 from . import narrow
 from .compile import CellType, inline
 from .narrow import group
-from .threads import share
+from .team import share
 from .vector import (
     INT64,
     REGISTERS,

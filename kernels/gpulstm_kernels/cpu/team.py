@@ -1,0 +1,187 @@
+"""How the shares of a kernel reach the threads that run them, all in machine code, and the barrier they meet at.
+
+A kernel that threads share is two functions: the share, ``_f(..., rank, size, barrier)``, and what
+:class:`gpulstm_kernels.cpu.threads.Crew` calls, ``f(team, arguments): return run_shares(team, *shares(_f,
+arguments))``. The calling thread runs it: it writes down for every other thread where the share and its arguments lie,
+and takes rank 0 itself. No other thread waits for Python's lock or looks at the arguments again.
+
+A thread waits at its box, words of memory on cache lines of their own:
+
+========= ============ ==================================================================================
+POSTED    by the crew  number of the last call, announced before it begins: no thread sleeps until it has
+GO        by rank 0    number of the call that the words behind it are about
+TAKEN     by either    number of the last call that was taken; a share that its thread is late for is taken back
+DONE      by thread    number of the last share that it ran
+========= ============ ==================================================================================
+
+A team is an array: how many threads, the address of each one's box, and room for barriers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .atomics import LINE, SPINS, clock, exchange, fetch_add, pause, publish, read, wait_for
+from .compile import inline, kernel
+from .vector import INT64
+
+POSTED, GO, TAKEN, DONE = range(0, 4 * LINE, LINE)  # bytes from the beginning of a box
+_SHARE, _ARGUMENTS, _SIZE, _BARRIER, _FOR_PYTHON = range(GO + 16, GO + 56, 8)
+_ABORTED, _WAITED = 8, LINE  # bytes from a barrier's count; who waits writes another cache line
+BARRIER = 2 * LINE  # bytes of one
+BARRIERS = 2  # in a team: one for each direction
+_TOO_LONG = 0.3  # the part of a call's time that threads may wait for each other before it counts as crowded
+FAILED, CROWDED = 1, 2  # what :func:`run_shares` returns, added up
+
+
+def new_box() -> np.ndarray:
+    return np.zeros(4 * LINE // 8, np.int64)
+
+
+def new_team(boxes: list[np.ndarray]) -> np.ndarray:
+    """For the calling thread and one at each of ``boxes``."""
+    head = [1 + len(boxes), *(box.ctypes.data for box in boxes)]
+    return np.array(head + [0] * (LINE // 8 + BARRIERS * BARRIER // 8), np.int64)
+
+
+@inline
+def share(count, rank, size):
+    """The first and the last (exclusive) of ``count`` things that fall to ``rank``."""
+    return count * rank // size, count * (rank + 1) // size
+
+
+@inline
+def meet(barrier, times, size):
+    """Wait until all ``size`` threads have been here ``times`` times; what they wrote before is then visible."""
+    if size > 1:
+        fetch_add(barrier, 1)
+        waited = wait_for(barrier, times * size)
+        if waited:
+            fetch_add(barrier + _WAITED, waited)
+
+
+@intrinsic
+def shares(typing: Any, function: Any, arguments: Any) -> Any:
+    """(address of machine code, address of its arguments) that runs ``function(*arguments, rank, size, barrier)``.
+
+    Both are there as long as the kernel that asks for them runs. For :func:`_call`.
+    """
+    inside = [*arguments.types, types.int64, types.int64, types.int64]
+    signature = function.get_call_type(typing, inside, {})
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        compiled = function.dispatcher.get_compile_result(signature)
+        context.active_code_library.add_linking_library(compiled.library)
+        values = cgutils.unpack_tuple(builder, args[1])
+        record = ir.LiteralStructType([value.type for value in values])
+        place = cgutils.alloca_once(builder, record)
+        for i, value in enumerate(values):
+            builder.store(value, cgutils.gep_inbounds(builder, place, 0, i))
+
+        code = ir.Function(builder.module, ir.FunctionType(INT64, [INT64] * 4), builder.module.get_unique_name("share"))
+        code.linkage = "internal"
+        inner = ir.IRBuilder(code.append_basic_block("entry"))
+        at = inner.inttoptr(code.args[0], record.as_pointer())
+        own = [inner.load(cgutils.gep_inbounds(inner, at, 0, i)) for i in range(len(values))]
+        status, _ = context.call_internal_no_propagate(inner, compiled.fndesc, signature, [*own, *code.args[1:]])
+        inner.ret(inner.zext(status.is_error, INT64))
+        addresses = [builder.ptrtoint(code, INT64), builder.ptrtoint(place, INT64)]
+        return context.make_tuple(builder, sig.return_type, addresses)
+
+    return types.UniTuple(types.int64, 2)(function, arguments), codegen
+
+
+@intrinsic
+def _call(typing: Any, function: Any, arguments: Any, rank: Any, size: Any, barrier: Any) -> Any:
+    """Run what :func:`shares` gave; 0, or 1 if an error ended it."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        typ = ir.FunctionType(INT64, [INT64] * 4)
+        return builder.call(builder.inttoptr(args[0], typ.as_pointer()), args[1:])
+
+    return types.int64(*[types.int64] * 5), codegen
+
+
+@inline
+def _run_share(function, arguments, rank, size, barrier):
+    failed = _call(function, arguments, rank, size, barrier)
+    if failed:  # whoever waits for this share goes on and ends
+        for d in range(BARRIERS):
+            publish(barrier + d * BARRIER + _ABORTED, 1)
+    return failed
+
+
+@inline
+def _take(box, number):
+    """Whether call ``number`` is this thread's to run, of the two that may."""
+    taken = read(box + TAKEN)
+    return taken < number and exchange(box + TAKEN, taken, number)
+
+
+@inline
+def run_shares(team, function, arguments):
+    """Run every share of a kernel, one on each thread of ``team``; see :func:`shares`. FAILED, CROWDED or 0."""
+    size, began = team[0], clock()
+    barrier = (team.ctypes.data + team.size * 8 - BARRIERS * BARRIER) // LINE * LINE
+    if size == 1:
+        return _call(function, arguments, 0, 1, barrier)
+    for at in range(barrier, barrier + BARRIERS * BARRIER, 8):
+        publish(at, 0)
+    for rank in range(1, size):
+        box = team[rank]
+        publish(box + _SHARE, function)
+        publish(box + _ARGUMENTS, arguments)
+        publish(box + _SIZE, size)
+        publish(box + _BARRIER, barrier)
+        publish(box + GO, read(box + POSTED))
+    failed = _run_share(function, arguments, 0, size, barrier)
+    for rank in range(1, size):
+        box = team[rank]
+        number = read(box + POSTED)
+        if _take(box, number):
+            failed |= _run_share(function, arguments, rank, size, barrier)
+        else:
+            wait_for(box + DONE, number)
+    waited = 0
+    for at in range(barrier, barrier + BARRIERS * BARRIER, BARRIER):
+        failed |= read(at + _ABORTED)
+        waited = max(waited, read(at + _WAITED))
+    return FAILED * failed + CROWDED * (waited > _TOO_LONG * (clock() - began))
+
+
+@kernel
+def attend(box, rank):
+    """Run the shares that come to a thread's ``box``.
+
+    Returns True when Python has something for the thread, False when nothing came for some two hundred microseconds.
+    """
+    at, polls = box.ctypes.data, 0
+    while polls < SPINS:
+        number = read(at + POSTED)
+        if number == read(at + TAKEN):
+            polls += 1
+            pause()
+            continue
+        polls = 0
+        if read(at + GO) < number:  # announced: in a moment, or when the kernel is compiled
+            wait_for(at + GO, number)
+        elif _take(at, number):
+            if read(at + _FOR_PYTHON) >= number:
+                return True
+            _run_share(read(at + _SHARE), read(at + _ARGUMENTS), rank, read(at + _SIZE), read(at + _BARRIER))
+            publish(at + DONE, number)
+    return False
+
+
+@kernel
+def for_python(box):
+    """The call that was last announced at ``box`` is none, or one for Python."""
+    at = box.ctypes.data
+    publish(at + _FOR_PYTHON, read(at + POSTED))
+    publish(at + GO, read(at + POSTED))
