@@ -133,11 +133,6 @@ class use_backend:  # a function with a context manager's face, as numpy.errstat
             _in_context.reset(self._token)
 
 
-@functools.cache
-def _log_once(message: str) -> None:
-    logger.info(message)
-
-
 def select(device: str = "cpu", backend: str | None = None) -> tuple[Backend, str]:
     """The backend for arrays on ``device`` (``"cpu"`` or ``"cuda"``) and, in words, why that one.
 
@@ -160,12 +155,18 @@ def select(device: str = "cpu", backend: str | None = None) -> tuple[Backend, st
         if chosen.device != device:
             raise ValueError(f"backend: {name!r} computes on {chosen.device}, but the arrays are on {device}")
         return chosen, why
+    return _first_that_runs(device)
+
+
+@functools.cache
+def _first_that_runs(device: str) -> tuple[Backend, str]:
+    """The automatic choice, which is logged, and why; what cannot run is probed once a process."""
     candidates = [b for b in _BACKENDS.values() if b.device == device]
     for chosen in candidates:
         if _why_not(chosen.name) is None:
             why = f"chosen automatically: the first backend that runs on {device}"
             passed = [f"{b.name} passed over: {_why_not(b.name)}" for b in candidates[: candidates.index(chosen)]]
-            _log_once("; ".join([f"backend {chosen.name}, {why}", *passed]))
+            logger.info("; ".join([f"backend {chosen.name}, {why}", *passed]))
             return chosen, why
     reasons = "; ".join(f"{b.name}: {_why_not(b.name)}" for b in candidates)
     raise BackendUnavailable(f"device: no backend can run on {device!r}: {reasons or 'none is known'}")

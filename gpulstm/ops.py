@@ -259,15 +259,17 @@ def check_state(
 ) -> State:
     """The state, or gradients of one, as a tuple of C-contiguous (L·D, B, ·), zeros in place of None."""
     shapes = config.state_shapes(batch)
+    library = arrays.library(device)
+    if state is None:
+        return tuple([library.zeros(shape, dtype) for shape in shapes])
     labels = [f"{name} {label}" for label in ("h", *config.cell.states)]
     if len(shapes) == 1:
         parts = state if isinstance(state, (tuple, list)) else (state,)
     else:
-        parts = (None,) * len(shapes) if state is None else state
+        parts = state
     if not isinstance(parts, (tuple, list)) or len(parts) != len(shapes):
         found = f"{len(parts)} parts" if isinstance(parts, (tuple, list)) else type(parts).__name__
         raise TypeError(f"{name}: expected ({', '.join(labels)}), got {found}")
-    library = arrays.library(device)
     checked = []
     for label, part, shape in zip(labels, parts, shapes, strict=True):
         if part is None:

@@ -142,10 +142,11 @@ def test_pullback_may_be_called_again(cell: str, dtype: str) -> None:
 def test_both_splits_were_taken() -> None:
     """The shapes above reach both branches: otherwise the tests of splits would show nothing."""
     p, _ = solved("lstm", "float32", "wide")
-    weights = layer._weights(p.cell, p.weights[0], 1)
+    weights = layer._matrices(p.weights[0], p.x.dtype)
+    sizes = layer.sizes_of(p.cell, weights.hh, p.x.dtype)
     for split, by_batch in (("batch", True), ("units", False)):
         with problems.threads(3, split):
-            assert layer.thread_split(p.cell, 3, 4, weights, 1) == (3, by_batch)
+            assert layer.thread_split(3, 4, weights, sizes, 1) == (3, by_batch)
 
 
 def ragged_lstm(dtype: str, **options: Any) -> tuple[Any, np.ndarray, np.ndarray]:

@@ -9,66 +9,92 @@ import problems
 import pytest
 
 import gpulstm
-from gpulstm_kernels.cpu import packing
+from gpulstm_kernels.cpu import kept, packing
 
 
-def packed(how: str, weight: np.ndarray, keep: bool = True) -> np.ndarray:
-    return packing.rows(weight, 1, 16, keep) if how == "rows" else packing.columns(weight, keep=keep)
+def packed(*weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    return kept.kept(weights, "columns", lambda: tuple(packing.columns(weight) for weight in weights))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("how", ["rows", "columns"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_change_of_one_bit_anywhere_is_seen(
-    dtype: str, how: str, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_of_one_bit_anywhere_is_seen(dtype: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_WORTH_A_THREAD", 1)
-    monkeypatch.setattr(packing, "_SEGMENT", 4096)
+    monkeypatch.setattr(kept, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(kept, "_SEGMENT", 4096)
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal((37, 101)).astype(dtype)  # several segments, the last one with a rest
-    content = weight.reshape(-1).view(np.uint8)
+    weight, other = (rng.standard_normal((37, columns)).astype(dtype) for columns in (101, 40))  # with a rest each
+    contents = [array.reshape(-1).view(np.uint8) for array in (weight, other)]
     with problems.threads(threads):
-        before = packed(how, weight)
-        assert packed(how, weight) is before
-        for place in [0, content.size - 1, *rng.integers(0, content.size, 60)]:
-            content[place] ^= 1 << rng.integers(8)
-            after = packed(how, weight)
-            assert after is not before
-            np.testing.assert_array_equal(after, packed(how, weight, keep=False))
-            before = after
+        before = packed(weight, other)
+        assert packed(weight, other) is before
+        for content in contents:
+            for place in [0, content.size - 1, *rng.integers(0, content.size, 60)]:
+                content[place] ^= 1 << rng.integers(8)
+                after = packed(weight, other)
+                assert after is not before
+                for found, array in zip(after, (weight, other), strict=True):
+                    np.testing.assert_array_equal(found, packing.columns(array))
+                before = after
 
 
 @pytest.mark.parametrize("kind", ["uint16", "int8"])
 def test_narrow_weights_of_any_size_are_digested(kind: str) -> None:
     for rows, columns in ((1, 1), (3, 7), (5, 301)):
         weight = np.arange(rows * columns).reshape(rows, columns).astype(kind)
-        before = packing.rows(weight, 1, 16)
-        assert packing.rows(weight, 1, 16) is before
+        before = kept.kept((weight,), None, lambda w=weight: (w.copy(),))
+        assert kept.kept((weight,), None, tuple) is before
         weight[-1, -1] ^= 1
-        assert packing.rows(weight, 1, 16) is not before
+        assert kept.kept((weight,), None, tuple) == ()
 
 
 def test_exchanged_elements_are_seen() -> None:
-    weight = np.random.default_rng(0).standard_normal((64, 64)).astype("f4")
-    for a, b in ((0, 1), (0, 16), (0, 256), (5, 4095)):  # of one lane and chain too
-        before = packing.rows(weight, 1, 16)
+    weight = np.random.default_rng(0).standard_normal((64, 2048)).astype("f4")
+    half = weight.size // 2
+    for a, b in ((0, 1), (0, 16), (0, 256), (5, 4095), (0, kept._SEGMENT // 4), (7, half)):  # of one lane and chain too
+        before = packed(weight)
         flat = weight.reshape(-1)
         flat[a], flat[b] = flat[b], flat[a]
-        assert packing.rows(weight, 1, 16) is not before
+        assert packed(weight) is not before
+    before = packed(weight)
+    flat[:half], flat[half:] = flat[half:].copy(), flat[:half].copy()
+    assert packed(weight) is not before
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = packing._Cache()
-    monkeypatch.setattr(packing, "_cache", cache)
-    monkeypatch.setattr(packing, "_MOST_ENTRIES", 3)
+    cache = kept._Cache()
+    monkeypatch.setattr(kept, "_cache", cache)
+    monkeypatch.setattr(kept, "_MOST_ENTRIES", 3)
     weights = [np.full((16, 16), k, np.float32) for k in range(5)]
-    kept = [packing.rows(weight, 1, 16) for weight in weights]
-    assert packing.rows(weights[4], 1, 16) is kept[4]
-    assert packing.rows(weights[0], 1, 16) is not kept[0]
-    monkeypatch.setattr(packing, "_MOST_BYTES", 2000)
+    of_each = [packed(weight) for weight in weights]
+    assert packed(weights[4]) is of_each[4]
+    assert packed(weights[0]) is not of_each[0]
+    monkeypatch.setattr(kept, "_MOST_BYTES", 9000)
     for weight in weights:
-        packing.rows(weight, 1, 16)
-    assert cache._bytes == sum(array.nbytes for _, array in cache._entries.values()) <= 2000
+        packed(weight)
+    assert 0 < cache._bytes == sum(array.nbytes for _, made in cache._entries.values() for array in made) <= 9000
+
+
+@pytest.mark.parametrize("steps", [1, 3, 30])
+def test_parameters_in_another_order_are_read_right(steps: int) -> None:
+    """In the order of Fortran, with gaps, from the end: where weights are read as they lie, and where packed."""
+    layer = gpulstm.LSTM(8, 9, proj_size=0, seed=0)
+    x = np.random.default_rng(0).standard_normal((steps, 1, 8)).astype("f4")
+
+    def outputs() -> list[np.ndarray]:
+        (y, state), pullback = layer.vjp(x)
+        dx, dstate, grads = pullback(y)
+        return [layer(x)[0], y, *state, dx, *dstate, *grads.values()]
+
+    expected = outputs()
+    for name, value in layer.params.items():
+        wide = np.zeros((*value.shape[:-1], 2 * value.shape[-1]), value.dtype)
+        wide[..., ::2] = value
+        layer.params[name] = wide[..., ::2] if name.endswith("hh_l0") else np.asfortranarray(value[::-1])[::-1]
+    for found, same in zip(outputs(), expected, strict=True):
+        np.testing.assert_array_equal(found, same)
+    with pytest.raises(ValueError, match=r"layer: expected C-contiguous parameters, .*: weight_ih_l0"):
+        layer.stream()
 
 
 @pytest.mark.parametrize("change", ["in place", "another array"])

@@ -38,7 +38,8 @@ class Stream:
 
     Raises:
         TypeError: ``batch_size`` or a state of the wrong type or dtype.
-        ValueError: a bidirectional layer (its reverse direction starts at the end), a size or shape that does not fit.
+        ValueError: a bidirectional layer (its reverse direction starts at the end), a size or shape that does not fit,
+            on the CPU a parameter that is not C-contiguous.
     """
 
     def __init__(self, layer: Streamed, batch_size: int = 1, state: Any = None) -> None:
@@ -53,6 +54,11 @@ class Stream:
         self._dtype = ops.dtype_of(next(iter(self._params.values())))
         self._kernels = None
         if hasattr(module, "Stream") and not config.proj_size:
+            for name, value in self._params.items():
+                if not value.flags.c_contiguous:
+                    raise ValueError(
+                        f"layer: expected C-contiguous parameters, which a stream reads as they lie: {name}"
+                    )
             weights = [ops.weights_of(self._params, end) for (end,) in config.suffixes()]
             self._kernels = module.Stream(config.cell, weights, self._batch, self._dtype)
         self.reset(state)

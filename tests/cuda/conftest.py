@@ -26,5 +26,7 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Any]:
     sanitizer, seed = os.environ.get("EMULATOR_SANITIZER", ""), int(os.environ.get("EMULATOR_SEED", "0"))
     with runtimes.use(EmulatedRuntime(seed=seed, sanitizer=sanitizer)) as chosen:
         dispatch._why_not.cache_clear()
+        dispatch._first_that_runs.cache_clear()
         yield chosen
     dispatch._why_not.cache_clear()
+    dispatch._first_that_runs.cache_clear()

@@ -100,9 +100,9 @@ def multiply_packed(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
 def multiply(c: np.ndarray, a: np.ndarray, b: np.ndarray, transposed: bool = False) -> None:
     """C (M, N) += A (M, K) · B, with B (K, N), or (N, K) if ``transposed``; all C-contiguous, of one dtype."""
     if transposed:
-        multiply_packed(c, a, packing.rows(b, 1, WIDTH * lanes(b.dtype), keep=False))
+        multiply_packed(c, a, packing.rows(b, 1, WIDTH * lanes(b.dtype)))
     else:
-        multiply_packed(c, a, packing.columns(b, keep=False))
+        multiply_packed(c, a, packing.columns(b))
 
 
 @inline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from ..cells import Cell
 from ..memory import empty, zeros
 from . import gemm, packing, sequence, step
+from .kept import kept
 from .narrow import row_bytes
 from .sequence import Packed, Plan, Tape, Weights
 from .step import Stream as Stream  # a part of the backend, for gpulstm.nn.Stream
@@ -41,14 +43,31 @@ class LayerTape(NamedTuple):
     tapes: list[Tape]
 
 
-def thread_split(cell: Cell, steps: int, batch: int, weights: Weights, directions: int) -> tuple[int, bool]:
+class Sizes(NamedTuple):
+    """Of each direction of a layer."""
+
+    gates: int
+    hidden: int
+    outputs: int
+    width: int  # units of a panel
+    padded: int  # ``hidden`` in whole panels
+
+
+def sizes_of(cell: Cell, hh: np.ndarray, dtype: np.dtype) -> Sizes:
+    """From the recurrent weights (G·H, P) and the dtype of the call."""
+    gates = len(cell.gates)
+    hidden, width = hh.shape[0] // gates, panel_vectors(gates) * lanes(dtype)
+    return Sizes(gates, hidden, hh.shape[1], width, -(-hidden // width) * width)
+
+
+def thread_split(steps: int, batch: int, weights: Weights, sizes: Sizes, directions: int) -> tuple[int, bool]:
     """How many threads at most a call takes, and whether each direction's threads split the batch (else the units)."""
     read = weights.ih.size + weights.hh.size + weights.hr.size
     work = steps * read * max(batch, _READ_COST) * directions
     at_most = max(1, min(crew.size, work // _WORTH_A_THREAD))
     team = max(1, at_most // directions)
-    across = WIDTH * lanes(weights.bias.dtype)
-    can_share = -(-(weights.hh.shape[0] // len(cell.gates)) // across) >= team
+    across = sizes.width // panel_vectors(sizes.gates) * WIDTH
+    can_share = -(-sizes.hidden // across) >= team
     shares = batch < team * _SPLIT_FROM or weights.hh.nbytes >= _SHARED_FROM
     return at_most, not (can_share and shares)
 
@@ -62,57 +81,73 @@ def layer_forward(
     keep: bool,
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], LayerTape | None]:
     """See :func:`gpulstm_kernels.reference.layer_forward`. ``y`` is a view of the tape's ``ys``."""
-    steps, batch, _ = x.shape
-    narrow = weights[0]["weight_hh"].dtype != x.dtype
-    if steps == 1 and not keep and batch < _PACKS_FROM and not narrow and "weight_hr" not in weights[0]:
+    steps, batch, inputs = x.shape
+    weights = [_contiguous(w) for w in weights]
+    own = [_matrices(w, x.dtype) for w in weights]
+    narrow, projected = own[0].hh.dtype != x.dtype, own[0].hr.size > 0
+    if steps == 1 and not keep and batch < _PACKS_FROM and not narrow and not projected:
         return (*_one_step(cell, x, state, weights), None)
-    dtype, directions = x.dtype, len(weights)
-    n_gates, width = len(cell.gates), panel_vectors(len(cell.gates)) * lanes(dtype)
-    own = [_weights(cell, w, width) for w in weights]
-    hidden, outputs = own[0].hh.shape[0] // n_gates, own[0].hh.shape[1]
-    projected = own[0].hr.size > 0
-    padded = -(-hidden // width) * width
-    kept = steps if keep else 0
-    at_most, by_batch = thread_split(cell, steps, batch, own[0], directions)
+    dtype, directions, nothing = x.dtype, len(weights), _nothing(x.dtype)
+    sizes = sizes_of(cell, own[0].hh, dtype)
+    at_most, by_batch = thread_split(steps, batch, own[0], sizes, directions)
     packs = narrow or steps * batch >= _PACKS_FROM
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
     if not packs or (rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO):
-        chunk, room = 0, (at_most, min(rows, _BLOCK), n_gates * width)
+        chunk, room = 0, (at_most, min(rows, _BLOCK), sizes.gates * sizes.width)
     else:
         chunk = -(-steps // -(-steps * batch // max(batch, _CHUNK_ROWS)))
-        room = (padded // width, chunk * batch, n_gates * width)
+        room = (sizes.padded // sizes.width, chunk * batch, sizes.gates * sizes.width)
+    row16 = row_bytes(own[0].ih, inputs) * max(1, chunk) + row_bytes(own[0].hh, sizes.outputs)
     lengths = np.full(batch, steps, np.int64) if lengths is None else lengths
 
-    ys = empty((steps + 2, batch, directions * outputs), dtype)
-    row16 = row_bytes(own[0].ih, x.shape[2]) * max(1, chunk) + row_bytes(own[0].hh, outputs)
-    nothing, walks = empty((0, 0), dtype), []
+    ys = empty((steps + 2, batch, directions * sizes.outputs), dtype)
+    walks = []
     for d in range(directions):
-        plan = Plan(d == 1, d * outputs, keep, packs, by_batch, chunk, hidden, outputs)
-        states = empty((len(cell.states), kept + 1, batch, padded), dtype)
-        first = kept if plan.reverse else 0
-        states[:, first, :, hidden:] = 0
-        for k, initial in enumerate(state[1:]):
-            states[k, first, :, :hidden] = initial[d]
-        ys[steps + 1 if plan.reverse else 0, :, plan.column : plan.column + outputs] = state[0][d]
-        saved = empty((kept, batch, padded * cell.saved), dtype)
-        tape = Tape(ys, states, saved, empty(((kept or 1) * projected, batch, hidden), dtype))
-        read = own[d]._replace(ih=nothing, hh=nothing) if packs else own[d]
-        packed = _packed_rows(own[d], weights[d], n_gates, width, packs)
-        scratch = empty(room, dtype), gemm.edges(at_most, dtype), empty((at_most, row16 * batch), np.dtype(np.uint8))
-        walks.append(sequence.Forward(read, packed, tape, *scratch, plan))
+        plan = Plan(d == 1, d * sizes.outputs, keep, packs, by_batch, chunk, sizes.hidden, sizes.outputs)
+        packed = _packed_rows(weights[d], sizes, dtype, packs)
+        tape = _begun_tape(cell, ys, [part[d] for part in state], steps, sizes, plan, projected)
+        edges = gemm.edges(at_most, dtype) if projected else nothing
+        scratch = empty(room, dtype), edges, empty((at_most, row16 * batch), np.uint8) if row16 else _nothing(np.uint8)
+        walks.append(
+            sequence.Forward(
+                nothing if packs else own[d].ih, nothing if packs else own[d].hh, packed, tape, *scratch, plan
+            )
+        )
 
     arguments = cell, x, lengths, (walks[0], walks[-1]), directions
     crew.run(sequence.forward, (cell, dtype, own[0].ih.dtype), arguments, at_most, meets=not by_batch)
     plans, tapes = [walk.plan for walk in walks], [walk.tape for walk in walks]
-    final: tuple[np.ndarray, ...] = (
-        np.stack([ys[1 if p.reverse else steps, :, p.column : p.column + outputs] for p in plans]),
-    )
-    for k in range(len(cell.states)):
-        last = [tape.states[k, 0 if p.reverse else kept, :, :hidden] for tape, p in zip(tapes, plans, strict=True)]
-        final += (np.stack(last),)
     names = [tuple(w) for w in weights]
+    final = _final_state(cell, plans, tapes, steps)
     return ys[1:-1], final, LayerTape(cell, x, lengths, own, names, plans, tapes)
+
+
+def _begun_tape(
+    cell: Cell, ys: np.ndarray, state: list[np.ndarray], steps: int, sizes: Sizes, plan: Plan, projected: bool
+) -> Tape:
+    """The tape of one direction, whose output goes to ``ys``, with the initial ``state``, (B, ·) each."""
+    dtype, batch, kept = ys.dtype, ys.shape[1], steps if plan.keep else 0
+    states = empty((len(cell.states), kept + 1, batch, sizes.padded), dtype)
+    first = kept if plan.reverse else 0
+    if sizes.hidden < sizes.padded:
+        states[:, first, :, sizes.hidden :] = 0
+    for k, initial in enumerate(state[1:]):
+        states[k, first, :, : sizes.hidden] = initial
+    ys[steps + 1 if plan.reverse else 0, :, plan.column : plan.column + plan.outputs] = state[0]
+    saved = empty((kept, batch, sizes.padded * cell.saved), dtype)
+    return Tape(ys, states, saved, empty(((kept or 1) * projected, batch, sizes.hidden), dtype))
+
+
+def _final_state(cell: Cell, plans: list[Plan], tapes: list[Tape], steps: int) -> tuple[np.ndarray, ...]:
+    """h and each carried state after the last step, (D, B, ·) each."""
+    both = list(zip(plans, tapes, strict=True))
+    h = [t.ys[1 if p.reverse else steps, :, p.column : p.column + p.outputs] for p, t in both]
+    carried = [
+        [t.states[k, 0 if p.reverse or not p.keep else steps, :, : p.hidden] for p, t in both]
+        for k in range(len(cell.states))
+    ]
+    return tuple(parts[0][None].copy() if len(parts) == 1 else np.stack(parts) for parts in (h, *carried))
 
 
 def _one_step(
@@ -127,9 +162,8 @@ def _one_step(
     for d, own in enumerate(weights):
         row = np.array(step.program_row(x[0], own, state[0][d], states[d], new_h[d]), np.int64)
         at_most = max(1, (own["weight_ih"].size + own["weight_hh"].size) // step.WORTH_A_THREAD)
-        crew.run(
-            step.step, (cell, x.dtype), (cell, x[0], row, step.room(cell, at_most), np.zeros(1, np.int64)), at_most
-        )
+        arguments = cell, x[0], row, step.room(cell, at_most), np.zeros(1, np.int64)
+        crew.run(step.step, (cell, x.dtype), arguments, at_most)
     y = new_h.swapaxes(0, 1).reshape(1, batch, directions * hidden)
     return y.copy() if directions == 1 else y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
 
@@ -140,44 +174,42 @@ def layer_backward(
     """See :func:`gpulstm_kernels.reference.layer_backward`."""
     cell, x, plans, own = tape.cell, tape.x, tape.plans, tape.weights
     steps, batch, inputs = x.shape
-    dtype, directions, n_gates = x.dtype, len(own), len(cell.gates)
-    hidden, outputs = own[0].hh.shape[0] // n_gates, own[0].hh.shape[1]
-    width = panel_vectors(n_gates) * lanes(dtype)
-    padded = -(-hidden // width) * width
+    dtype, directions = x.dtype, len(own)
+    sizes = sizes_of(cell, own[0].hh, dtype)
+    gates, hidden, outputs, width, padded = sizes
     projected = own[0].hr.size > 0
-    at_most, _ = thread_split(cell, steps, batch, own[0], directions)
+    at_most, _ = thread_split(steps, batch, own[0], sizes, directions)
 
-    nothing, walks = empty(0, dtype), []
+    walks, packed = [], [_packed_columns(w, sizes) for w in own]
     for d in range(directions):
         dh = empty((1, batch, outputs), dtype)
         dh[0] = dstate[0][d]
         dstates = zeros((len(cell.states), 1, batch, padded), dtype)
         for k, final in enumerate(dstate[1:]):
             dstates[k, 0, :, :hidden] = final[d]
-        dgates = empty((steps, batch, padded * n_gates), dtype)
+        dgates = empty((steps, batch, padded * gates), dtype)
         dprojected = empty((steps * projected, batch, outputs), dtype)
         dhidden = empty((1 * projected, batch, hidden), dtype)
-        hh = packing.columns(own[d].hh, n_gates, width)
-        packed = Packed(nothing, hh, packing.columns(own[d].hr), nothing, nothing)
         gradients = dh, dstates, dgates, dprojected, dhidden
-        walks.append(sequence.Backward(packed, tape.tapes[d], *gradients, gemm.edges(at_most, dtype), plans[d]))
+        edges = gemm.edges(at_most, dtype)
+        walks.append(sequence.Backward(packed[d].hh, packed[d].hr, tape.tapes[d], *gradients, edges, plans[d]))
 
     arguments = cell, dy, tape.lengths, (walks[0], walks[-1]), directions
     crew.run(sequence.backward, (cell, dtype), arguments, at_most, meets=not plans[0].by_batch)
 
-    rows, across = steps * batch, padded * n_gates
+    rows, across = steps * batch, padded * gates
     dx = zeros((rows, inputs), dtype)
     grads = []
     for d, (walk, plan) in enumerate(zip(walks, plans, strict=True)):
         of_gates, in_rows = walk.dgates.reshape(-1), (0, across)
-        gemm.multiply_packed(dx, walk.dgates.reshape(rows, across), packing.columns(own[d].ih, n_gates, width))
+        gemm.multiply_packed(dx, walk.dgates.reshape(rows, across), packed[d].ih)
         ys = tape.tapes[d].ys
         before = ((2 if plan.reverse else 0) * batch * ys.shape[2] + plan.column, ys.shape[2])
         right = [gemm.Rows(x.reshape(-1), (0, inputs), inputs), gemm.Rows(ys.reshape(-1), before, outputs)]
-        (dih, dhh), dbias = gemm.outer(of_gates, in_rows, rows, right, hidden, n_gates, width)
+        (dih, dhh), dbias = gemm.outer(of_gates, in_rows, rows, right, hidden, gates, width)
         grad = {"weight_ih": dih, "weight_hh": dhh}
         if "bias_ih" in tape.names[d]:
-            by_gate = dbias.reshape(-1, n_gates, width).swapaxes(0, 1).reshape(n_gates, -1)
+            by_gate = dbias.reshape(-1, gates, width).swapaxes(0, 1).reshape(gates, -1)
             grad["bias_ih"] = by_gate[:, :hidden].ravel()
             grad["bias_hh"] = grad["bias_ih"].copy()
         if projected:
@@ -233,10 +265,10 @@ def tape_of(
     """See :func:`gpulstm_kernels.reference.tape_of`."""
     steps, batch, _ = x.shape
     directions = len(weights)
-    width = panel_vectors(len(cell.gates)) * lanes(x.dtype)
-    own = [_weights(cell, w, width) for w in weights]
-    hidden, outputs = own[0].hh.shape[0] // len(cell.gates), own[0].hh.shape[1]
-    _, by_batch = thread_split(cell, steps, batch, own[0], directions)
+    own = [_matrices(_contiguous(w), x.dtype) for w in weights]
+    sizes = sizes_of(cell, own[0].hh, x.dtype)
+    hidden, outputs = sizes.hidden, sizes.outputs
+    _, by_batch = thread_split(steps, batch, own[0], sizes, directions)
     packs = steps * batch >= _PACKS_FROM
     return LayerTape(
         cell,
@@ -251,29 +283,51 @@ def tape_of(
 
 def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, np.ndarray]]) -> str:
     """In words: how :func:`layer_forward` would walk such a call."""
-    width = panel_vectors(len(cell.gates)) * lanes(weights[0]["weight_hh"].dtype)
-    at_most, by_batch = thread_split(cell, steps, batch, _weights(cell, weights[0], width), len(weights))
+    own = _matrices(weights[0], weights[0]["weight_hh"].dtype)
+    sizes = sizes_of(cell, own.hh, own.hh.dtype)
+    at_most, by_batch = thread_split(steps, batch, own, sizes, len(weights))
     split = f"{at_most} threads over the {'batch' if by_batch else 'units'}" if at_most > 1 else "one thread"
     rows = "packed into register tiles" if steps * batch >= _PACKS_FROM else "read where they lie (few rows)"
     return f"sequence walk, weights {rows}, {split}, {REGISTER_BYTES * 8}-bit vectors"
 
 
-def _weights(cell: Cell, weights: Mapping[str, np.ndarray], width: int) -> Weights:
-    """``weights`` as kernels take them; a weight that is narrower than its bias has a projection in the wider dtype."""
-    ih, hh = weights["weight_ih"], weights["weight_hh"]
-    dtype = ih.dtype if ih.dtype.kind == "f" else np.dtype(np.float32)
-    bias = packing.biases(weights, len(cell.gates), width, dtype)
-    return Weights(ih, hh, weights.get("weight_hr", np.empty((0, 0), dtype)), bias)
+@functools.cache
+def _nothing(dtype: np.dtype, dimensions: int = 2) -> np.ndarray:
+    """In the place of an array that is not there."""
+    return np.empty((0,) * dimensions, dtype)
 
 
-def _packed_rows(own: Weights, weights: Mapping[str, np.ndarray], n_gates: int, width: int, packs: bool) -> Packed:
-    """What the forward walk reads: the projection is always packed."""
-    nothing = empty(0, own.bias.dtype)
-    hr = packing.rows(own.hr, 1, WIDTH * lanes(own.hr.dtype))
-    if not packs:
-        return Packed(nothing, nothing, hr, nothing, nothing)
-    scales = [weights.get(name) for name in ("scale_ih", "scale_hh")]
-    ih, hh = packing.rows(own.ih, n_gates, width), packing.rows(own.hh, n_gates, width)
-    return Packed(
-        ih, hh, hr, *(nothing if scale is None else packing.in_panels(scale, n_gates, width) for scale in scales)
-    )
+def _contiguous(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``weights``, copied where they lie in another order than kernels read."""
+    return {name: np.ascontiguousarray(value) for name, value in weights.items()}
+
+
+def _matrices(weights: Mapping[str, np.ndarray], dtype: np.dtype) -> Weights:
+    """Those of ``weights``; ``dtype``: of the projection, which narrow weights do not have."""
+    return Weights(weights["weight_ih"], weights["weight_hh"], weights.get("weight_hr", _nothing(dtype)))
+
+
+def _packed_rows(weights: Mapping[str, np.ndarray], sizes: Sizes, dtype: np.dtype, packs: bool) -> Packed:
+    """What the forward walk reads of one direction: without ``packs`` neither ih nor hh."""
+    read = {name: value for name, value in weights.items() if packs or name not in ("weight_ih", "weight_hh")}
+
+    def pack() -> Packed:
+        gates, width, nothing = sizes.gates, sizes.width, _nothing(dtype, 1)
+        ih, hh = (packing.rows(read[name], gates, width) if packs else nothing for name in ("weight_ih", "weight_hh"))
+        hr = packing.rows(read["weight_hr"], 1, WIDTH * lanes(dtype)) if "weight_hr" in read else nothing
+        bias = packing.biases(weights, gates, width, dtype)
+        scales = [read.get(name) for name in ("scale_ih", "scale_hh")]
+        in_panels = [nothing if scale is None else packing.in_panels(scale, gates, width) for scale in scales]
+        return Packed(ih, hh, hr, bias, *in_panels)
+
+    return kept(tuple(read.values()), ("rows", sizes, *read), pack)
+
+
+def _packed_columns(weights: Weights, sizes: Sizes) -> Weights:
+    """What the gradients read of one direction, flat."""
+
+    def pack() -> Weights:
+        ih, hh = (packing.columns(weight, sizes.gates, sizes.width) for weight in weights[:2])
+        return Weights(ih, hh, packing.columns(weights.hr) if weights.hr.size else _nothing(ih.dtype, 1))
+
+    return kept(weights if weights.hr.size else weights[:2], ("columns", sizes), pack)

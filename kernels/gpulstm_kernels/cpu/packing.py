@@ -1,7 +1,4 @@
-"""Weights in the order in which tiles read them: packed at their first use and kept until they change.
-
-Weights are plain arrays that an optimizer or a user may change in place at any time, so every use compares a digest
-of what they hold with that of what was packed: reading them once costs little beside packing or multiplying.
+"""Weights in the order in which tiles read them.
 
 Two orders, both rows of panels. :func:`rows` packs a matrix (gates · units, K) transposed, a panel holding some units
 of every gate side by side: the operand B of ``x·Wᵀ``. :func:`columns` packs it as it lies, K running over its rows:
@@ -10,145 +7,25 @@ the operand of ``dgates·W``.
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from ..memory import empty, zeros
 from .compile import inline, kernel
 from .narrow import group, packed_depth
 from .team import run_shares, share, shares
 from .threads import crew
-from .tile import WIDTH, counted_loop
-from .vector import INT64, REGISTER_BYTES, lanes
+from .tile import WIDTH
+from .vector import lanes
 
-_SEGMENT = 1 << 18  # bytes that one number of a digest stands for: what threads share out
-_CHAINS = 4  # independent registers of a digest, so that its multiplications overlap
-_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: a bijection of 64-bit words (Knuth's multiplicative hashing)
-_MOST_ENTRIES = 256
-_MOST_BYTES = 1 << 30
-_WORTH_A_THREAD = 100_000  # elements to move or to digest, below which a further thread costs more than it brings
+_WORTH_A_THREAD = 100_000  # elements to move below which a further thread costs more than it brings
 
 
 def panels(columns: int, dtype: np.dtype) -> int:
     """How many panels ``columns`` columns take."""
     return -(-columns // (WIDTH * lanes(dtype)))
-
-
-# --- digests ----------------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def _mix_registers(typing: Any, address: Any, n: Any) -> Any:
-    """One number for ``n`` times ``_CHAINS`` registers of memory; a change in one word always changes it."""
-    vector = ir.VectorType(INT64, REGISTER_BYTES // 8)
-    factor = ir.Constant(vector, [_FACTOR] * vector.count)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        address, n = args
-        block = builder.mul(INT64(REGISTER_BYTES), INT64(_CHAINS))
-
-        def mix(k: Any, chains: list[Any]) -> list[Any]:
-            at = builder.add(address, builder.mul(k, block))
-            result = []
-            for c, chain in enumerate(chains):
-                place = builder.add(at, INT64(c * REGISTER_BYTES))
-                words = builder.load(builder.inttoptr(place, vector.as_pointer()))
-                words.align = 1
-                result.append(builder.mul(builder.xor(chain, words), factor))
-            return result
-
-        chains = counted_loop(builder, n, [ir.Constant(vector, [c] * vector.count) for c in range(_CHAINS)], mix)
-        total = INT64(0)
-        for chain in chains:
-            for lane in range(vector.count):
-                word = builder.extract_element(chain, ir.IntType(32)(lane))
-                total = builder.mul(builder.xor(total, builder.lshr(total, INT64(29))), INT64(_FACTOR))
-                total = builder.xor(total, word)
-        return total
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@inline
-def _digest_share(content, segment, numbers, rank, size, barrier):
-    """``numbers[s]`` from ``content[s * segment : (s + 1) * segment]``; content is uint8."""
-    first, last = share(numbers.size, rank, size)
-    block = REGISTER_BYTES * _CHAINS
-    for s in range(first, last):
-        n = min(segment, content.size - s * segment)
-        whole = n // block
-        number = _mix_registers(content.ctypes.data + s * segment, whole)
-        for i in range(s * segment + whole * block, s * segment + n):
-            number = (number ^ content[i]) * _FACTOR
-        numbers[s] = number
-
-
-@kernel
-def _digest(team, arguments):
-    return run_shares(team, *shares(_digest_share, arguments))
-
-
-def _digest_of(weight: np.ndarray) -> bytes:
-    content = weight.reshape(-1).view(np.uint8)
-    numbers = np.empty(-(-weight.nbytes // _SEGMENT), np.int64)
-    at_most = min(len(numbers), weight.size // _WORTH_A_THREAD)
-    crew.run(_digest, None, (content, _SEGMENT, numbers), at_most)
-    return numbers.tobytes()
-
-
-# --- the cache --------------------------------------------------------------------------------------------------
-
-
-class _Cache:
-    """Packed weights by where the weight lies and how it is packed; the longest unused goes first."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[tuple[Any, ...], tuple[bytes, np.ndarray]] = OrderedDict()
-        self._bytes = 0
-        self.new_lock()
-
-    def new_lock(self) -> None:
-        self._lock = threading.Lock()
-
-    def get(self, weight: np.ndarray, how: tuple[Any, ...], pack: Callable[[], np.ndarray]) -> np.ndarray:
-        if weight.size == 0:
-            return weight.reshape(-1)
-        key = (weight.ctypes.data, weight.shape, weight.dtype, *how)
-        digest = _digest_of(weight)
-        with self._lock:
-            known = self._entries.get(key)
-            if known is not None and known[0] == digest:
-                self._entries.move_to_end(key)
-                return known[1]
-        packed = pack()  # into a new array: another call may be reading the old one
-        with self._lock:
-            self._drop(key)
-            self._entries[key] = digest, packed
-            self._bytes += packed.nbytes
-            while len(self._entries) > _MOST_ENTRIES or (self._bytes > _MOST_BYTES and len(self._entries) > 1):
-                self._drop(next(iter(self._entries)))
-        return packed
-
-    def _drop(self, key: tuple[Any, ...]) -> None:
-        known = self._entries.pop(key, None)
-        if known is not None:
-            self._bytes -= known[1].nbytes
-
-
-_cache = _Cache()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_cache.new_lock)
-
-
-# --- packing ----------------------------------------------------------------------------------------------------
 
 
 @inline
@@ -233,19 +110,12 @@ def _run(pack: Any, packed: np.ndarray, count: int, *arguments: Any) -> np.ndarr
     return packed
 
 
-def rows(weight: np.ndarray, gates: int, width: int, keep: bool = True) -> np.ndarray:
-    """``weight`` (gates * units, K) as :func:`pack_rows` packs it with panels of ``width`` units: flat.
-
-    ``keep``: it is a parameter, which comes again; else what is packed is not kept.
-    """
+def rows(weight: np.ndarray, gates: int, width: int) -> np.ndarray:
+    """``weight`` (gates * units, K) as :func:`pack_rows` packs it with panels of ``width`` units: flat."""
     units, k = weight.shape[0] // gates, weight.shape[1]
     count = -(-units // width)
-
-    def pack() -> np.ndarray:
-        packed = empty(count * width * gates * packed_depth(weight, k), weight.dtype)
-        return _run(_pack_rows, packed, count, weight.reshape(-1), k, gates, units, width)
-
-    return _cache.get(weight, ("rows", gates, width), pack) if keep else pack()
+    packed = empty(count * width * gates * packed_depth(weight, k), weight.dtype)
+    return _run(_pack_rows, packed, count, weight.reshape(-1), k, gates, units, width)
 
 
 def in_panels(values: np.ndarray, gates: int, width: int) -> np.ndarray:
@@ -264,14 +134,10 @@ def biases(weights: Mapping[str, np.ndarray], gates: int, width: int, dtype: np.
     return in_panels(np.zeros(len(weights["weight_hh"]), dtype), gates, width)
 
 
-def columns(weight: np.ndarray, gates: int = 1, width: int = 1, keep: bool = True) -> np.ndarray:
-    """``weight`` (gates * units, columns) as :func:`pack_columns` packs it: flat; ``keep`` as for :func:`rows`."""
+def columns(weight: np.ndarray, gates: int = 1, width: int = 1) -> np.ndarray:
+    """``weight`` (gates * units, columns) as :func:`pack_columns` packs it: flat."""
     units, across = weight.shape[0] // gates, weight.shape[1]
     count = panels(across, weight.dtype)
-
-    def pack() -> np.ndarray:
-        depth = -(-units // width) * width * gates
-        packed = empty(count * WIDTH * lanes(weight.dtype) * depth, weight.dtype)
-        return _run(_pack_columns, packed, count, weight.reshape(-1), across, gates, units, width)
-
-    return _cache.get(weight, ("columns", gates, width), pack) if keep else pack()
+    depth = -(-units // width) * width * gates
+    packed = empty(count * WIDTH * lanes(weight.dtype) * depth, weight.dtype)
+    return _run(_pack_columns, packed, count, weight.reshape(-1), across, gates, units, width)

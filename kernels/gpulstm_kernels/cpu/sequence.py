@@ -48,27 +48,24 @@ class Tape(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Parameters of one direction, as torch lays them out; ``bias`` (Hp·G,) is summed and in panels.
-
-    Where all weights are packed, a walk does not read ih and hh, and they may be empty.
-    """
+    """Matrices of one direction, as torch lays them out or, flat, as :func:`packing.columns` packs them."""
 
     ih: np.ndarray  # (G·H, I)
     hh: np.ndarray  # (G·H, P)
     hr: np.ndarray  # (P, H); (0, 0) without a projection
-    bias: np.ndarray
 
 
 class Packed(NamedTuple):
-    """The matrices of :class:`Weights` as :mod:`.packing` gives them, flat; empty where a walk does not read one.
+    """Parameters of one direction as :mod:`.packing` gives them, flat; empty where a walk does not read one.
 
-    ih and hh may be bfloat16 (as uint16) or int8; then ``scale_ih`` and ``scale_hh`` (Hp·G,), in panels, are what a row
-    of the matrix is to be multiplied with.
+    ``bias`` (Hp·G,) is the sum of both, in panels. ih and hh may be bfloat16 (as uint16) or int8; then ``scale_ih``
+    and ``scale_hh`` (Hp·G,), in panels, are what a row of the matrix is to be multiplied with.
     """
 
     ih: np.ndarray
     hh: np.ndarray
     hr: np.ndarray
+    bias: np.ndarray
     scale_ih: np.ndarray
     scale_hh: np.ndarray
 
@@ -89,11 +86,13 @@ class Plan(NamedTuple):
 class Forward(NamedTuple):
     """All that the forward walk of one direction reads and writes, but x and lengths.
 
+    ``ih`` (G·H, I) and ``hh`` (G·H, P) are as torch lays them out, and empty where they are read packed.
     ``edges`` (threads, ROWS·WIDTH vectors) is scratch for panels that are not full; ``rows16`` (threads, bytes) for
     rows that narrow weights meet in 16 bits: of the inputs that are projected together, then of h.
     """
 
-    weights: Weights
+    ih: np.ndarray
+    hh: np.ndarray
     packed: Packed
     tape: Tape
     gates: np.ndarray
@@ -105,12 +104,13 @@ class Forward(NamedTuple):
 class Backward(NamedTuple):
     """The same of the backward walk, but dy and lengths.
 
-    ``dgates`` and ``dprojected`` (the whole gradient of the projection's output) are filled. ``dh`` (1, B, P) and
-    ``dstates`` (S, 1, B, Hp) hold the gradients of the final state and end as those of the initial one; ``dhidden``
-    (1, B, H) is scratch for a projection.
+    ``hh`` and ``hr`` are packed. ``dgates`` and ``dprojected`` (the whole gradient of the projection's output) are
+    filled. ``dh`` (1, B, P) and ``dstates`` (S, 1, B, Hp) hold the gradients of the final state and end as those of
+    the initial one; ``dhidden`` (1, B, H) is scratch for a projection.
     """
 
-    packed: Packed
+    hh: np.ndarray
+    hr: np.ndarray
     tape: Tape
     dh: np.ndarray
     dstates: np.ndarray
@@ -170,7 +170,7 @@ def _dot_panel(cell, to, bias, x, h, ih, hh, p):
 
 
 @inline
-def _input_gates(cell, x, bias, packed, gates, scratch, t0, n, b0, b1, p0, p1):
+def _input_gates(cell, x, packed, gates, scratch, t0, n, b0, b1, p0, p1):
     """gates = bias + x[t0 : t0 + n]·W_ihᵀ, for rows b0 to b1 and panels p0 to p1; ``scratch``: a byte address."""
     size, batch, inputs = x.itemsize, x.shape[1], x.shape[2]
     ldg, depth = gates.shape[2] * size, packed_depth(packed.ih, inputs)
@@ -180,7 +180,7 @@ def _input_gates(cell, x, bias, packed, gates, scratch, t0, n, b0, b1, p0, p1):
     # All rows lie one after another; or of few rows of each step, a tile takes those of several steps.
     times, m, ldc, lda = (1, n * batch, ldg, ldx) if b1 - b0 == batch else (b1 - b0, n, batch * ldg, batch * ldx)
     for p in range(p0, p1):
-        start, scale = bias.ctypes.data + p * ldg, packed.scale_ih.ctypes.data + p * ldg
+        start, scale = packed.bias.ctypes.data + p * ldg, packed.scale_ih.ctypes.data + p * ldg
         to = _at(gates, p, b0, 0)
         right = packed.ih.ctypes.data + p * depth * gates.shape[2] * packed.ih.itemsize
         for b in range(times):
@@ -212,7 +212,7 @@ def _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden):
 @inline
 def _walk(cell, x, lengths, direction, rank, size, barrier):
     """Fill a tape from ``x``, as one of ``size`` threads."""
-    weights, packed, tape, gates, edges, rows16, plan = direction
+    ih, hh, packed, tape, gates, edges, rows16, plan = direction
     ys, states, item = tape.ys, tape.states, x.itemsize
     steps, batch, inputs = x.shape
     hidden, outputs = plan.hidden, plan.outputs
@@ -235,7 +235,7 @@ def _walk(cell, x, lengths, direction, rank, size, barrier):
         if plan.chunk and s % plan.chunk == 0:
             n = min(plan.chunk, steps - s)
             t0 = t - n + 1 if plan.reverse else t
-            _input_gates(cell, x, weights.bias, packed, gates, of_x, t0, n, b0, b1, p0, p1)
+            _input_gates(cell, x, packed, gates, of_x, t0, n, b0, b1, p0, p1)
         last = t + 2 if plan.reverse else t  # where ys holds h of the step before
         before = (t + 1 if plan.reverse else t) * plan.keep
         after = (t if plan.reverse else t + 1) * plan.keep
@@ -251,7 +251,7 @@ def _walk(cell, x, lengths, direction, rank, size, barrier):
             p = p1 - 1 - i if s % 2 else p0 + i  # back and forth: what was read last is still in the cache
             for r0 in range(b0, b1, block):
                 rows = min(block, b1 - r0)
-                bias = weights.bias.ctypes.data + p * ldg
+                bias = packed.bias.ctypes.data + p * ldg
                 to = _at(gates, p, (t - t0) * batch + r0, 0) if plan.chunk else _at(gates, rank, 0, 0)
                 h = left_h + (r0 - b0) * ldh
                 if plan.packs:
@@ -267,7 +267,7 @@ def _walk(cell, x, lengths, direction, rank, size, barrier):
                     if t < lengths[b]:
                         if not plan.packs:
                             row = _at(x, t, b, 0)
-                            _dot_panel(cell, at, bias, row, h + (b - r0) * ldh, weights.ih, weights.hh, p)
+                            _dot_panel(cell, at, bias, row, h + (b - r0) * ldh, ih, hh, p)
                         _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden)
                         continue
                     if plan.keep:
@@ -355,7 +355,7 @@ def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, b
 @inline
 def _walk_back(cell, dy, lengths, direction, rank, size, barrier):
     """Fill ``dgates`` and ``dprojected`` of a direction from ``dy`` (T, B, D·P), as one of ``size`` threads."""
-    packed, tape, dh, dstates, dgates, dprojected, dhidden, edges, plan = direction
+    hh, hr, tape, dh, dstates, dgates, dprojected, dhidden, edges, plan = direction
     steps, batch = dy.shape[0], dy.shape[1]
     width, depth = units(cell, dy), dgates.shape[2]
     outputs = dh.shape[2]
@@ -385,7 +385,7 @@ def _walk_back(cell, dy, lengths, direction, rank, size, barrier):
                 meetings += 1
                 meet(barrier, meetings, size)
             flat, left = dprojected.reshape(-1), (t * batch + b0) * outputs
-            _multiply_panels(dhidden, b0 * hidden, hidden, flat, left, outputs, packed.hr, u0, u1, m, edge)
+            _multiply_panels(dhidden, b0 * hidden, hidden, flat, left, outputs, hr, u0, u1, m, edge)
         for b in range(b0, b1):
             for p in range(p0, p1):
                 if t < lengths[b]:
@@ -400,7 +400,7 @@ def _walk_back(cell, dy, lengths, direction, rank, size, barrier):
             meetings += 1
             meet(barrier, meetings, size)
         left = (t * batch + b0) * depth
-        _multiply_panels(dh, b0 * outputs, outputs, dgates.reshape(-1), left, depth, packed.hh, o0, o1, m, edge)
+        _multiply_panels(dh, b0 * outputs, outputs, dgates.reshape(-1), left, depth, hh, o0, o1, m, edge)
 
 
 @inline

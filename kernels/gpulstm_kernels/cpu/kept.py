@@ -1,0 +1,152 @@
+"""What is made of parameters, kept until they change.
+
+Parameters are plain arrays that an optimizer or a user may change in place at any time, so every use compares a digest
+of what they hold with that of what was made of them: reading them once costs little beside packing or multiplying.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import numpy as np
+from llvmlite import ir
+from numba import literal_unroll, types
+from numba.extending import intrinsic
+
+from .atomics import fetch_add
+from .compile import inline, kernel
+from .team import run_shares, shares
+from .threads import crew
+from .tile import counted_loop
+from .vector import INT64, REGISTER_BYTES
+
+_SEGMENT = 1 << 17  # bytes that a thread digests in a row
+_CHAINS = 4  # independent registers of a digest, so that its multiplications overlap
+_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: a bijection of 64-bit words (Knuth's multiplicative hashing)
+_MOST_ENTRIES = 256
+_MOST_BYTES = 1 << 30
+_WORTH_A_THREAD = 1 << 18  # bytes to digest below which a further thread costs more than it brings
+
+Made = TypeVar("Made", bound=tuple[np.ndarray, ...])
+
+
+@intrinsic
+def _mix(typing: Any, address: Any, size: Any, start: Any) -> Any:
+    """One number for ``size`` bytes of memory and the number ``start``; a change in one word always changes it."""
+    vector = ir.VectorType(INT64, REGISTER_BYTES // 8)
+    factor = ir.Constant(vector, [_FACTOR] * vector.count)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address, size, start = args
+        block = INT64(REGISTER_BYTES * _CHAINS)
+        whole = builder.sdiv(size, block)
+
+        def mix(k: Any, chains: list[Any]) -> list[Any]:
+            at = builder.add(address, builder.mul(k, block))
+            result = []
+            for c, chain in enumerate(chains):
+                place = builder.add(at, INT64(c * REGISTER_BYTES))
+                words = builder.load(builder.inttoptr(place, vector.as_pointer()))
+                words.align = 1
+                result.append(builder.mul(builder.xor(chain, words), factor))
+            return result
+
+        def fold(total: Any, word: Any) -> Any:
+            total = builder.mul(builder.xor(total, builder.lshr(total, INT64(29))), INT64(_FACTOR))
+            return builder.xor(total, word)
+
+        chains = counted_loop(builder, whole, [ir.Constant(vector, [c] * vector.count) for c in range(_CHAINS)], mix)
+        total = builder.mul(builder.add(start, INT64(1)), INT64(_FACTOR))
+        for chain in chains:
+            for lane in range(vector.count):
+                total = fold(total, builder.extract_element(chain, ir.IntType(32)(lane)))
+        done = builder.mul(whole, block)
+        rest = builder.add(address, done)
+
+        def mix_byte(k: Any, totals: list[Any]) -> list[Any]:
+            byte = builder.load(builder.inttoptr(builder.add(rest, k), ir.IntType(8).as_pointer()))
+            return [fold(totals[0], builder.zext(byte, INT64))]
+
+        return counted_loop(builder, builder.sub(size, done), [total], mix_byte)[0]
+
+    return types.int64(*[types.int64] * 3), codegen
+
+
+@inline
+def _digest_share(found, segment, rank, size, barrier):
+    """Add up the numbers of every array's segments in ``found[1]``; ``found[0]``: addresses, ``found[2]``: bytes."""
+    turn = 0
+    for n in range(found.shape[1]):
+        for start in range(0, found[2, n], segment):
+            if turn % size == rank:
+                number = _mix(found[0, n] + start, min(segment, found[2, n] - start), start)
+                fetch_add(found.ctypes.data + (found.shape[1] + n) * 8, number)
+            turn += 1
+
+
+@kernel
+def _digest(team, arguments):
+    arrays, found, segment = arguments
+    n = 0
+    for array in literal_unroll(arrays):  # which no enumerate may wrap
+        found[0, n], found[1, n], found[2, n] = array.ctypes.data, 0, array.size * array.itemsize
+        n += 1  # noqa: SIM113
+    return run_shares(team, *shares(_digest_share, (found, segment)))
+
+
+class _Cache:
+    """What was made, by where the arrays lie and how it is made; the longest unused goes first."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[tuple[Any, ...], tuple[bytes, tuple[np.ndarray, ...]]] = OrderedDict()
+        self._bytes = 0
+        self.new_lock()
+
+    def new_lock(self) -> None:
+        self._lock = threading.Lock()
+
+    def get(self, arrays: tuple[np.ndarray, ...], how: Hashable, make: Callable[[], Made]) -> Made:
+        found = np.empty((3, len(arrays)), np.int64)
+        kinds = tuple([(array.dtype, array.ndim) for array in arrays])
+        at_most = sum([array.nbytes for array in arrays]) // _WORTH_A_THREAD
+        crew.run(_digest, kinds, (arrays, found, _SEGMENT), at_most)
+        key, digest = (found[0].tobytes(), kinds, how), found[1].tobytes()
+        with self._lock:
+            known: Any = self._entries.get(key)
+            if known is not None and known[0] == digest:
+                self._entries.move_to_end(key)
+                return known[1]
+        made = make()  # of new arrays: another call may be reading the old ones
+        with self._lock:
+            self._drop(key)
+            self._entries[key] = digest, made
+            self._bytes += _bytes_of(made)
+            while len(self._entries) > _MOST_ENTRIES or (self._bytes > _MOST_BYTES and len(self._entries) > 1):
+                self._drop(next(iter(self._entries)))
+        return made
+
+    def _drop(self, key: tuple[Any, ...]) -> None:
+        known = self._entries.pop(key, None)
+        if known is not None:
+            self._bytes -= _bytes_of(known[1])
+
+
+def _bytes_of(made: tuple[np.ndarray, ...]) -> int:
+    return sum(array.nbytes for array in made)
+
+
+_cache = _Cache()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_cache.new_lock)
+
+
+def kept(arrays: tuple[np.ndarray, ...], how: Hashable, make: Callable[[], Made]) -> Made:
+    """``make()``, or what it gave before if the C-contiguous ``arrays`` it is made of hold the same.
+
+    ``how``: all else that it depends on, the shapes of the arrays too. Nobody may write to what is returned.
+    """
+    return _cache.get(arrays, how, make)
