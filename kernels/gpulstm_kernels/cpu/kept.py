@@ -149,4 +149,4 @@ def kept(arrays: tuple[np.ndarray, ...], how: Hashable, make: Callable[[], Made]
 
     ``how``: all else that it depends on, the shapes of the arrays too. Nobody may write to what is returned.
     """
-    return _cache.get(arrays, how, make)
+    return _cache.get(arrays, how, make) if arrays else make()

@@ -109,11 +109,8 @@ def layer_forward(
         tape = _begun_tape(cell, ys, [part[d] for part in state], steps, sizes, plan, projected)
         edges = gemm.edges(at_most, dtype) if projected else nothing
         scratch = empty(room, dtype), edges, empty((at_most, row16 * batch), np.uint8) if row16 else _nothing(np.uint8)
-        walks.append(
-            sequence.Forward(
-                nothing if packs else own[d].ih, nothing if packs else own[d].hh, packed, tape, *scratch, plan
-            )
-        )
+        ih, hh = (nothing, nothing) if packs else own[d][:2]
+        walks.append(sequence.Forward(ih, hh, packed, tape, *scratch, plan))
 
     arguments = cell, x, lengths, (walks[0], walks[-1]), directions
     crew.run(sequence.forward, (cell, dtype, own[0].ih.dtype), arguments, at_most, meets=not by_batch)
