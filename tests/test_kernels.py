@@ -129,6 +129,24 @@ def test_inference_is_training_without_a_tape(cell: str, dtype: str, rows: str) 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
+def test_gradients_are_taken_in_chunks(cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step at a time; a few with a rest, in both directions; the same bits whoever computes."""
+    for rows in (1, 10):
+        monkeypatch.setattr(layer, "_ROWS_BACK", rows)
+        for shape in ("odd", "wide", "projected"):
+            p, expected = solved(cell, dtype, shape)
+            first: Arrays = {}
+            for count, split in SPLITS[:3]:
+                with problems.threads(count, split):
+                    found = computed(p)
+                first = first or found
+                for name, value in expected.items():
+                    assert_close(found[name], value, "kernel", dtype, f"{shape}: {name}")
+                    np.testing.assert_array_equal(found[name], first[name])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_pullback_may_be_called_again(cell: str, dtype: str) -> None:
     p, _ = solved(cell, dtype, "projected")
     _, tape = problems.outputs(layer, p, keep=True)

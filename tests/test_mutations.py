@@ -229,27 +229,32 @@ def kernels_agree(module: ModuleType = layer) -> bool:
 
 
 def test_every_step_of_the_kernels_layer() -> None:
-    hunt(layer, "layer_backward", kernels_agree, 10, without_a_statement)
+    hunt(layer, "layer_backward", kernels_agree, 8, without_a_statement)
 
 
 # What is written in sequence.py's backward, and the same without a term where the kernel reads its number: KEEP is 0,
-# ON does not run. Numbers count from 1; 0 is the original.
+# NOW is false, ON does not run. Numbers count from 1; 0 is the original.
 TERMS = [
     ("load(ys, _at(dh, 0, b, unit), n) +", "KEEP * load(ys, _at(dh, 0, b, unit), n) +"),
     ("+ load(ys, _at(dy, t, b, plan.column + unit), n)", "+ KEEP * load(ys, _at(dy, t, b, plan.column + unit), n)"),
     ("load(ys, _at(dhidden, 0, b, unit), n)", "KEEP * load(ys, _at(dhidden, 0, b, unit), n)"),
     ("store_tuple(da, ", "ON store_tuple(da, "),
     ("store_tuple(dprevious, at, dstride)", "ON store_tuple(dprevious, at, dstride)"),
-    ("dgates[t, b, first + past : first + width] = 0", "ON dgates[t, b, first + past : first + width] = 0"),
+    ("dgates[slot, b, first + past : first + width] = 0", "ON dgates[slot, b, first + past : first + width] = 0"),
     ("= dh[0, b, j] + dy[", "= KEEP * dh[0, b, j] + dy["),
     ("dh[0, b, j] + dy[", "dh[0, b, j] + KEEP * dy["),
     ("dh[0, b, j] = 0", "ON dh[0, b, j] = 0"),
     ("dprojected[t, b, j] = 0", "ON dprojected[t, b, j] = 0"),
     ("dhidden[0, b, u0:u1] = 0", "ON dhidden[0, b, u0:u1] = 0"),
     ("_multiply_panels(dhidden", "ON _multiply_panels(dhidden"),
-    ("dgates[t, b, p * width * cell.n_gates :", "ON dgates[t, b, p * width * cell.n_gates :"),
+    ("dgates[slot, b, p * width * cell.n_gates :", "ON dgates[slot, b, p * width * cell.n_gates :"),
     ("dh[0, b, o0:o1] = 0", "ON dh[0, b, o0:o1] = 0"),
     ("_multiply_panels(dh, ", "ON _multiply_panels(dh, "),
+    ("multiply_rows(dx, ", "ON multiply_rows(dx, "),
+    ("not alone, flat", "not alone and NOW, flat"),
+    ("(s0 if plan.reverse else steps - s1)", "(s0 if plan.reverse and NOW else steps - s1)"),
+    ("first + 2 * batch if plan.reverse else", "first + 2 * batch if plan.reverse and NOW else"),
+    ("rows, s0 > 0, room", "rows, s0 > 0 and NOW, room"),
 ]
 PLACE = 120  # bytes from a barrier to where a kernel with TERMS reads which of them is missing
 
@@ -261,10 +266,12 @@ def walk_with_terms() -> ModuleType:
     forward, backward = source[:start], source[start:]
     for number, (old, new) in enumerate(TERMS, 1):
         assert backward.count(old) == 1, f"no such term to mutate: {old}"
-        new = new.replace("KEEP", f"(1.0 if mutant != {number} else 0.0)")
+        new = new.replace("KEEP", f"(1.0 if mutant != {number} else 0.0)").replace("NOW", f"mutant != {number}")
         backward = backward.replace(old, new.replace("ON ", f"if mutant != {number}: "))
     backward = re.sub(r"_step_cell_backward\(\s*cell", "_step_cell_backward(mutant, cell", backward)
-    backward = backward.replace("    meetings = 0\n", f"    meetings = 0\n    mutant = read(barrier + {PLACE})\n", 1)
+    for line in ("    m = b1 - b0\n", "    depth, features = dgates.shape[2], tape.ys.shape[2]\n"):
+        assert backward.count(line) == 1
+        backward = backward.replace(line, f"{line}    mutant = read(barrier + {PLACE})\n")
     whole = forward.replace("from .team import", "from .atomics import read\nfrom .team import") + backward
     return module_from(ast.parse(whole), sequence, "sequence_mutant")
 
@@ -278,6 +285,7 @@ def test_every_term_of_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(threads, "_ALONE", team)
         return kernels_agree()
 
+    monkeypatch.setattr(layer, "_ROWS_BACK", 10)  # several chunks
     for case in WALKS:
         solved_by_kernels(*case)
     monkeypatch.setattr(layer, "sequence", walk_with_terms())

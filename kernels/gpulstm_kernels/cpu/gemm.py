@@ -9,7 +9,7 @@ alone, never on how threads share the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,14 +22,14 @@ from .tile import ROWS, WIDTH, tile_rows
 from .vector import lanes, load, store
 
 DEPTH = 512  # steps along K that one pass takes: a panel of them stays in the L2 cache
-_OUTER_DEPTH = 512  # the same where both operands are packed: a thread holds its share of one of them whole
+OUTER_DEPTH = 512  # the same where both operands are packed: a thread holds its share of one of them whole
 _BLOCK = 96  # rows of A that stay in the L2 cache while all panels of B pass
 _WORTH_A_THREAD = 2_000_000  # multiply-adds below which a further thread costs more than it brings
 
 
 @inline
-def multiply_panel(c, offset, ldc, columns, a, a_offset, lda, packed, p, m, k, edge):
-    """C += A·B for ``m`` rows and panel ``p`` of B, at most ``columns`` columns of C.
+def multiply_panel(c, offset, ldc, columns, add, a, a_offset, lda, packed, p, m, k, edge):
+    """C = A·B, or C += A·B if ``add``, for ``m`` rows and panel ``p`` of B, at most ``columns`` columns of C.
 
     ``edge`` (ROWS, WIDTH vectors) is scratch for a panel that reaches past the last column.
     """
@@ -38,9 +38,8 @@ def multiply_panel(c, offset, ldc, columns, a, a_offset, lda, packed, p, m, k, e
     for k0 in range(0, k, DEPTH):
         b = packed.ctypes.data + (p * k + k0) * across * size
         at = offset + p * across
-        _tile_inside(
-            c, at, ldc, columns - p * across, True, left + k0 * size, lda * size, size, b, m, min(DEPTH, k - k0), edge
-        )
+        left_k, inside, more = left + k0 * size, columns - p * across, add or k0 > 0
+        _tile_inside(c, at, ldc, inside, more, left_k, lda * size, size, b, m, min(DEPTH, k - k0), edge)
 
 
 @inline
@@ -75,13 +74,22 @@ def edges(threads: int, dtype: np.dtype) -> np.ndarray:
 
 
 @inline
-def _multiply_share(c, n, a, lda, packed, m, k, edges, rank, size, barrier):
-    """C (m, n) += A (m, k) · B for a packed B; threads split the rows of C, and blocks of them stay in the cache."""
+def multiply_rows(c, offset, n, add, a, a_offset, lda, packed, m, k, edges, rank, size):
+    """C (m, n) = or, if ``add``, += A (m, k) · B for a packed B and flat C and A, from ``offset`` and ``a_offset`` on.
+
+    Threads split the rows of C, and blocks of them stay in the cache.
+    """
     across = WIDTH * lanes(c)
     top, bottom = share(m, rank, size)
     for r0 in range(top, bottom, _BLOCK):
+        to, source, rows = offset + r0 * n, a_offset + r0 * lda, min(_BLOCK, bottom - r0)
         for p in range((n + across - 1) // across):
-            multiply_panel(c, r0 * n, n, n, a, r0 * lda, lda, packed, p, min(_BLOCK, bottom - r0), k, edges[rank])
+            multiply_panel(c, to, n, n, add, a, source, lda, packed, p, rows, k, edges[rank])
+
+
+@inline
+def _multiply_share(c, n, a, lda, packed, m, k, edges, rank, size, barrier):
+    multiply_rows(c, 0, n, True, a, 0, lda, packed, m, k, edges, rank, size)
 
 
 @kernel
@@ -105,71 +113,61 @@ def multiply(c: np.ndarray, a: np.ndarray, b: np.ndarray, transposed: bool = Fal
         multiply_packed(c, a, packing.columns(b))
 
 
+class Rows(NamedTuple):
+    """Rows of a matrix in a flat array: (offset of the first element, elements from row to row) and columns."""
+
+    flat: np.ndarray
+    at: tuple[int, int]
+    columns: int
+
+
 @inline
-def _pack_panels(like, to, b, b_at, n, k0, depth, first, last):
+def _pack_panels(like, to, b, k0, depth, first, last):
     """Rows ``first`` to ``last`` of the ``depth`` rows of B from ``k0`` on, whole rows at a time, into panels."""
-    item, lane, across = like.itemsize, lanes(like), WIDTH * lanes(like)
+    item, lane, across, n = like.itemsize, lanes(like), WIDTH * lanes(like), b.columns
     for j in range(first, last):
-        source = b.ctypes.data + (b_at[0] + (k0 + j) * b_at[1]) * item
+        source = b.flat.ctypes.data + (b.at[0] + (k0 + j) * b.at[1]) * item
         for v in range(0, (n + across - 1) // across * across, lane):
             place = (v // across * depth + j) * across + v % across
             store(like, load(like, source + v * item, n - v), to + place * item, lane)
 
 
 @inline
-def _outer_share(
-    c,
-    sums,
-    a,
-    a_at,
-    b,
-    b_at,
-    n_b,
-    d,
-    d_at,
-    n_d,
-    gates,
-    units,
-    width,
-    columns,
-    k,
-    packed_a,
-    packed_bd,
-    edges,
-    rank,
-    size,
-    barrier,
-):
-    """C = Aᵀ·B (gates · units, n_b) and behind it Aᵀ·D (gates · units, n_d) over ``k`` rows, and the sums of A's rows.
+def outer_rows(c, sums, a, b, d, gates, units, width, k, add, room, edges, met, rank, size, barrier):
+    """C = Aᵀ·B (gates · units, N) and behind it Aᵀ·D over ``k`` rows of :class:`Rows`, and the sums of A's columns.
 
-    A's ``columns`` are in panels, (units / width, gates, width); what lies past the last one is not read. Threads
-    split A's panels, and the work of packing B and D, for which they meet.
+    All three are added to what is there if ``add``. A's columns are in panels, (units / width, gates, width); what
+    lies past the last one is not read. ``room``: :func:`outer_room`. Threads split A's panels, and the work of packing
+    B and D, for which they meet: ``met``, how often they had met at ``barrier`` before, becomes what is returned.
     """
+    packed_a, packed_bd = room
     item, lane = c.itemsize, lanes(c)
     across = WIDTH * lane
     left = packed_a.ctypes.data + rank * packed_a.strides[0]
     first, last = share((units + width - 1) // width, rank, size)
-    of_b, of_d = (n_b + across - 1) // across, (n_d + across - 1) // across
-    for k0 in range(0, k, _OUTER_DEPTH):
-        depth, block = min(_OUTER_DEPTH, k - k0), k0 // _OUTER_DEPTH
-        right = packed_bd.ctypes.data + block % 2 * packed_bd.strides[0]  # others may still read the block before
+    of_b, of_d = (b.columns + across - 1) // across, (d.columns + across - 1) // across
+    for k0 in range(0, k, OUTER_DEPTH):
+        depth = min(OUTER_DEPTH, k - k0)
+        right = packed_bd.ctypes.data + met % 2 * packed_bd.strides[0]  # others may still read the block before
         j0, j1 = share(depth, rank, size)
-        _pack_panels(c, right, b, b_at, n_b, k0, depth, j0, j1)
-        _pack_panels(c, right + of_b * depth * across * item, d, d_at, n_d, k0, depth, j0, j1)
+        _pack_panels(c, right, b, k0, depth, j0, j1)
+        _pack_panels(c, right + of_b * depth * across * item, d, k0, depth, j0, j1)
         for j0 in range(0, depth, 8):  # few rows at a time: rows far apart compete for the same cache lines
             for column in range(first * gates * width, last * gates * width, width):
                 to = left + (column - first * gates * width) * depth * item
                 for v in range(0, width, lane):
-                    total = load(c, sums.ctypes.data + (column + v) * item, lane)
-                    source = a.ctypes.data + (a_at[0] + k0 * a_at[1] + column + v) * item
+                    place = sums.ctypes.data + (column + v) * item
+                    total = load(c, place, lane if add or k0 + j0 > 0 else 0)
+                    source = a.flat.ctypes.data + (a.at[0] + k0 * a.at[1] + column + v) * item
                     for j in range(j0, min(depth, j0 + 8)):
-                        values = load(c, source + j * a_at[1] * item, columns - column - v)
+                        values = load(c, source + j * a.at[1] * item, a.columns - column - v)
                         total = total + values
                         store(c, values, to + (j * width + v) * item, lane)
-                    store(c, total, sums.ctypes.data + (column + v) * item, lane)
-        meet(barrier, block + 1, size)
+                    store(c, total, place, lane)
+        met += 1
+        meet(barrier, met, size)
         for p in range(of_b + of_d):
-            n, start, p0 = (n_b, 0, 0) if p < of_b else (n_d, gates * units * n_b, of_b)
+            n, start, p0 = (b.columns, 0, 0) if p < of_b else (d.columns, gates * units * b.columns, of_b)
             column = (p - p0) * across
             for q in range(first * gates, last * gates):
                 unit = q // gates * width
@@ -178,7 +176,7 @@ def _outer_share(
                     start + (q % gates * units + unit) * n + column,
                     n,
                     n - column,
-                    k0 > 0,
+                    add or k0 > 0,
                     left + (q - first * gates) * depth * width * item,
                     item,
                     width * item,
@@ -187,19 +185,28 @@ def _outer_share(
                     depth,
                     edges[rank],
                 )
+    return met
+
+
+def outer_room(
+    threads: int, k: int, units: int, gates: int, width: int, columns: Sequence[int], dtype: np.dtype
+) -> Any:
+    """Scratch of :func:`outer_rows`: A packed by each thread, and twice B and D, of so many ``columns`` each."""
+    depth, across = min(k, OUTER_DEPTH), WIDTH * lanes(dtype)
+    panels = -(-units // width)
+    packed_a = empty((threads, depth * -(-panels // threads) * gates * width), dtype)
+    packed_bd = empty((2, depth * sum([-(-n // across) * across for n in columns])), dtype)
+    return packed_a, packed_bd
+
+
+@inline
+def _outer_share(c, sums, a, b, d, gates, units, width, k, room, edges, rank, size, barrier):
+    outer_rows(c, sums, a, b, d, gates, units, width, k, False, room, edges, 0, rank, size, barrier)
 
 
 @kernel
 def _outer(team, arguments):
     return run_shares(team, *shares(_outer_share, arguments))
-
-
-class Rows(NamedTuple):
-    """Rows of a matrix in a flat array: (offset of the first element, elements from row to row) and columns."""
-
-    flat: np.ndarray
-    at: tuple[int, int]
-    columns: int
 
 
 def outer(
@@ -217,18 +224,24 @@ def outer(
     number of registers: (units / width, gates, width), the last one padded unless ``gates`` is 1, where ``width`` does
     not matter and may be left out.
     """
-    dtype, item = a.dtype, WIDTH * lanes(a.dtype)
-    width = width or item
-    count, n = -(-units // width), sum(b.columns for b in right)
-    size = max(1, min(crew.size, gates * units * n * k // _WORTH_A_THREAD))
-    depth = min(k, _OUTER_DEPTH)
-    c = empty(gates * units * n, dtype)
-    sums = zeros(count * width * gates, dtype)
-    packed_a = empty((size, depth * -(-count // size) * gates * width), dtype)
-    packed_bd = empty((2, depth * sum(-(-b.columns // item) * item for b in right)), dtype)
-    columns = units if gates == 1 else len(sums)
+    dtype = a.dtype
+    width = width or WIDTH * lanes(dtype)
+    n = [b.columns for b in right]
+    threads = max(1, min(crew.size, gates * units * sum(n) * k // _WORTH_A_THREAD))
+    c = empty(gates * units * sum(n), dtype)
+    sums = empty(-(-units // width) * width * gates, dtype)
+    left = Rows(a, a_at, units if gates == 1 else len(sums))
     b, d = right if len(right) == 2 else (right[0], Rows(a, (0, 0), 0))
-    operands = (c, sums, a, a_at, *b, *d, gates, units, width, columns, k, packed_a, packed_bd, edges(size, dtype))
-    crew.run(_outer, dtype, operands, size, meets=True)
-    ends = np.cumsum([gates * units * b.columns for b in right])[:-1]
-    return [part.reshape(gates * units, -1) for part in np.split(c, ends)], sums
+    room = outer_room(threads, k, units, gates, width, n, dtype)
+    operands = (c, sums, left, b, d, gates, units, width, k, room, edges(threads, dtype))
+    crew.run(_outer, dtype, operands, threads, meets=True)
+    return products_of(c, gates * units, n), sums
+
+
+def products_of(c: np.ndarray, rows: int, columns: Sequence[int]) -> list[np.ndarray]:
+    """The matrices, of so many ``columns`` each, that lie one behind another in flat ``c``."""
+    parts, start = [], 0
+    for n in columns:
+        parts.append(c[start : start + rows * n].reshape(rows, n))
+        start += rows * n
+    return parts

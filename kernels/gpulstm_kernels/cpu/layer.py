@@ -24,6 +24,7 @@ _BLOCK = 48  # rows of a panel of gates that stay in the L1 cache from bias to c
 _FUSED_FROM = 4  # rows a thread has in a step from which they make tiles good enough to project input step by step
 _FUSED_TO = 4 << 20  # bytes of input weights that may be read again at every step
 _CHUNK_ROWS = 192  # rows of input that one pass projects: enough to reuse a panel, few enough to stay in the cache
+_ROWS_BACK = gemm.OUTER_DEPTH  # whose gates' gradients are kept until products have used them: one pass of those
 _WORTH_A_THREAD = 4_000_000  # multiply-adds below which a further thread costs more than it brings
 NARROW = {"bf16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}  # what weights may be kept as, for inference
 _READ_COST = 8  # multiply-adds in the time it takes to read one weight
@@ -177,48 +178,52 @@ def layer_backward(
     projected = own[0].hr.size > 0
     at_most, _ = thread_split(steps, batch, own[0], sizes, directions)
 
-    walks, packed = [], [_packed_columns(w, sizes) for w in own]
+    chunk = min(steps, max(1, _ROWS_BACK // batch))
+    walks = []
     for d in range(directions):
         dh = empty((1, batch, outputs), dtype)
         dh[0] = dstate[0][d]
         dstates = zeros((len(cell.states), 1, batch, padded), dtype)
         for k, final in enumerate(dstate[1:]):
             dstates[k, 0, :, :hidden] = final[d]
-        dgates = empty((steps, batch, padded * gates), dtype)
-        dprojected = empty((steps * projected, batch, outputs), dtype)
+        filled = (
+            empty(gates * hidden * (inputs + outputs), dtype),
+            empty(padded * gates, dtype),
+            empty((steps * projected, batch, outputs), dtype),
+        )
+        dgates = empty((chunk, batch, padded * gates), dtype)
         dhidden = empty((1 * projected, batch, hidden), dtype)
-        gradients = dh, dstates, dgates, dprojected, dhidden
-        edges = gemm.edges(at_most, dtype)
-        walks.append(sequence.Backward(packed[d].hh, packed[d].hr, tape.tapes[d], *gradients, edges, plans[d]))
+        packed = _packed_columns(own[d], sizes)
+        walks.append(sequence.Backward(*packed, tape.tapes[d], *filled, dh, dstates, dgates, dhidden, plans[d]))
 
-    arguments = cell, dy, tape.lengths, (walks[0], walks[-1]), directions
-    crew.run(sequence.backward, (cell, dtype), arguments, at_most, meets=not plans[0].by_batch)
+    dx = _begun_dx(x, directions)
+    room = gemm.outer_room(at_most, chunk * batch, hidden, gates, width, (inputs, outputs), dtype)
+    scratch = room, gemm.edges(at_most, dtype)
+    arguments = cell, x, dx, dy, tape.lengths, (walks[0], walks[-1]), directions, *scratch
+    crew.run(sequence.backward, (cell, dtype), arguments, at_most, meets=True)
 
-    rows, across = steps * batch, padded * gates
-    dx = zeros((rows, inputs), dtype)
     grads = []
-    for d, (walk, plan) in enumerate(zip(walks, plans, strict=True)):
-        of_gates, in_rows = walk.dgates.reshape(-1), (0, across)
-        gemm.multiply_packed(dx, walk.dgates.reshape(rows, across), packed[d].ih)
-        ys = tape.tapes[d].ys
-        before = ((2 if plan.reverse else 0) * batch * ys.shape[2] + plan.column, ys.shape[2])
-        right = [gemm.Rows(x.reshape(-1), (0, inputs), inputs), gemm.Rows(ys.reshape(-1), before, outputs)]
-        (dih, dhh), dbias = gemm.outer(of_gates, in_rows, rows, right, hidden, gates, width)
+    for d, walk in enumerate(walks):
+        dih, dhh = gemm.products_of(walk.dw, gates * hidden, (inputs, outputs))
         grad = {"weight_ih": dih, "weight_hh": dhh}
         if "bias_ih" in tape.names[d]:
-            by_gate = dbias.reshape(-1, gates, width).swapaxes(0, 1).reshape(gates, -1)
+            by_gate = walk.dbias.reshape(-1, gates, width).swapaxes(0, 1).reshape(gates, -1)
             grad["bias_ih"] = by_gate[:, :hidden].ravel()
             grad["bias_hh"] = grad["bias_ih"].copy()
         if projected:
-            flat, through = walk.dprojected.reshape(-1), tape.tapes[d].hidden.reshape(-1)
-            (grad["weight_hr"],), _ = gemm.outer(
-                flat, (0, outputs), rows, [gemm.Rows(through, (0, hidden), hidden)], outputs
-            )
+            flat, through = walk.dprojected.reshape(-1), walk.tape.hidden.reshape(-1)
+            right = [gemm.Rows(through, (0, hidden), hidden)]
+            (grad["weight_hr"],), _ = gemm.outer(flat, (0, outputs), steps * batch, right, outputs)
         grads.append(grad)
     initial: tuple[np.ndarray, ...] = (np.stack([walk.dh[0] for walk in walks]),)
     for k in range(len(cell.states)):
         initial += (np.stack([walk.dstates[k, 0, :, :hidden] for walk in walks]),)
     return dx.reshape(x.shape), initial, grads
+
+
+def _begun_dx(x: np.ndarray, directions: int) -> np.ndarray:
+    """Flat: of zeros where two directions add to it, as they come to a step at different times."""
+    return empty(x.size, x.dtype) if directions == 1 else zeros(x.size, x.dtype)
 
 
 def tape_layout(

@@ -3,7 +3,7 @@
 Forward, for each step, panel of units and row of the batch: ``gates = bias + W_ih·x_t + W_hh·h_{t-1}`` in a register
 tile, then the cell on the panel just written while it is in the L1 cache, which stores h and the states. Backward
 runs the other way: the cell's gradient, then ``dh_{t-1} = W_hhᵀ·dgates_t``. Gradients of weights and input are
-matrix products over all steps at once and live in :mod:`.layer`.
+matrix products over the N steps of a chunk, taken while the gradients of its gates are in the cache.
 
 Shapes: T steps, B batch, I input, H hidden, P output of the direction (H, or the projection's size), D directions,
 G gates, S carried states, V saved values. A panel is U units wide; Hp is H rounded up to whole panels.
@@ -15,13 +15,13 @@ states   (S, T + 1, B, Hp)  what the cell carries; (S, 1, B, Hp), updated in pla
 saved    (T, B, Hp·V)       what the cell saves, in panels: (Hp/U, V, U); T = 0 where nothing is kept
 hidden   (T, B, H)          h before the projection; T = 1 where nothing is kept, 0 without a projection
 gates    (Hp/U, R, G·U)     scratch in panels: for the R rows of several steps, or (threads, R, G·U) for R rows of one
-dgates   (T, B, Hp·G)       gradient of the gates, in the same order
+dgates   (N, B, Hp·G)       gradient of the gates of a chunk of steps, in the same order
 ======== ================== ==================================================================================
 
 Row b is masked from step ``lengths[b]`` on: h and states pass through it unchanged, gradients too.
 
-Threads split the batch and then never wait for each other, or, where ``by_batch`` is false, split the units and meet
-at a barrier once a step (twice with a projection).
+Threads split the batch and then do not wait for each other, or, where ``by_batch`` is false, split the units and meet
+at a barrier once a step (twice with a projection). Backward they meet once a chunk too.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .compile import always_inline, cell_backward, cell_forward, inline, kernel
-from .gemm import multiply_panel
+from .gemm import Rows, multiply_panel, multiply_rows, outer_rows
 from .narrow import narrowed, packed_depth, row_bytes
-from .team import BARRIER, meet, run_shares, share, shares
+from .team import BARRIER, DIRECTIONS, meet, run_shares, share, shares
 from .tile import WIDTH, dots, tile_rows, units
 from .vector import lanes, load, load_gates, load_saved, load_states, store, store_tuple
 
@@ -102,22 +102,25 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """The same of the backward walk, but dy and lengths.
+    """All that the backward walk of one direction reads and writes, but x, dx, dy and lengths.
 
-    ``hh`` and ``hr`` are packed. ``dgates`` and ``dprojected`` (the whole gradient of the projection's output) are
-    filled. ``dh`` (1, B, P) and ``dstates`` (S, 1, B, Hp) hold the gradients of the final state and end as those of
-    the initial one; ``dhidden`` (1, B, H) is scratch for a projection.
+    ``ih``, ``hh`` and ``hr`` are packed. ``dw`` (G·H·(I + P),), the gradients of ih and behind it of hh, ``dbias``
+    (Hp·G,), in panels, and ``dprojected`` (T, B, P), the whole gradient of the projection's output, are filled. ``dh``
+    (1, B, P) and ``dstates`` (S, 1, B, Hp) hold the gradients of the final state and end as those of the initial one;
+    ``dgates`` (N, B, Hp·G) and ``dhidden`` (1, B, H), for a projection, are scratch.
     """
 
+    ih: np.ndarray
     hh: np.ndarray
     hr: np.ndarray
     tape: Tape
+    dw: np.ndarray
+    dbias: np.ndarray
+    dprojected: np.ndarray
     dh: np.ndarray
     dstates: np.ndarray
     dgates: np.ndarray
-    dprojected: np.ndarray
     dhidden: np.ndarray
-    edges: np.ndarray
     plan: Plan
 
 
@@ -320,12 +323,12 @@ def _multiply_panels(c, offset, columns, a, a_offset, k, packed, first, last, m,
     """Columns ``first`` to ``last`` of C += A·B for ``m`` rows; rows of flat A have ``k``, those of C its last axis."""
     across = WIDTH * lanes(c)
     for p in range(first // across, (last + across - 1) // across):
-        multiply_panel(c.reshape(-1), offset, c.shape[2], columns, a, a_offset, k, packed, p, m, k, edge)
+        multiply_panel(c.reshape(-1), offset, c.shape[2], columns, True, a, a_offset, k, packed, p, m, k, edge)
 
 
 @always_inline
-def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, before, after, b, p, hidden):
-    """The cell's gradient on row ``b`` and panel ``p`` of step ``t``: dh and dstates in; dgates and dstates out."""
+def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, slot, before, after, b, p, hidden):
+    """The cell's gradient on row ``b`` and panel ``p`` of step ``t``: dh, dstates in; dgates[slot], dstates out."""
     ys = tape.ys
     size, width = ys.itemsize, units(cell, ys)
     stride, dstride = tape.states.strides[0], dstates.strides[0]
@@ -344,18 +347,21 @@ def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, b
         saved = load_saved(cell, ys, _at(tape.saved, t, b, p * width * cell.n_saved + u), width * size)
         at = _state_at(dstates, 0, b, unit)
         da, dprevious = cell_backward(cell, dh_total, load_states(cell, ys, at, dstride), h, saved, states, previous)
-        store_tuple(da, _at(dgates, t, b, p * width * cell.n_gates + u), width * size)
+        store_tuple(da, _at(dgates, slot, b, p * width * cell.n_gates + u), width * size)
         store_tuple(dprevious, at, dstride)
     past = (valid + lanes(ys) - 1) // lanes(ys) * lanes(ys)  # products run over whole panels
     for g in range(cell.n_gates):
         first = (p * cell.n_gates + g) * width
-        dgates[t, b, first + past : first + width] = 0
+        dgates[slot, b, first + past : first + width] = 0
 
 
 @inline
-def _walk_back(cell, dy, lengths, direction, rank, size, barrier):
-    """Fill ``dgates`` and ``dprojected`` of a direction from ``dy`` (T, B, D·P), as one of ``size`` threads."""
-    hh, hr, tape, dh, dstates, dgates, dprojected, dhidden, edges, plan = direction
+def _walk_back(cell, dy, lengths, direction, edge, s0, s1, met, rank, size, barrier):
+    """Walk step ``s0`` to ``s1`` of the way back of a direction, as one of ``size`` threads, for ``dy`` (T, B, D·P).
+
+    ``met``: how often they had met before; returns how often they then have.
+    """
+    _, hh, hr, tape, _, _, dprojected, dh, dstates, dgates, dhidden, plan = direction
     steps, batch = dy.shape[0], dy.shape[1]
     width, depth = units(cell, dy), dgates.shape[2]
     outputs = dh.shape[2]
@@ -365,11 +371,10 @@ def _walk_back(cell, dy, lengths, direction, rank, size, barrier):
     u0, u1 = _own(dy, hidden, plan.by_batch, rank, size)
     p0, p1 = u0 // width, (u1 + width - 1) // width
     o0, o1 = _own(dy, outputs, plan.by_batch, rank, size)
-    m, edge = b1 - b0, edges[rank]
-    meetings = 0
+    m = b1 - b0
 
-    for s in range(steps):
-        t = s if plan.reverse else steps - 1 - s
+    for s in range(s0, s1):
+        t, slot = (s, s - s0) if plan.reverse else (steps - 1 - s, s1 - 1 - s)
         before, after = (t + 1, t) if plan.reverse else (t, t + 1)
         if projected:
             for b in range(b0, b1):
@@ -382,36 +387,69 @@ def _walk_back(cell, dy, lengths, direction, rank, size, barrier):
                 if u0 < u1:
                     dhidden[0, b, u0:u1] = 0
             if not plan.by_batch:
-                meetings += 1
-                meet(barrier, meetings, size)
+                met += 1
+                meet(barrier, met, size)
             flat, left = dprojected.reshape(-1), (t * batch + b0) * outputs
             _multiply_panels(dhidden, b0 * hidden, hidden, flat, left, outputs, hr, u0, u1, m, edge)
         for b in range(b0, b1):
             for p in range(p0, p1):
                 if t < lengths[b]:
                     _step_cell_backward(
-                        cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, before, after, b, p, hidden
+                        cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, slot, before, after, b, p, hidden
                     )
                 else:
-                    dgates[t, b, p * width * cell.n_gates : (p + 1) * width * cell.n_gates] = 0
+                    dgates[slot, b, p * width * cell.n_gates : (p + 1) * width * cell.n_gates] = 0
             if t < lengths[b] and not projected:
                 dh[0, b, o0:o1] = 0
         if not plan.by_batch:
-            meetings += 1
-            meet(barrier, meetings, size)
-        left = (t * batch + b0) * depth
+            met += 1
+            meet(barrier, met, size)
+        left = (slot * batch + b0) * depth
         _multiply_panels(dh, b0 * outputs, outputs, dgates.reshape(-1), left, depth, hh, o0, o1, m, edge)
+    return met
 
 
 @inline
-def _backward(cell, dy, lengths, directions, count, rank, size, barrier):
-    for d in range(count):
-        place, team = _place_in_teams(d, count, rank, size)
-        if team:
-            _walk_back(cell, dy, lengths, directions[d], place, team, barrier + d * BARRIER)
+def _products(cell, x, dx, direction, alone, s0, s1, room, edges, met, rank, size, barrier):
+    """The part of a chunk in dx and in the gradients of weights and biases; ``met`` as for :func:`outer_rows`.
+
+    ``alone``: no other direction adds to dx.
+    """
+    ih, _, _, tape, dw, dbias, _, _, _, dgates, _, plan = direction
+    steps, batch, inputs = x.shape
+    depth, features = dgates.shape[2], tape.ys.shape[2]
+    rows, first = (s1 - s0) * batch, (s0 if plan.reverse else steps - s1) * batch
+    flat, ys = dgates.reshape(-1), tape.ys.reshape(-1)
+    multiply_rows(dx, first * inputs, inputs, not alone, flat, 0, depth, ih, rows, depth, edges, rank, size)
+    h_before = (first + 2 * batch if plan.reverse else first) * features + plan.column
+    left = Rows(flat, (0, depth), depth)
+    of_x, of_h = Rows(x.reshape(-1), (first * inputs, inputs), inputs), Rows(ys, (h_before, features), plan.outputs)
+    gates, width = cell.n_gates, units(cell, x)
+    return outer_rows(
+        dw, dbias, left, of_x, of_h, gates, plan.hidden, width, rows, s0 > 0, room, edges, met, rank, size, barrier
+    )
+
+
+@inline
+def _backward(cell, x, dx, dy, lengths, directions, count, room, edges, rank, size, barrier):
+    steps, chunk = x.shape[0], directions[0].dgates.shape[0]
+    met_in_team, met, together = 0, 0, barrier + DIRECTIONS * BARRIER
+    for s0 in range(0, steps, chunk):
+        s1 = min(steps, s0 + chunk)
+        for d in range(count):
+            place, team = _place_in_teams(d, count, rank, size)
+            if team:
+                own = barrier + d * BARRIER
+                met_in_team = _walk_back(
+                    cell, dy, lengths, directions[d], edges[rank], s0, s1, met_in_team, place, team, own
+                )
+        met += 1
+        meet(together, met, size)
+        for d in range(count):  # whose last meeting lets nobody begin the next chunk too early
+            met = _products(cell, x, dx, directions[d], count == 1, s0, s1, room, edges, met, rank, size, together)
 
 
 @kernel
 def backward(team, arguments):
-    """As :func:`forward`, with dy and :class:`Backward` directions."""
+    """As :func:`forward`, with :class:`Backward` directions; flat dx is added to if there are two."""
     return run_shares(team, *shares(_backward, arguments))

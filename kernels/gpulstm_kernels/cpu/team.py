@@ -35,7 +35,8 @@ POSTED, GO, TAKEN, DONE = range(0, 4 * LINE, LINE)  # bytes from the beginning o
 _SHARE, _ARGUMENTS, _SIZE, _BARRIER, _FOR_PYTHON = range(GO + 16, GO + 56, 8)
 _ABORTED, _WAITED = 8, LINE  # bytes from a barrier's count; who waits writes another cache line
 BARRIER = 2 * LINE  # bytes of one
-BARRIERS = 2  # in a team: one for each direction
+DIRECTIONS = 2  # of a layer: each may have a team of its own, with a barrier
+BARRIERS = DIRECTIONS + 1  # in a team: the last one is for all
 _TOO_LONG = 0.3  # the part of a call's time that threads may wait for each other before it counts as crowded
 FAILED, CROWDED = 1, 2  # what :func:`run_shares` returns, added up
 
