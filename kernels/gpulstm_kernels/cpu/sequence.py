@@ -34,7 +34,7 @@ from .compile import always_inline, cell_backward, cell_forward, inline, kernel
 from .gemm import Rows, multiply_panel, multiply_rows, outer_rows
 from .narrow import narrowed, packed_depth, row_bytes
 from .team import BARRIER, DIRECTIONS, meet, run_shares, share, shares
-from .tile import WIDTH, dots, tile_rows, units
+from .tile import WIDTH, dots, tile_row_twice, tile_rows, units
 from .vector import lanes, load, load_gates, load_saved, load_states, store, store_tuple
 
 
@@ -250,8 +250,10 @@ def _walk(cell, x, lengths, direction, rank, size, barrier):
         if not plan.chunk:
             left_x, ldx = narrowed(packed.ih, x, of_x, _at(x, t, b0, 0), inputs * item, b1 - b0, inputs)
         left_h, ldh = narrowed(packed.hh, x, of_h, _at(ys, last, b0, plan.column), ldy, b1 - b0, outputs)
+        forth = 1 - s % 2 * 2
+        twice = plan.packs and plan.chunk > 0 and b1 - b0 == 1  # one row takes two panels in a loop
         for i in range(p1 - p0):
-            p = p1 - 1 - i if s % 2 else p0 + i  # back and forth: what was read last is still in the cache
+            p = p0 + i if forth > 0 else p1 - 1 - i  # back and forth: what was read last is still in the cache
             for r0 in range(b0, b1, block):
                 rows = min(block, b1 - r0)
                 bias = packed.bias.ctypes.data + p * ldg
@@ -262,9 +264,16 @@ def _walk(cell, x, lengths, direction, rank, size, barrier):
                         right = packed.ih.ctypes.data + p * depth_x * across * packed.ih.itemsize
                         scale, row = packed.scale_ih.ctypes.data + p * ldg, left_x + (r0 - b0) * ldx
                         tile_rows(cell, x, packed.ih, scale, to, ldg, bias, 0, row, ldx, item, right, rows, inputs)
-                    right = packed.hh.ctypes.data + p * depth_h * across * packed.hh.itemsize
-                    scale = packed.scale_hh.ctypes.data + p * ldg
-                    tile_rows(cell, x, packed.hh, scale, to, ldg, to, ldg, h, ldh, item, right, rows, outputs)
+                    panel = depth_h * across * packed.hh.itemsize
+                    right, scale = packed.hh.ctypes.data + p * panel, packed.scale_hh.ctypes.data + p * ldg
+                    if twice and i % 2 == 0 and i + 1 < p1 - p0:
+                        next_to = _at(gates, p + forth, (t - t0) * batch + r0, 0)
+                        next_right, next_scale = right + forth * panel, scale + forth * ldg
+                        tile_row_twice(
+                            cell, x, packed.hh, scale, next_scale, to, next_to, h, item, right, next_right, outputs
+                        )
+                    elif not twice or i % 2 == 0:
+                        tile_rows(cell, x, packed.hh, scale, to, ldg, to, ldg, h, ldh, item, right, rows, outputs)
                 for b in range(r0, r0 + rows):
                     at = to + (b - r0) * ldg
                     if t < lengths[b]:

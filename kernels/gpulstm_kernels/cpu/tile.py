@@ -117,6 +117,58 @@ class _Products:
         return _multiply_add(builder, left, right, total)
 
 
+def _products(like: Any, weights: Any) -> Any:
+    """How a register of the dtype of ``like`` is multiplied with one of ``weights``."""
+    vector, element = of_array(like).ir, weights.dtype
+    by_pairs = group(np.dtype(element.name)) == 2
+    return narrow.Pairs(vector, element) if by_pairs else _Products(vector, element)
+
+
+def _emit_tile(
+    builder: ir.IRBuilder,
+    products: Any,
+    vector: ir.VectorType,
+    w: int,
+    rows: list[Any],
+    stepa: Any,
+    n: Any,
+    panels: list[tuple[Any, Any, list[Any], list[Any]]],
+) -> None:
+    """C = S + A·B for ``rows`` of A and each of ``panels``, ``w`` vectors wide, in one loop along K.
+
+    A panel: byte addresses of scales and of B, and of its rows of S and of C.
+    """
+    across = [INT64(v * vector.count * element_bytes(vector)) for v in range(w)]
+
+    def multiply(k: Any, sums: list[Any]) -> list[Any]:
+        step = builder.mul(k, INT64(w * products.bytes))
+        at = [builder.add(b, step) for _, b, _, _ in panels]
+        right = [products.load(builder, builder.add(b, INT64(v * products.bytes))) for b in at for v in range(w)]
+        offset = builder.mul(k, stepa)
+        result = []
+        for r, row in enumerate(rows):
+            pointer = builder.inttoptr(builder.add(row, offset), products.lanes.element.as_pointer())
+            left = splat(builder, products.lanes, builder.load(pointer))
+            own = sums[r * len(right) : (r + 1) * len(right)]
+            result += [products.add(builder, left, value, total) for value, total in zip(right, own, strict=True)]
+        return result
+
+    def places(which: int) -> list[Any]:
+        firsts = [panel[which][r] for r in range(len(rows)) for panel in panels]
+        return [builder.add(first, place) for first in firsts for place in across]
+
+    first = [load_at(builder, place, vector) for place in places(2)]
+    steps = builder.sdiv(builder.add(n, INT64(products.group - 1)), INT64(products.group))
+    if products.element == types.int8:
+        sums = counted_loop(builder, steps, [ir.Constant(products.lanes, None)] * len(first), multiply)
+        columns = [load_at(builder, builder.add(scale, place), vector) for scale, *_ in panels for place in across]
+        sums = products.scaled(builder, sums, rows, columns, first)
+    else:
+        sums = counted_loop(builder, steps, first, multiply)
+    for value, place in zip(sums, places(3), strict=True):
+        store_at(builder, value, place)
+
+
 @intrinsic(prefer_literal=True)
 def _tile(
     typing: Any,
@@ -136,55 +188,58 @@ def _tile(
     n: Any,
 ) -> Any:
     """As :func:`tile_rows` for at most ROWS ``rows``: one loop along K for each number of them."""
-    vector, w, element = of_array(like).ir, _width(width), weights.dtype
-    by_pairs = group(np.dtype(element.name)) == 2
-    products: Any = narrow.Pairs(vector, element) if by_pairs else _Products(vector, element)
-
-    def loop(builder: Any, m: int, args: Any) -> None:
-        *_, scale, c, ldc, start, lds, a, lda, stepa, b, n = args
-        at = [builder.add(a, builder.mul(lda, INT64(r))) for r in range(m)]
-
-        def multiply(k: Any, sums: list[Any]) -> list[Any]:
-            row = builder.add(b, builder.mul(k, INT64(w * products.bytes)))
-            right = [products.load(builder, builder.add(row, INT64(v * products.bytes))) for v in range(w)]
-            offset = builder.mul(k, stepa)
-            result = []
-            for r in range(m):
-                pointer = builder.inttoptr(builder.add(at[r], offset), products.lanes.element.as_pointer())
-                left = splat(builder, products.lanes, builder.load(pointer))
-                result += [products.add(builder, left, right[v], sums[r * w + v]) for v in range(w)]
-            return result
-
-        def in_c(first: Any, step: Any) -> list[Any]:
-            rows = [builder.add(first, builder.mul(step, INT64(r))) for r in range(m)]
-            return [builder.add(row, place) for row in rows for place in across]
-
-        across = [INT64(v * vector.count * element_bytes(vector)) for v in range(w)]
-        first = [load_at(builder, place, vector) for place in in_c(start, lds)]
-        steps = builder.sdiv(builder.add(n, INT64(products.group - 1)), INT64(products.group))
-        if element == types.int8:
-            sums = counted_loop(builder, steps, [ir.Constant(products.lanes, None)] * len(first), multiply)
-            columns = [load_at(builder, builder.add(scale, place), vector) for place in across]
-            sums = products.scaled(builder, sums, at, columns, first)
-        else:
-            sums = counted_loop(builder, steps, first, multiply)
-        for value, place in zip(sums, in_c(c, ldc), strict=True):
-            store_at(builder, value, place)
+    vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        *_, scale, c, ldc, start, lds, a, lda, stepa, b, n = args
         after = builder.append_basic_block("tiled")
         cases = [(m, builder.append_basic_block(f"rows{m}")) for m in range(1, ROWS + 1)]
         switch = builder.switch(args[0], after)
         for m, block in cases:
             switch.add_case(INT64(m), block)
             builder.position_at_end(block)
-            loop(builder, m, args)
+            of_a, of_s, of_c = (
+                [builder.add(first, builder.mul(ld, INT64(r))) for r in range(m)]
+                for first, ld in ((a, lda), (start, lds), (c, ldc))
+            )
+            _emit_tile(builder, products, vector, w, of_a, stepa, n, [(scale, b, of_s, of_c)])
             builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
     i8 = types.int64
     return types.none(i8, width, like, weights, *[i8] * 10), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_row_twice(
+    typing: Any,
+    width: Any,
+    like: Any,
+    weights: Any,
+    scale: Any,
+    other_scale: Any,
+    c: Any,
+    other_c: Any,
+    a: Any,
+    stepa: Any,
+    b: Any,
+    other_b: Any,
+    n: Any,
+) -> Any:
+    """C += A·B for one row and two panels in one loop along K; arguments as for :func:`tile_rows`.
+
+    The sums of one row and panel are too few to hide how long a multiply-add takes.
+    """
+    vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        *_, scale, other_scale, c, other_c, a, stepa, b, other_b, n = args
+        panels = [(scale, b, [c], [c]), (other_scale, other_b, [other_c], [other_c])]
+        _emit_tile(builder, products, vector, w, [a], stepa, n, panels)
+        return context.get_dummy_value()
+
+    return types.none(width, like, weights, *[types.int64] * 9), codegen
 
 
 @inline
