@@ -21,7 +21,7 @@ from .vector import REGISTER_BYTES, lanes
 
 _PACKS_FROM = 16  # rows of input from which packing the weights pays
 _BLOCK = 48  # rows of a panel of gates that stay in the L1 cache from bias to cell
-_FUSED_FROM = 4  # rows a thread has in a step from which they make tiles good enough to project input step by step
+_FUSED_FROM = 4  # rows of its own that a thread has in a step from which their input is projected step by step
 _FUSED_TO = 4 << 20  # bytes of input weights that may be read again at every step
 _CHUNK_ROWS = 192  # rows of input that one pass projects: enough to reuse a panel, few enough to stay in the cache
 _ROWS_BACK = gemm.OUTER_DEPTH  # whose gates' gradients are kept until products have used them: one pass of those
@@ -94,7 +94,7 @@ def layer_forward(
     packs = narrow or steps * batch >= _PACKS_FROM
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
-    if not packs or (rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO):
+    if not packs or (by_batch and rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO):
         chunk, room = 0, (at_most, min(rows, _BLOCK), sizes.gates * sizes.width)
     else:
         chunk = -(-steps // -(-steps * batch // max(batch, _CHUNK_ROWS)))
