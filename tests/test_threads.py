@@ -23,7 +23,7 @@ from numba import njit
 import gpulstm
 from gpulstm_kernels.cpu import team, threads
 from gpulstm_kernels.cpu.atomics import fetch_add
-from gpulstm_kernels.cpu.team import meet, run_shares, shares
+from gpulstm_kernels.cpu.team import meet
 from gpulstm_kernels.cpu.threads import Crew, available_cores, crew
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +54,7 @@ def size() -> Iterator[int]:
 
 
 @njit(nogil=True)
-def _note_share(sizes, raiser, waited, rank, size, barrier):
+def _note(sizes, raiser, waited, rank, size, barrier):
     """Writes down the size of the team; rank ``raiser`` fails, the others meet; a wait of so long is pretended."""
     sizes[rank] = size
     if rank == raiser:
@@ -65,16 +65,11 @@ def _note_share(sizes, raiser, waited, rank, size, barrier):
         fetch_add(barrier + team._WAITED, waited)
 
 
-@njit(nogil=True)
-def _note(team, arguments):
-    return run_shares(team, *shares(_note_share, arguments))
-
-
-def note(crew: Crew, at_most: int, meets: bool = False, raiser: int = -1, waited: int = 0) -> list[int]:
+def note(crew: Crew, at_most: int, work: int = 0, raiser: int = -1, waited: int = 0) -> list[int]:
     """The size of the team, as each thread that ran a share saw it."""
     sizes = np.zeros(9, np.int64)
     try:
-        crew.run(_note, None, (sizes, raiser, waited), at_most, meets)
+        crew.run(_note, None, (sizes, raiser, waited), at_most, work)
     finally:
         noted = sizes[sizes > 0].tolist()
     return noted
@@ -344,18 +339,41 @@ def test_a_crowded_crew_works_alone_for_a_while(monkeypatch: pytest.MonkeyPatch)
     crew = Crew()
     crew.size = 2
     try:
-        assert note(crew, 2, True, waited=1 << 62) == [2, 2]
-        assert note(crew, 2, True) == [2, 2]  # once is bad luck
-        assert note(crew, 2, True, waited=1 << 62) == [2, 2]
+        assert note(crew, 2, 1, waited=1 << 62) == [2, 2]
+        assert note(crew, 2, 1) == [2, 2]  # once is bad luck
+        assert note(crew, 2, 1, waited=1 << 62) == [2, 2]
         for pause in (0.1, 0.2, 0.4):  # doubled each time
-            assert note(crew, 2, True, waited=1 << 62) == [2, 2]
+            assert note(crew, 2, 1, waited=1 << 62) == [2, 2]
             now += pause - 0.01
-            assert note(crew, 2, True) == [1]
-            assert note(crew, 2, False) == [2, 2]  # who waits for nobody is not slowed down
+            assert note(crew, 2, 1) == [1]
+            assert note(crew, 2, 0) == [2, 2]  # who waits for nobody is not slowed down
             now += 0.02
-        assert note(crew, 2, True) == [2, 2]
-        assert note(crew, 2, True, waited=1 << 62) == [2, 2]
-        assert note(crew, 2, True) == [2, 2]
+        assert note(crew, 2, 1) == [2, 2]
+        assert note(crew, 2, 1, waited=1 << 62) == [2, 2]
+        assert note(crew, 2, 1) == [2, 2]
+    finally:
+        crew.close()
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_a_crowded_crew_stays_together_if_alone_is_no_faster(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, tick = 100.0, 0.001
+
+    def clock() -> float:
+        nonlocal now
+        now += tick
+        return now
+
+    monkeypatch.setattr(threads.time, "monotonic", clock)
+    crew = Crew()
+    crew.size = 2
+    try:
+        for _ in range(2):
+            assert note(crew, 2, 1, waited=1 << 62) == [2, 2]
+        tick = 0.0001 if faster else 0.01  # as long as a call takes
+        assert note(crew, 2, 1) == [1]
+        for _ in range(5):
+            assert note(crew, 2, 1, waited=1 << 62) == ([1] if faster else [2, 2])
     finally:
         crew.close()
 

@@ -58,20 +58,14 @@ def entry_point(function: Any, *arguments: Any) -> Callable[..., Any]:
     return function.overloads[types_of].entry_point
 
 
-_entry_points: dict[tuple[Any, ...], Callable[..., Any]] = {}
-
-
-def prepared(function: Any, key: Any, *arguments: Any) -> Callable[..., Any]:
-    """As :func:`entry_point`, looked up by a ``key`` that the types of the arguments follow from."""
-    known = _entry_points.get((function, key))
-    if known is None:
-        known = _entry_points[function, key] = entry_point(function, *arguments)
-    return known
-
-
 def inline(function: Callable[..., Any]) -> Any:
     """Compile ``function`` as a part of the kernels that call it."""
     return njit(**OPTIONS)(function)
+
+
+def merged(function: Callable[..., Any]) -> Any:
+    """As :func:`inline`, for what is large and used once: its code becomes that of its kernel before it is compiled."""
+    return njit(inline="always", **OPTIONS)(function)
 
 
 def always_inline(function: Callable[..., Any]) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from ..memory import empty, zeros
 from . import packing
 from .compile import inline, kernel
-from .team import meet, run_shares, share, shares
+from .team import meet, share
 from .threads import crew
 from .tile import ROWS, WIDTH, tile_rows
 from .vector import lanes, load, store
@@ -87,14 +87,9 @@ def multiply_rows(c, offset, n, add, a, a_offset, lda, packed, m, k, edges, rank
             multiply_panel(c, to, n, n, add, a, source, lda, packed, p, rows, k, edges[rank])
 
 
-@inline
-def _multiply_share(c, n, a, lda, packed, m, k, edges, rank, size, barrier):
-    multiply_rows(c, 0, n, True, a, 0, lda, packed, m, k, edges, rank, size)
-
-
 @kernel
-def _multiply(team, arguments):
-    return run_shares(team, *shares(_multiply_share, arguments))
+def _multiply(c, n, a, lda, packed, m, k, edges, rank, size, barrier):
+    multiply_rows(c, 0, n, True, a, 0, lda, packed, m, k, edges, rank, size)
 
 
 def multiply_packed(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
@@ -199,14 +194,9 @@ def outer_room(
     return packed_a, packed_bd
 
 
-@inline
-def _outer_share(c, sums, a, b, d, gates, units, width, k, room, edges, rank, size, barrier):
-    outer_rows(c, sums, a, b, d, gates, units, width, k, False, room, edges, 0, rank, size, barrier)
-
-
 @kernel
-def _outer(team, arguments):
-    return run_shares(team, *shares(_outer_share, arguments))
+def _outer(c, sums, a, b, d, gates, units, width, k, room, edges, rank, size, barrier):
+    outer_rows(c, sums, a, b, d, gates, units, width, k, False, room, edges, 0, rank, size, barrier)
 
 
 def outer(
@@ -227,14 +217,15 @@ def outer(
     dtype = a.dtype
     width = width or WIDTH * lanes(dtype)
     n = [b.columns for b in right]
-    threads = max(1, min(crew.size, gates * units * sum(n) * k // _WORTH_A_THREAD))
+    work = gates * units * sum(n) * k
+    threads = max(1, min(crew.size, work // _WORTH_A_THREAD))
     c = empty(gates * units * sum(n), dtype)
     sums = empty(-(-units // width) * width * gates, dtype)
     left = Rows(a, a_at, units if gates == 1 else len(sums))
     b, d = right if len(right) == 2 else (right[0], Rows(a, (0, 0), 0))
     room = outer_room(threads, k, units, gates, width, n, dtype)
     operands = (c, sums, left, b, d, gates, units, width, k, room, edges(threads, dtype))
-    crew.run(_outer, dtype, operands, threads, meets=True)
+    crew.run(_outer, dtype, operands, threads, work)
     return products_of(c, gates * units, n), sums
 
 

@@ -18,8 +18,7 @@ from numba import literal_unroll, types
 from numba.extending import intrinsic
 
 from .atomics import fetch_add
-from .compile import inline, kernel
-from .team import run_shares, shares
+from .compile import kernel
 from .threads import crew
 from .tile import counted_loop
 from .vector import INT64, REGISTER_BYTES
@@ -76,26 +75,19 @@ def _mix(typing: Any, address: Any, size: Any, start: Any) -> Any:
     return types.int64(*[types.int64] * 3), codegen
 
 
-@inline
-def _digest_share(found, segment, rank, size, barrier):
-    """Add up the numbers of every array's segments in ``found[1]``; ``found[0]``: addresses, ``found[2]``: bytes."""
-    turn = 0
-    for n in range(found.shape[1]):
-        for start in range(0, found[2, n], segment):
+@kernel
+def _digest(arrays, found, segment, rank, size, barrier):
+    """The address of every array in ``found[0]``; the numbers of its segments are added to ``found[1]``."""
+    n, turn = 0, 0
+    for array in literal_unroll(arrays):  # which no enumerate may wrap
+        address, length = array.ctypes.data, array.size * array.itemsize
+        found[0, n] = address
+        for start in range(0, length, segment):
             if turn % size == rank:
-                number = _mix(found[0, n] + start, min(segment, found[2, n] - start), start)
+                number = _mix(address + start, min(segment, length - start), start)
                 fetch_add(found.ctypes.data + (found.shape[1] + n) * 8, number)
             turn += 1
-
-
-@kernel
-def _digest(team, arguments):
-    arrays, found, segment = arguments
-    n = 0
-    for array in literal_unroll(arrays):  # which no enumerate may wrap
-        found[0, n], found[1, n], found[2, n] = array.ctypes.data, 0, array.size * array.itemsize
         n += 1  # noqa: SIM113
-    return run_shares(team, *shares(_digest_share, (found, segment)))
 
 
 class _Cache:
@@ -110,7 +102,7 @@ class _Cache:
         self._lock = threading.Lock()
 
     def get(self, arrays: tuple[np.ndarray, ...], how: Hashable, make: Callable[[], Made]) -> Made:
-        found = np.empty((3, len(arrays)), np.int64)
+        found = np.zeros((2, len(arrays)), np.int64)
         kinds = tuple([(array.dtype, array.ndim) for array in arrays])
         at_most = sum([array.nbytes for array in arrays]) // _WORTH_A_THREAD
         crew.run(_digest, kinds, (arrays, found, _SEGMENT), at_most)

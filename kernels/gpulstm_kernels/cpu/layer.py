@@ -114,7 +114,8 @@ def layer_forward(
         walks.append(sequence.Forward(ih, hh, packed, tape, *scratch, plan))
 
     arguments = cell, x, lengths, (walks[0], walks[-1]), directions
-    crew.run(sequence.forward, (cell, dtype, own[0].ih.dtype), arguments, at_most, meets=not by_batch)
+    work = 0 if by_batch else steps * batch * own[0].hh.size
+    crew.run(sequence.forward, (cell, dtype, own[0].ih.dtype), arguments, at_most, work)
     plans, tapes = [walk.plan for walk in walks], [walk.tape for walk in walks]
     names = [tuple(w) for w in weights]
     final = _final_state(cell, plans, tapes, steps)
@@ -200,7 +201,7 @@ def layer_backward(
     room = gemm.outer_room(at_most, chunk * batch, hidden, gates, width, (inputs, outputs), dtype)
     scratch = room, gemm.edges(at_most, dtype)
     arguments = cell, x, dx, dy, tape.lengths, (walks[0], walks[-1]), directions, *scratch
-    crew.run(sequence.backward, (cell, dtype), arguments, at_most, meets=True)
+    crew.run(sequence.backward, (cell, dtype), arguments, at_most, steps * batch * own[0].hh.size)
 
     grads = []
     for d, walk in enumerate(walks):

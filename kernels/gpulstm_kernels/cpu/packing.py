@@ -15,7 +15,7 @@ import numpy as np
 from ..memory import empty, zeros
 from .compile import inline, kernel
 from .narrow import group, packed_depth
-from .team import run_shares, share, shares
+from .team import share
 from .threads import crew
 from .tile import WIDTH
 from .vector import lanes
@@ -83,26 +83,16 @@ def pack_columns(packed, weight, columns, gates, units, width, first, last):
                     to += across
 
 
-@inline
-def _pack_rows_share(packed, weight, k, gates, units, width, count, rank, size, barrier):
+@kernel
+def _pack_rows(packed, weight, k, gates, units, width, count, rank, size, barrier):
     first, last = share(count, rank, size)
     pack_rows(packed, weight, k, gates, units, width, first, last)
 
 
 @kernel
-def _pack_rows(team, arguments):
-    return run_shares(team, *shares(_pack_rows_share, arguments))
-
-
-@inline
-def _pack_columns_share(packed, weight, columns, gates, units, width, count, rank, size, barrier):
+def _pack_columns(packed, weight, columns, gates, units, width, count, rank, size, barrier):
     first, last = share(count, rank, size)
     pack_columns(packed, weight, columns, gates, units, width, first, last)
-
-
-@kernel
-def _pack_columns(team, arguments):
-    return run_shares(team, *shares(_pack_columns_share, arguments))
 
 
 def _run(pack: Any, packed: np.ndarray, count: int, *arguments: Any) -> np.ndarray:

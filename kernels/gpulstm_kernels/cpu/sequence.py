@@ -30,10 +30,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compile import always_inline, cell_backward, cell_forward, inline, kernel
+from .compile import always_inline, cell_backward, cell_forward, inline, kernel, merged
 from .gemm import Rows, multiply_panel, multiply_rows, outer_rows
 from .narrow import narrowed, packed_depth, row_bytes
-from .team import BARRIER, DIRECTIONS, meet, run_shares, share, shares
+from .team import BARRIER, DIRECTIONS, meet, share
 from .tile import WIDTH, dots, tile_row_twice, tile_rows, units
 from .vector import lanes, load, load_gates, load_saved, load_states, store, store_tuple
 
@@ -212,7 +212,7 @@ def _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden):
         store(ys, h, to, hidden - unit)
 
 
-@inline
+@merged
 def _walk(cell, x, lengths, direction, rank, size, barrier):
     """Fill a tape from ``x``, as one of ``size`` threads."""
     ih, hh, packed, tape, gates, edges, rows16, plan = direction
@@ -313,18 +313,13 @@ def _place_in_teams(d, count, rank, size):
     return place, team if rank % count == d and place < team else 0
 
 
-@inline
-def _forward(cell, x, lengths, directions, count, rank, size, barrier):
+@kernel
+def forward(cell, x, lengths, directions, count, rank, size, barrier):
+    """Walk the first ``count`` of two ``directions``, :class:`Forward`."""
     for d in range(count):
         place, team = _place_in_teams(d, count, rank, size)
         if team:
             _walk(cell, x, lengths, directions[d], place, team, barrier + d * BARRIER)
-
-
-@kernel
-def forward(team, arguments):
-    """Walk the first ``count`` of two ``directions``, :class:`Forward`: arguments are those of :func:`_forward`."""
-    return run_shares(team, *shares(_forward, arguments))
 
 
 @inline
@@ -364,7 +359,7 @@ def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, s
         dgates[slot, b, first + past : first + width] = 0
 
 
-@inline
+@merged
 def _walk_back(cell, dy, lengths, direction, edge, s0, s1, met, rank, size, barrier):
     """Walk step ``s0`` to ``s1`` of the way back of a direction, as one of ``size`` threads, for ``dy`` (T, B, D·P).
 
@@ -418,7 +413,7 @@ def _walk_back(cell, dy, lengths, direction, edge, s0, s1, met, rank, size, barr
     return met
 
 
-@inline
+@merged
 def _products(cell, x, dx, direction, alone, s0, s1, room, edges, met, rank, size, barrier):
     """The part of a chunk in dx and in the gradients of weights and biases; ``met`` as for :func:`outer_rows`.
 
@@ -439,8 +434,9 @@ def _products(cell, x, dx, direction, alone, s0, s1, room, edges, met, rank, siz
     )
 
 
-@inline
-def _backward(cell, x, dx, dy, lengths, directions, count, room, edges, rank, size, barrier):
+@kernel
+def backward(cell, x, dx, dy, lengths, directions, count, room, edges, rank, size, barrier):
+    """As :func:`forward`, with :class:`Backward` directions; flat dx is added to if there are two."""
     steps, chunk = x.shape[0], directions[0].dgates.shape[0]
     met_in_team, met, together = 0, 0, barrier + DIRECTIONS * BARRIER
     for s0 in range(0, steps, chunk):
@@ -456,9 +452,3 @@ def _backward(cell, x, dx, dy, lengths, directions, count, room, edges, rank, si
         meet(together, met, size)
         for d in range(count):  # whose last meeting lets nobody begin the next chunk too early
             met = _products(cell, x, dx, directions[d], count == 1, s0, s1, room, edges, met, rank, size, together)
-
-
-@kernel
-def backward(team, arguments):
-    """As :func:`forward`, with :class:`Backward` directions; flat dx is added to if there are two."""
-    return run_shares(team, *shares(_backward, arguments))

@@ -25,7 +25,6 @@ from .claims import claim, next_step, open_claims
 from .compile import always_inline, cell_forward, entry_point, inline, kernel
 from .narrow import narrowed, packed_depth, row_bytes
 from .sequence import dot_gates
-from .team import run_shares, shares
 from .threads import crew
 from .tile import panel_vectors, tile_rows, units
 from .vector import REGISTER_BYTES, lanes, load, load_gates, load_states, store, store_tuple
@@ -115,8 +114,8 @@ def _claims(cell, like, weights, hidden):
     return (hidden + few - 1) // few
 
 
-@inline
-def _step(cell, x, row, rooms, counters, rank, size, barrier):
+@kernel
+def step(cell, x, row, rooms, counters, rank, size, barrier):
     """A step of one direction, shared by any number of threads; ``counters`` (1,) is zero.
 
     x (B, I); ``row``: :func:`program_row` of float weights; ``rooms``: :func:`room`.
@@ -127,12 +126,6 @@ def _step(cell, x, row, rooms, counters, rank, size, barrier):
     while i < count:
         _some_units(cell, x, x, i, x.shape[0], row, row[_X], row[_INPUTS] * item, row[_H], row[_HIDDEN] * item, own)
         i = fetch_add(counters.ctypes.data, 1)
-
-
-@kernel
-def step(team, arguments):
-    """:func:`_step` on every thread of a team."""
-    return run_shares(team, *shares(_step, arguments))
 
 
 def room(cell: Cell, threads: int, rows: int = 1, extra: int = 0) -> np.ndarray:

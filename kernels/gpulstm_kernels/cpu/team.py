@@ -1,9 +1,8 @@
 """How the shares of a kernel reach the threads that run them, all in machine code, and the barrier they meet at.
 
-A kernel that threads share is two functions: the share, ``_f(..., rank, size, barrier)``, and what
-:class:`gpulstm_kernels.cpu.threads.Crew` calls, ``f(team, arguments): return run_shares(team, *shares(_f,
-arguments))``. The calling thread runs it: it writes down for every other thread where the share and its arguments lie,
-and takes rank 0 itself. No other thread waits for Python's lock or looks at the arguments again.
+A kernel that threads share is a function ``f(..., rank, size, barrier)`` that returns nothing: each thread's share of
+the work. The calling thread writes down for every other one where the machine code and its arguments lie, and takes
+rank 0 itself. No other thread waits for Python's lock or looks at the arguments again.
 
 A thread waits at its box, words of memory on cache lines of their own:
 
@@ -19,16 +18,17 @@ A team is an array: how many threads, the address of each one's box, and room fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import typeof, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .atomics import LINE, SPINS, clock, exchange, fetch_add, pause, publish, read, wait_for
-from .compile import inline, kernel
+from .compile import entry_point, inline, kernel
 from .vector import INT64
 
 POSTED, GO, TAKEN, DONE = range(0, 4 * LINE, LINE)  # bytes from the beginning of a box
@@ -38,7 +38,7 @@ BARRIER = 2 * LINE  # bytes of one
 DIRECTIONS = 2  # of a layer: each may have a team of its own, with a barrier
 BARRIERS = DIRECTIONS + 1  # in a team: the last one is for all
 _TOO_LONG = 0.3  # the part of a call's time that threads may wait for each other before it counts as crowded
-FAILED, CROWDED = 1, 2  # what :func:`run_shares` returns, added up
+FAILED, CROWDED = 1, 2  # what a call returns, added up
 
 
 def new_box() -> np.ndarray:
@@ -68,18 +68,15 @@ def meet(barrier, times, size):
 
 
 @intrinsic
-def shares(typing: Any, function: Any, arguments: Any) -> Any:
-    """(address of machine code, address of its arguments) that runs ``function(*arguments, rank, size, barrier)``.
+def _written_down(typing: Any, address: Any, arguments: Any) -> Any:
+    """(machine code, record) for :func:`_call`, which runs what lies at ``address`` with ``arguments``.
 
-    Both are there as long as the kernel that asks for them runs. For :func:`_call`.
+    Both are there as long as the kernel that asks for them runs.
     """
     inside = [*arguments.types, types.int64, types.int64, types.int64]
-    signature = function.get_call_type(typing, inside, {})
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        compiled = function.dispatcher.get_compile_result(signature)
-        context.active_code_library.add_linking_library(compiled.library)
-        values = cgutils.unpack_tuple(builder, args[1])
+        values = [args[0], *cgutils.unpack_tuple(builder, args[1])]
         record = ir.LiteralStructType([value.type for value in values])
         place = cgutils.alloca_once(builder, record)
         for i, value in enumerate(values):
@@ -89,18 +86,20 @@ def shares(typing: Any, function: Any, arguments: Any) -> Any:
         code.linkage = "internal"
         inner = ir.IRBuilder(code.append_basic_block("entry"))
         at = inner.inttoptr(code.args[0], record.as_pointer())
-        own = [inner.load(cgutils.gep_inbounds(inner, at, 0, i)) for i in range(len(values))]
-        status, _ = context.call_internal_no_propagate(inner, compiled.fndesc, signature, [*own, *code.args[1:]])
+        address, *own = (inner.load(cgutils.gep_inbounds(inner, at, 0, i)) for i in range(len(values)))
+        function_type = context.call_conv.get_function_type(types.none, inside)
+        function = inner.inttoptr(address, function_type.as_pointer())
+        status, _ = context.call_conv.call_function(inner, function, types.none, inside, [*own, *code.args[1:]])
         inner.ret(inner.zext(status.is_error, INT64))
         addresses = [builder.ptrtoint(code, INT64), builder.ptrtoint(place, INT64)]
         return context.make_tuple(builder, sig.return_type, addresses)
 
-    return types.UniTuple(types.int64, 2)(function, arguments), codegen
+    return types.UniTuple(types.int64, 2)(address, arguments), codegen
 
 
 @intrinsic
 def _call(typing: Any, function: Any, arguments: Any, rank: Any, size: Any, barrier: Any) -> Any:
-    """Run what :func:`shares` gave; 0, or 1 if an error ended it."""
+    """Run what :func:`_written_down` gave; 0, or 1 if an error ended it."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         typ = ir.FunctionType(INT64, [INT64] * 4)
@@ -125,9 +124,10 @@ def _take(box, number):
     return taken < number and exchange(box + TAKEN, taken, number)
 
 
-@inline
-def run_shares(team, function, arguments):
-    """Run every share of a kernel, one on each thread of ``team``; see :func:`shares`. FAILED, CROWDED or 0."""
+@kernel
+def _start(team, address, arguments):
+    """Run every share of the kernel at ``address``, one on each thread of ``team``. FAILED, CROWDED or 0."""
+    function, arguments = _written_down(address, arguments)
     size, began = team[0], clock()
     barrier = (team.ctypes.data + team.size * 8 - BARRIERS * BARRIER) // LINE * LINE
     if size == 1:
@@ -154,6 +154,29 @@ def run_shares(team, function, arguments):
         failed |= read(at + _ABORTED)
         waited = max(waited, read(at + _WAITED))
     return FAILED * failed + CROWDED * (waited > _TOO_LONG * (clock() - began))
+
+
+_prepared: dict[tuple[Any, Any], tuple[Callable[..., int], int]] = {}
+
+
+def run_shares(team: np.ndarray, function: Any, key: Any, arguments: tuple[Any, ...]) -> int:
+    """Run ``function(*arguments, rank, size, barrier)`` on every thread of ``team``. FAILED, CROWDED or 0.
+
+    Numba looks at the type of every argument at every call, which takes longer than a small kernel: here they follow
+    from ``key``.
+    """
+    start, address = _prepared.get((function, key)) or prepare(function, key, arguments)
+    return start(team, address, arguments)
+
+
+def prepare(function: Any, key: Any, arguments: tuple[Any, ...]) -> tuple[Callable[..., int], int]:
+    """Compile a kernel for arguments of the types of these: what starts it, and the address of its machine code."""
+    inside = (*(typeof(argument) for argument in arguments), types.int64, types.int64, types.int64)
+    function.compile(inside)
+    compiled = function.overloads[inside]
+    address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    _prepared[function, key] = entry_point(_start, new_team([]), address, arguments), address
+    return _prepared[function, key]
 
 
 @kernel

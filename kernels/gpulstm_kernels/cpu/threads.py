@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .compile import prepared
-from .team import CROWDED, FAILED, POSTED, TAKEN, attend, for_python, new_box, new_team
+from .team import CROWDED, FAILED, POSTED, TAKEN, attend, for_python, new_box, new_team, run_shares
 
 _PAUSE, _LONGEST_PAUSE = 0.1, 3.2  # seconds for which a crowded crew is left alone, doubled as long as it stays so
 _ALONE = new_team([])
@@ -45,7 +44,9 @@ class Crew:
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
         self._team = _ALONE
-        self._crowded, self._alone_until, self._pause = 0, 0.0, _PAUSE
+        self._crowded, self._pause = 0, _PAUSE
+        self._alone_until = self._together_until = 0.0
+        self._crowded_call: tuple[Any, float] = None, 0.0  # the last one's kernel, and its seconds for a unit of work
         self.size = self._default_size()
 
     @staticmethod
@@ -85,36 +86,53 @@ class Crew:
             self._team = new_team([worker.box for worker in self._workers])
         return self._workers[:count]
 
-    def run(self, kernel: Any, key: Any, arguments: tuple[Any, ...], at_most: int, meets: bool = False) -> None:
-        """Run ``kernel(team, arguments)``, one of :mod:`.team`'s, on at most ``at_most`` threads.
+    def run(self, kernel: Any, key: Any, arguments: tuple[Any, ...], at_most: int, work: int = 0) -> None:
+        """Run ``kernel(*arguments, rank, size, barrier)`` for each rank, on at most ``at_most`` threads.
 
-        ``key``: what the types of the arguments follow from; arrays are C-contiguous. ``meets``: shares wait for each
-        other on the way. Where others want the cores too, they would wait for a thread that does not run; once that
-        was seen, such calls run alone for a while.
+        ``key``: what the types of the arguments follow from; arrays are C-contiguous. ``work``: of a call whose shares
+        wait for each other on the way, how much there is to do, in any unit. Where others want the cores too, they
+        would wait for a thread that does not run; once that was seen, such calls run alone for a while, unless that
+        turns out to be no faster.
 
         Raises:
             RuntimeError: a share ended with an error.
         """
-        if at_most > 1 and not (meets and time.monotonic() < self._alone_until) and self._lock.acquire(blocking=False):
+        began = time.monotonic()
+        alone = work > 0 and began < self._alone_until
+        if at_most > 1 and not alone and self._lock.acquire(blocking=False):
             try:
                 size = min(self.size, at_most)
                 if size > 1:
                     result = self._run_together(kernel, key, arguments, size)
-                    if meets:
+                    if work:
+                        if result & CROWDED:
+                            self._crowded_call = kernel, (time.monotonic() - began) / work
                         self.look_back(bool(result & CROWDED))
                     _check(kernel, result)
                     return
             finally:
                 self._lock.release()
-        _check(kernel, prepared(kernel, key, _ALONE, arguments)(_ALONE, arguments))
+        _check(kernel, run_shares(_ALONE, kernel, key, arguments))
+        if alone and at_most > 1:
+            self._compare(kernel, (time.monotonic() - began) / work)
 
     def _run_together(self, kernel: Any, key: Any, arguments: tuple[Any, ...], size: int) -> int:
         workers = self._hire(size - 1)
-        machine_code = prepared(kernel, key, self._team, arguments)
         for worker in workers:
             worker.announce()
         self._team[0] = size
-        return machine_code(self._team, arguments)
+        try:
+            return run_shares(self._team, kernel, key, arguments)
+        except BaseException:  # it could not be compiled: nothing comes
+            for worker in workers:
+                for_python(worker.box)
+            raise
+
+    def _compare(self, kernel: Any, seconds: float) -> None:
+        """A call ran alone, so fast for a unit of work: stay together for a while if it was no faster than crowded."""
+        crowded, slow = self._crowded_call
+        if kernel is crowded and seconds > slow:
+            self._alone_until, self._together_until = 0.0, time.monotonic() + _LONGEST_PAUSE
 
     def lend(self, rank: int, task: Callable[[np.ndarray, int], None]) -> None:
         """Have the thread ``rank`` > 0 call ``task(counter, posted)`` when it can, and do not wait for it.
@@ -140,7 +158,7 @@ class Crew:
 
     def look_back(self, crowded: bool) -> None:
         """Two crowded calls in a row, and threads are not used for a while: one may be bad luck."""
-        if not crowded:
+        if not crowded or time.monotonic() < self._together_until:
             self._crowded, self._pause = 0, _PAUSE
             return
         self._crowded += 1
