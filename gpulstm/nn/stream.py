@@ -87,7 +87,7 @@ class Stream:
             time = 1 if self._config.batch_first else 0
             y, self._state, _ = ops.rnn_forward(self._config, self._params, _with_axis(x, time), self._state)
             return y[:, 0] if time else y[0]
-        if type(x) is not np.ndarray or x.dtype != self._dtype or x.shape != self._shape or not x.flags.carray:
+        if type(x) is not np.ndarray or x.dtype is not self._dtype or x.shape != self._shape or not x.flags.carray:
             x = arrays.contiguous(checks.array(x, "x", self._dtype, self._shape))
         return self._kernels(x)
 

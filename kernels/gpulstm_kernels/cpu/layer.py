@@ -159,10 +159,10 @@ def _one_step(
     for k, part in enumerate(state[1:]):
         states[:, k] = part
     for d, own in enumerate(weights):
-        row = np.array(step.program_row(x[0], own, state[0][d], states[d], new_h[d]), np.int64)
         at_most = max(1, (own["weight_ih"].size + own["weight_hh"].size) // step.WORTH_A_THREAD)
-        arguments = cell, x[0], row, step.room(cell, at_most), np.zeros(1, np.int64)
-        crew.run(step.step, (cell, x.dtype), arguments, at_most)
+        rooms = step.room(cell, at_most)
+        row = np.array(step.program_row(x[0], own, state[0][d], states[d], new_h[d], rooms), np.int64)
+        crew.run(step.step, (cell, x.dtype), (cell, x[0], row, np.zeros(1, np.int64)), at_most)
     y = new_h.swapaxes(0, 1).reshape(1, batch, directions * hidden)
     return y.copy() if directions == 1 else y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
 

@@ -33,7 +33,7 @@ WORTH_A_THREAD = 1 << 20  # weights to read below which waking a thread costs mo
 _WORTH_A_LOOKOUT = 1 << 16  # the same for a thread that is awake and looks out for steps
 _IN_A_ROW = 500_000  # nanoseconds from step to step up to which a thread looks out for the next one
 _FORGOTTEN = 1000  # steps after which one that was kept waiting is forgotten
-_INPUTS, _HIDDEN, _X, _IH, _HH, _BIAS, _BIAS_HH, _SCALE_IH, _SCALE_HH, _H, _STATES, _NEW_H = range(12)
+_INPUTS, _HIDDEN, _X, _IH, _HH, _BIAS, _BIAS_HH, _SCALE_IH, _SCALE_HH, _H, _STATES, _NEW_H, _ROOMS, _APART = range(14)
 
 
 @always_inline
@@ -115,13 +115,13 @@ def _claims(cell, like, weights, hidden):
 
 
 @kernel
-def step(cell, x, row, rooms, counters, rank, size, barrier):
+def step(cell, x, row, counters, rank, size, barrier):
     """A step of one direction, shared by any number of threads; ``counters`` (1,) is zero.
 
-    x (B, I); ``row``: :func:`program_row` of float weights; ``rooms``: :func:`room`.
+    x (B, I); ``row``: :func:`program_row` of float weights.
     """
     item, count = x.itemsize, _claims(cell, x, x, row[_HIDDEN])
-    own = rooms.ctypes.data + rank * rooms.shape[1]
+    own = row[_ROOMS] + rank * row[_APART]
     i = fetch_add(counters.ctypes.data, 1)
     while i < count:
         _some_units(cell, x, x, i, x.shape[0], row, row[_X], row[_INPUTS] * item, row[_H], row[_HIDDEN] * item, own)
@@ -135,16 +135,22 @@ def room(cell: Cell, threads: int, rows: int = 1, extra: int = 0) -> np.ndarray:
 
 
 def program_row(
-    x: np.ndarray, weights: Mapping[str, np.ndarray], h: np.ndarray, states: np.ndarray, new_h: np.ndarray
+    x: np.ndarray,
+    weights: Mapping[str, np.ndarray],
+    h: np.ndarray,
+    states: np.ndarray,
+    new_h: np.ndarray,
+    rooms: np.ndarray,
 ) -> tuple[int, ...]:
     """Sizes and byte addresses of one layer: what h and carried states (S, B, H), updated in place, become.
 
-    ``weights``: by the names a layer has them under; scales and a missing bias may be left out.
+    ``weights``: by the names a layer has them under; scales and a missing bias may be left out. ``rooms``: of
+    :func:`room`.
     """
     hidden = h.shape[1]
     arrays = [x, *(weights.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))]
-    arrays += [weights.get("scale_ih"), weights.get("scale_hh"), h, states, new_h]
-    return x.shape[1], hidden, *(0 if array is None else array.ctypes.data for array in arrays)
+    arrays += [weights.get("scale_ih"), weights.get("scale_hh"), h, states, new_h, rooms]
+    return x.shape[1], hidden, *(0 if array is None else array.ctypes.data for array in arrays), rooms.shape[1]
 
 
 def _pack(cell: Cell, weights: Mapping[str, np.ndarray], dtype: np.dtype) -> dict[str, np.ndarray]:
@@ -159,54 +165,53 @@ def _pack(cell: Cell, weights: Mapping[str, np.ndarray], dtype: np.dtype) -> dic
 
 
 @inline
-def _walk(cell, like, weights, batch, program, shared, scratch, number, rank):
+def _walk(cell, like, weights, batch, program, shared, number, rank):
     """Step ``number`` through the stack, as one of the threads that share it; whether that took long waits."""
-    item, size = like.itemsize, len(scratch)
-    room, waited = scratch.ctypes.data + rank * scratch.shape[1], 0
+    item, size, waited = like.itemsize, shared.shape[1] - 1, 0
     for n in range(len(program)):
         row, claims = program[n], shared[n].ctypes.data
-        inputs, hidden = row[_INPUTS], row[_HIDDEN]
+        inputs, hidden, room = row[_INPUTS], row[_HIDDEN], row[_ROOMS] + rank * row[_APART]
         of_h = room + row_bytes(weights, inputs) * batch
         gates = of_h + row_bytes(weights, hidden) * batch
         x, ldx = narrowed(weights, like, room, row[_X], inputs * item, batch, inputs)
         h, ldh = narrowed(weights, like, of_h, row[_H], hidden * item, batch, hidden)
         count, done = _claims(cell, like, weights, hidden), claims + LINE * size
-        i = claim(claims, number, count, rank, size)
+        own, i = 0, claim(claims, number, count, rank, size)
         while i >= 0:
             _some_units(cell, like, weights, i, batch, row, x, ldx, h, ldh, gates)
-            fetch_add(done, 1)
-            i = claim(claims, number, count, rank, size)
+            own, i = own + 1, claim(claims, number, count, rank, size)
+        fetch_add(done, own)
         waited += wait_for(done, number * count)
     return waited
 
 
 @kernel
-def _step_all(cell, x, weights, programs, shared, scratch):
+def _step_all(cell, weights, programs, shared, x):
     """One step of a stack for x (B, I); the rest as :class:`Stream` has it.
 
     Returns 4 times the number of the step, + 2 if another thread kept this one waiting, + 1 if no other one is missing.
     """
     number = shared[-1, 0, 0] + 1
-    program, missing = programs[number % 2], 0
+    program, threads, missing = programs[number % 2], shared.shape[1] - 1, 0
     for i in range(0, x.size, lanes(x)):  # into the stream's own buffer: another thread may be late, and x gone
         store(x, load(x, x.ctypes.data + i * x.itemsize, x.size - i), program[0, _X] + i * x.itemsize, x.size - i)
     for n in range(len(program)):
-        open_claims(shared[n].ctypes.data, number, len(scratch))
+        open_claims(shared[n].ctypes.data, number, threads)
     publish(shared[-1].ctypes.data, number)
-    waited = _walk(cell, x, weights, x.shape[0], program, shared, scratch, number, 0)
-    for rank in range(1, len(scratch)):
+    waited = _walk(cell, x, weights, x.shape[0], program, shared, number, 0)
+    for rank in range(1, threads):
         missing += 1 - shared[-1, rank, 0]
     return 4 * number + 2 * (waited > 0) + (missing == 0)
 
 
 @kernel
-def _serve(cell, x, weights, programs, shared, scratch, rank, counter, posted):
+def _serve(cell, weights, programs, shared, x, rank, counter, posted):
     """Share the steps of a stack as they come, until they do not or the thread is wanted elsewhere."""
     steps = shared[-1].ctypes.data
     shared[-1, rank, 0] = 1
     number = next_step(steps, shared[-1, 0, 0], counter.ctypes.data, posted)
     while number:
-        _walk(cell, x, weights, x.shape[0], programs[number % 2], shared, scratch, number, rank)
+        _walk(cell, x, weights, x.shape[0], programs[number % 2], shared, number, rank)
         number = next_step(steps, number, counter.ctypes.data, posted)
     shared[-1, rank, 0] = 0
 
@@ -232,22 +237,23 @@ class Stream:
         self._x = zeros((batch, inputs), dtype)
         self._h = [[zeros((batch, hidden), dtype) for _ in layers] for _ in range(2)]  # of even steps, and of odd ones
         self._states = [zeros((len(cell.states), batch, hidden), dtype) for _ in layers]
-        self._programs = np.array([self._program(self._h[1 - turn], self._h[turn]) for turn in range(2)])
+        rows16 = batch * (row_bytes(like, max(inputs, hidden)) + row_bytes(like, hidden))
+        self._rooms = room(cell, threads, batch, rows16)
+        programs = np.array([self._program(self._h[1 - turn], self._h[turn]) for turn in range(2)])
         # For each layer and for the stack, a cache line for each thread and one for all: its claims and what is done;
         # the number of the step, and whether the thread is there.
         self._shared = np.zeros((len(layers) + 1, threads + 1, 8), np.int64)
-        rows16 = batch * (row_bytes(like, max(inputs, hidden)) + row_bytes(like, hidden))
-        self._stack = self._programs, self._shared, room(cell, threads, batch, rows16)
-        self._like = like[:0]
-        self._run = entry_point(_step_all, cell, self._x, self._like, *self._stack)
+        stack = cell, like[:0], programs, self._shared
+        self._run = functools.partial(entry_point(_step_all, *stack, self._x), *stack)
         if threads > 1:
-            self._serve = entry_point(_serve, cell, self._x, self._like, *self._stack, 1, self._shared[0, 0], 1)
+            serve = entry_point(_serve, *stack, self._x, 1, self._shared[0, 0], 1)
+            self._serve = functools.partial(serve, *stack, self._x)
         self._threads, self._missed, self._crowded = threads, 0, 0
 
     def _program(self, before: list[np.ndarray], after: list[np.ndarray]) -> list[tuple[int, ...]]:
         below = [self._x, *after[:-1]]
         parts = zip(below, self._kept, before, self._states, after, strict=True)
-        return [program_row(*part) for part in parts]
+        return [program_row(*part, self._rooms) for part in parts]
 
     @property
     def _now(self) -> int:
@@ -270,7 +276,7 @@ class Stream:
 
         ``x`` must be (B, I) of the stream's dtype, C-contiguous, aligned and writeable: it is not checked here.
         """
-        result = self._run(self._cell, x, self._like, *self._stack)
+        result = self._run(x)
         if result & 3 != 1:
             self._look_for_threads(result >> 2, bool(result & 2))
         return self._h[(result >> 2) & 1][-1]
@@ -286,4 +292,4 @@ class Stream:
         if self._missed - before < _IN_A_ROW:
             for rank in range(1, self._threads):
                 if not self._shared[-1, rank, 0]:
-                    crew.lend(rank, functools.partial(self._serve, self._cell, self._x, self._like, *self._stack, rank))
+                    crew.lend(rank, functools.partial(self._serve, rank))
