@@ -13,7 +13,7 @@ from gpulstm_kernels.cpu import kept, packing
 
 
 def packed(*weights: np.ndarray) -> tuple[np.ndarray, ...]:
-    return kept.kept(weights, "columns", lambda: tuple(packing.columns(weight) for weight in weights))
+    return kept.kept(kept.contents(weights), "columns", lambda: tuple(packing.columns(weight) for weight in weights))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -42,10 +42,10 @@ def test_a_change_of_one_bit_anywhere_is_seen(dtype: str, threads: int, monkeypa
 def test_narrow_weights_of_any_size_are_digested(kind: str) -> None:
     for rows, columns in ((1, 1), (3, 7), (5, 301)):
         weight = np.arange(rows * columns).reshape(rows, columns).astype(kind)
-        before = kept.kept((weight,), None, lambda w=weight: (w.copy(),))
-        assert kept.kept((weight,), None, tuple) is before
+        before = kept.kept(kept.contents((weight,)), None, lambda w=weight: (w.copy(),))
+        assert kept.kept(kept.contents((weight,)), None, tuple) is before
         weight[-1, -1] ^= 1
-        assert kept.kept((weight,), None, tuple) == ()
+        assert kept.kept(kept.contents((weight,)), None, tuple) == ()
 
 
 def test_exchanged_elements_are_seen() -> None:

@@ -10,7 +10,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from llvmlite import ir
@@ -90,6 +90,23 @@ def _digest(arrays, found, segment, rank, size, barrier):
         n += 1  # noqa: SIM113
 
 
+class Contents(NamedTuple):
+    """Where some arrays lie and of which kinds they are, and a digest of what they hold."""
+
+    place: tuple[Any, ...]
+    digest: bytes
+
+
+def contents(arrays: tuple[np.ndarray, ...]) -> Contents:
+    """Those of C-contiguous ``arrays``."""
+    found = np.zeros((2, len(arrays)), np.int64)
+    kinds = tuple([(array.dtype, array.ndim) for array in arrays])
+    at_most = sum([array.nbytes for array in arrays]) // _WORTH_A_THREAD
+    if arrays:
+        crew.run(_digest, kinds, (arrays, found, _SEGMENT), at_most)
+    return Contents((found[0].tobytes(), kinds), found[1].tobytes())
+
+
 class _Cache:
     """What was made, by where the arrays lie and how it is made; the longest unused goes first."""
 
@@ -101,12 +118,8 @@ class _Cache:
     def new_lock(self) -> None:
         self._lock = threading.Lock()
 
-    def get(self, arrays: tuple[np.ndarray, ...], how: Hashable, make: Callable[[], Made]) -> Made:
-        found = np.zeros((2, len(arrays)), np.int64)
-        kinds = tuple([(array.dtype, array.ndim) for array in arrays])
-        at_most = sum([array.nbytes for array in arrays]) // _WORTH_A_THREAD
-        crew.run(_digest, kinds, (arrays, found, _SEGMENT), at_most)
-        key, digest = (found[0].tobytes(), kinds, how), found[1].tobytes()
+    def get(self, of: Contents, how: Hashable, make: Callable[[], Made]) -> Made:
+        key, digest = (*of.place, how), of.digest
         with self._lock:
             known: Any = self._entries.get(key)
             if known is not None and known[0] == digest:
@@ -136,9 +149,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_cache.new_lock)
 
 
-def kept(arrays: tuple[np.ndarray, ...], how: Hashable, make: Callable[[], Made]) -> Made:
-    """``make()``, or what it gave before if the C-contiguous ``arrays`` it is made of hold the same.
+def kept(of: Contents, how: Hashable, make: Callable[[], Made]) -> Made:
+    """``make()``, or what it gave before if the arrays it is made of lie where they did and hold the same.
 
     ``how``: all else that it depends on, the shapes of the arrays too. Nobody may write to what is returned.
     """
-    return _cache.get(arrays, how, make) if arrays else make()
+    return _cache.get(of, how, make)

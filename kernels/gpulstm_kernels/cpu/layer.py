@@ -11,7 +11,7 @@ import numpy as np
 from ..cells import Cell
 from ..memory import empty, zeros
 from . import gemm, packing, sequence, step
-from .kept import kept
+from .kept import Contents, contents, kept
 from .narrow import row_bytes
 from .sequence import Packed, Plan, Tape, Weights
 from .step import Stream as Stream  # a part of the backend, for gpulstm.nn.Stream
@@ -39,6 +39,7 @@ class LayerTape(NamedTuple):
     x: np.ndarray
     lengths: np.ndarray
     weights: list[Weights]
+    columns: list[Weights]
     names: list[tuple[str, ...]]
     plans: list[Plan]
     tapes: list[Tape]
@@ -103,10 +104,13 @@ def layer_forward(
     lengths = np.full(batch, steps, np.int64) if lengths is None else lengths
 
     ys = empty((steps + 2, batch, directions * sizes.outputs), dtype)
-    walks = []
+    walks, columns = [], []
     for d in range(directions):
         plan = Plan(d == 1, d * sizes.outputs, keep, packs, by_batch, chunk, sizes.hidden, sizes.outputs)
-        packed = _packed_rows(weights[d], sizes, dtype, packs)
+        of = _contents(weights[d], packs or keep)
+        packed = _packed_rows(weights[d], of, sizes, dtype, packs)
+        if keep:
+            columns.append(_packed_columns(own[d], of, sizes))
         tape = _begun_tape(cell, ys, [part[d] for part in state], steps, sizes, plan, projected)
         edges = gemm.edges(at_most, dtype) if projected else nothing
         scratch = empty(room, dtype), edges, empty((at_most, row16 * batch), np.uint8) if row16 else _nothing(np.uint8)
@@ -119,7 +123,7 @@ def layer_forward(
     plans, tapes = [walk.plan for walk in walks], [walk.tape for walk in walks]
     names = [tuple(w) for w in weights]
     final = _final_state(cell, plans, tapes, steps)
-    return ys[1:-1], final, LayerTape(cell, x, lengths, own, names, plans, tapes)
+    return ys[1:-1], final, LayerTape(cell, x, lengths, own, columns, names, plans, tapes)
 
 
 def _begun_tape(
@@ -194,8 +198,9 @@ def layer_backward(
         )
         dgates = empty((chunk, batch, padded * gates), dtype)
         dhidden = empty((1 * projected, batch, hidden), dtype)
-        packed = _packed_columns(own[d], sizes)
-        walks.append(sequence.Backward(*packed, tape.tapes[d], *filled, dh, dstates, dgates, dhidden, plans[d]))
+        walks.append(
+            sequence.Backward(*tape.columns[d], tape.tapes[d], *filled, dh, dstates, dgates, dhidden, plans[d])
+        )
 
     dx = _begun_dx(x, directions)
     room = gemm.outer_room(at_most, chunk * batch, hidden, gates, width, (inputs, outputs), dtype)
@@ -268,7 +273,8 @@ def tape_of(
     """See :func:`gpulstm_kernels.reference.tape_of`."""
     steps, batch, _ = x.shape
     directions = len(weights)
-    own = [_matrices(_contiguous(w), x.dtype) for w in weights]
+    weights = [_contiguous(w) for w in weights]
+    own = [_matrices(w, x.dtype) for w in weights]
     sizes = sizes_of(cell, own[0].hh, x.dtype)
     hidden, outputs = sizes.hidden, sizes.outputs
     _, by_batch = thread_split(steps, batch, own[0], sizes, directions)
@@ -278,6 +284,7 @@ def tape_of(
         x,
         np.full(batch, steps, np.int64) if lengths is None else lengths,
         own,
+        [_packed_columns(matrices, _contents(w, True), sizes) for w, matrices in zip(weights, own, strict=True)],
         [tuple(w) for w in weights],
         [Plan(d == 1, d * outputs, True, packs, by_batch, 0, hidden, outputs) for d in range(directions)],
         [Tape(arrays[0], *arrays[1 + 3 * d : 4 + 3 * d]) for d in range(directions)],
@@ -310,27 +317,35 @@ def _matrices(weights: Mapping[str, np.ndarray], dtype: np.dtype) -> Weights:
     return Weights(weights["weight_ih"], weights["weight_hh"], weights.get("weight_hr", _nothing(dtype)))
 
 
-def _packed_rows(weights: Mapping[str, np.ndarray], sizes: Sizes, dtype: np.dtype, packs: bool) -> Packed:
+def _contents(weights: Mapping[str, np.ndarray], whole: bool) -> Contents:
+    """Of what is packed of one direction: without ``whole`` neither ih nor hh."""
+    return contents(
+        tuple([value for name, value in weights.items() if whole or name not in ("weight_ih", "weight_hh")])
+    )
+
+
+def _packed_rows(weights: Mapping[str, np.ndarray], of: Contents, sizes: Sizes, dtype: np.dtype, packs: bool) -> Packed:
     """What the forward walk reads of one direction: without ``packs`` neither ih nor hh."""
-    read = {name: value for name, value in weights.items() if packs or name not in ("weight_ih", "weight_hh")}
 
     def pack() -> Packed:
         gates, width, nothing = sizes.gates, sizes.width, _nothing(dtype, 1)
-        ih, hh = (packing.rows(read[name], gates, width) if packs else nothing for name in ("weight_ih", "weight_hh"))
-        hr = packing.rows(read["weight_hr"], 1, WIDTH * lanes(dtype)) if "weight_hr" in read else nothing
+        ih, hh = (
+            packing.rows(weights[name], gates, width) if packs else nothing for name in ("weight_ih", "weight_hh")
+        )
+        hr = packing.rows(weights["weight_hr"], 1, WIDTH * lanes(dtype)) if "weight_hr" in weights else nothing
         bias = packing.biases(weights, gates, width, dtype)
-        scales = [read.get(name) for name in ("scale_ih", "scale_hh")]
+        scales = [weights.get(name) for name in ("scale_ih", "scale_hh")]
         in_panels = [nothing if scale is None else packing.in_panels(scale, gates, width) for scale in scales]
         return Packed(ih, hh, hr, bias, *in_panels)
 
-    return kept(tuple(read.values()), ("rows", sizes, *read), pack)
+    return kept(of, ("rows", packs, sizes, dtype, *weights), pack)
 
 
-def _packed_columns(weights: Weights, sizes: Sizes) -> Weights:
+def _packed_columns(weights: Weights, of: Contents, sizes: Sizes) -> Weights:
     """What the gradients read of one direction, flat."""
 
     def pack() -> Weights:
         ih, hh = (packing.columns(weight, sizes.gates, sizes.width) for weight in weights[:2])
         return Weights(ih, hh, packing.columns(weights.hr) if weights.hr.size else _nothing(ih.dtype, 1))
 
-    return kept(weights if weights.hr.size else weights[:2], ("columns", sizes), pack)
+    return kept(of, ("columns", sizes), pack)
