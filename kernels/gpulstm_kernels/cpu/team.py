@@ -165,11 +165,11 @@ def run_shares(team: np.ndarray, function: Any, key: Any, arguments: tuple[Any, 
     Numba looks at the type of every argument at every call, which takes longer than a small kernel: here they follow
     from ``key``.
     """
-    start, address = _prepared.get((function, key)) or prepare(function, key, arguments)
+    start, address = _prepared.get((function, key)) or _prepare(function, key, arguments)
     return start(team, address, arguments)
 
 
-def prepare(function: Any, key: Any, arguments: tuple[Any, ...]) -> tuple[Callable[..., int], int]:
+def _prepare(function: Any, key: Any, arguments: tuple[Any, ...]) -> tuple[Callable[..., int], int]:
     """Compile a kernel for arguments of the types of these: what starts it, and the address of its machine code."""
     inside = (*(typeof(argument) for argument in arguments), types.int64, types.int64, types.int64)
     function.compile(inside)
