@@ -29,7 +29,10 @@ from numba.extending import (
 from ..cells import Cell
 
 # 'contract' lets a*b + c become one fused multiply-add; nothing else is relaxed, so NaN and infinities stay.
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+_MATHS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
+# Ways in from Python and C take as long to compile as a small kernel.
+_INSIDE = _MATHS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+OPTIONS = _MATHS | {"nogil": True, "no_cfunc_wrapper": True}
 
 
 def _digest(*contents: bytes) -> str:
@@ -39,17 +42,34 @@ def _digest(*contents: bytes) -> str:
 _SOURCES = _digest(*(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
 
-def kernel(function: Callable[..., Any]) -> Any:
+def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     """Compile ``function`` at its first call, cached on disk unless no folder can hold the cache."""
     function.__qualname__ += f"_{_SOURCES}"  # which names the cache's files
     try:
-        return njit(cache=True, **OPTIONS)(function)
+        return njit(cache=True, **options)(function)
     except RuntimeError:  # "no locator available": a read-only install without a writable home
-        return njit(**OPTIONS)(function)
+        return njit(**options)(function)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` for threads that go by the address of its :func:`machine_code`. Python must not call it."""
+    return _cached(function, _INSIDE)
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` for Python, which is free to go on in other threads while it runs."""
+    return _cached(function, OPTIONS)
+
+
+def machine_code(function: Any, arguments: tuple[types.Type, ...]) -> int:
+    """Where the machine code of a kernel for arguments of these types lies; it is compiled if it must."""
+    function.compile(arguments)
+    compiled = function.overloads[arguments]
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 
 
 def entry_point(function: Any, *arguments: Any) -> Callable[..., Any]:
-    """The machine code of a kernel for arguments of the types of these: for callers that vouch for the types.
+    """An entry for arguments of the types of these: for callers that vouch for the types.
 
     Numba looks at the type of every argument at every call, which takes longer than a small kernel.
     """
@@ -60,12 +80,12 @@ def entry_point(function: Any, *arguments: Any) -> Callable[..., Any]:
 
 def inline(function: Callable[..., Any]) -> Any:
     """Compile ``function`` as a part of the kernels that call it."""
-    return njit(**OPTIONS)(function)
+    return njit(**_INSIDE)(function)
 
 
 def merged(function: Callable[..., Any]) -> Any:
     """As :func:`inline`, for what is large and used once: its code becomes that of its kernel before it is compiled."""
-    return njit(inline="always", **OPTIONS)(function)
+    return njit(inline="always", **_INSIDE)(function)
 
 
 def always_inline(function: Callable[..., Any]) -> Any:
@@ -73,7 +93,7 @@ def always_inline(function: Callable[..., Any]) -> Any:
 
     A call passes every array as ten numbers, and keeps the constants of its maths inside of loops.
     """
-    return njit(forceinline=True, **OPTIONS)(function)
+    return njit(forceinline=True, **_INSIDE)(function)
 
 
 class CellType(types.Type):

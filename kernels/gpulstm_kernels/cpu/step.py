@@ -22,7 +22,7 @@ from ..memory import empty, zeros
 from . import packing
 from .atomics import LINE, fetch_add, publish, wait_for
 from .claims import claim, next_step, open_claims
-from .compile import always_inline, cell_forward, entry_point, inline, kernel
+from .compile import always_inline, cell_forward, entry, entry_point, inline, kernel
 from .narrow import narrowed, packed_depth, row_bytes
 from .sequence import dot_gates
 from .threads import crew
@@ -185,7 +185,7 @@ def _walk(cell, like, weights, batch, program, shared, number, rank):
     return waited
 
 
-@kernel
+@entry
 def _step_all(cell, weights, programs, shared, x):
     """One step of a stack for x (B, I); the rest as :class:`Stream` has it.
 
@@ -204,7 +204,7 @@ def _step_all(cell, weights, programs, shared, x):
     return 4 * number + 2 * (waited > 0) + (missing == 0)
 
 
-@kernel
+@entry
 def _serve(cell, weights, programs, shared, x, rank, counter, posted):
     """Share the steps of a stack as they come, until they do not or the thread is wanted elsewhere."""
     steps = shared[-1].ctypes.data

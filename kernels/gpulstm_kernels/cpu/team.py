@@ -28,7 +28,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .atomics import LINE, SPINS, clock, exchange, fetch_add, pause, publish, read, wait_for
-from .compile import entry_point, inline, kernel
+from .compile import entry, entry_point, inline, machine_code
 from .vector import INT64
 
 POSTED, GO, TAKEN, DONE = range(0, 4 * LINE, LINE)  # bytes from the beginning of a box
@@ -124,7 +124,7 @@ def _take(box, number):
     return taken < number and exchange(box + TAKEN, taken, number)
 
 
-@kernel
+@entry
 def _start(team, address, arguments):
     """Run every share of the kernel at ``address``, one on each thread of ``team``. FAILED, CROWDED or 0."""
     function, arguments = _written_down(address, arguments)
@@ -165,21 +165,18 @@ def run_shares(team: np.ndarray, function: Any, key: Any, arguments: tuple[Any, 
     Numba looks at the type of every argument at every call, which takes longer than a small kernel: here they follow
     from ``key``.
     """
-    start, address = _prepared.get((function, key)) or _prepare(function, key, arguments)
-    return start(team, address, arguments)
+    start, code = _prepared.get((function, key)) or _prepare(function, key, arguments)
+    return start(team, code, arguments)
 
 
 def _prepare(function: Any, key: Any, arguments: tuple[Any, ...]) -> tuple[Callable[..., int], int]:
     """Compile a kernel for arguments of the types of these: what starts it, and the address of its machine code."""
-    inside = (*(typeof(argument) for argument in arguments), types.int64, types.int64, types.int64)
-    function.compile(inside)
-    compiled = function.overloads[inside]
-    address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
-    _prepared[function, key] = entry_point(_start, new_team([]), address, arguments), address
+    code = machine_code(function, (*map(typeof, arguments), types.int64, types.int64, types.int64))
+    _prepared[function, key] = entry_point(_start, new_team([]), code, arguments), code
     return _prepared[function, key]
 
 
-@kernel
+@entry
 def attend(box, rank):
     """Run the shares that come to a thread's ``box``.
 
@@ -203,7 +200,7 @@ def attend(box, rank):
     return False
 
 
-@kernel
+@entry
 def for_python(box):
     """The call that was last announced at ``box`` is none, or one for Python."""
     at = box.ctypes.data
