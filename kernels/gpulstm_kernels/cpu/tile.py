@@ -36,7 +36,9 @@ from .vector import (
 )
 
 WIDTH = 4  # vectors of C across a tile; a step along K loads as many from B
-_AT_ONCE = 4  # rows whose dot products share the loads of a vector, and whose multiply-adds overlap
+# Rows whose dot products share the loads of a vector, and independent sums of each, so that multiply-adds overlap:
+# of short rows, whose matrix is in the L2 cache; and of long ones, which two streams bring faster from behind it.
+_SHORT, _OF_SHORT, _OF_LONG = 192, (4, 1), (2, 2)
 ROWS = 6 if REGISTERS == 32 else 2  # rows of C in a tile: ROWS * WIDTH sums and the operands fit the registers
 
 
@@ -272,47 +274,69 @@ def dots(
     vector = typ.ir
     size = element_bytes(vector)
 
-    def add_products(builder: Any, sums: list[Any], left: Any, rows: list[Any], n: Any) -> list[Any]:
-        """``sums`` + the products of ``n`` elements with each row, lane by lane."""
+    def add_products(builder: Any, parts: list[Any], chains: int, left: Any, rows: list[Any], n: Any) -> list[Any]:
+        """``parts`` + the products of ``n`` elements with each row, lane by lane, in ``chains`` sums each."""
+        block = vector.count * chains
+        whole = builder.sdiv(n, INT64(block))
 
         def products(offset: Any, read: Any, sums: list[Any]) -> list[Any]:
             value = read(builder.add(left, offset))
             right = [read(builder.add(row, offset)) for row in rows]
             return [_multiply_add(builder, value, other, part) for other, part in zip(right, sums, strict=True)]
 
-        def whole(k: Any, sums: list[Any]) -> list[Any]:
-            offset = builder.mul(k, INT64(vector.count * size))
-            return products(offset, lambda place: load_at(builder, place, vector), sums)
+        def blocks(k: Any, sums: list[Any]) -> list[Any]:
+            at = builder.mul(k, INT64(block * size))
+            result = []
+            for c in range(chains):
+                offset = builder.add(at, INT64(c * vector.count * size))
+                own = sums[c * len(rows) : (c + 1) * len(rows)]
+                result += products(offset, lambda place: load_at(builder, place, vector), own)
+            return result
 
-        registers = builder.sdiv(n, INT64(vector.count))
-        sums = counted_loop(builder, registers, sums, whole)
-        done = builder.mul(registers, INT64(vector.count))
+        zeros = [ir.Constant(vector, None)] * (len(rows) * (chains - 1))
+        sums = counted_loop(builder, whole, [*parts, *zeros], blocks)
+        while len(sums) > len(rows):
+            half = len(sums) // 2
+            sums = [builder.fadd(a, b) for a, b in zip(sums[:half], sums[half:], strict=True)]
+        done = builder.mul(whole, INT64(block))
         rest = builder.sub(n, done)
 
         def masked(k: Any, sums: list[Any]) -> list[Any]:
-            offset = builder.mul(done, INT64(size))
-            return products(offset, lambda place: load_first_at(builder, place, vector, rest), sums)
+            first = builder.mul(k, INT64(vector.count))
+            offset = builder.mul(builder.add(done, first), INT64(size))
+            valid = builder.sub(rest, first)
+            return products(offset, lambda place: load_first_at(builder, place, vector, valid), sums)
 
-        return counted_loop(builder, builder.zext(builder.icmp_signed(">", rest, INT64(0)), INT64), sums, masked)
+        registers = builder.sdiv(builder.add(rest, INT64(vector.count - 1)), INT64(vector.count))
+        return counted_loop(builder, registers, sums, masked)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, rows, x, wx, ldx, nx, h, wh, ldh, nh = args
         parts = cgutils.alloca_once(builder, ir.ArrayType(vector, vector.count))
         last = builder.sub(rows, INT64(1))
-        at_once = min(_AT_ONCE, vector.count)
 
-        def some_rows(k: Any, _: list[Any]) -> list[Any]:
-            numbers = [builder.add(builder.mul(k, INT64(at_once)), INT64(i)) for i in range(at_once)]
-            valid = [builder.select(builder.icmp_signed("<", r, last), r, last) for r in numbers]
-            sums = [ir.Constant(vector, None)] * at_once
-            for left, first, ld, n in ((x, wx, ldx, nx), (h, wh, ldh, nh)):
-                own = [builder.add(first, builder.mul(r, ld)) for r in valid]
-                sums = add_products(builder, sums, left, own, n)
-            for r, value in zip(numbers, sums, strict=True):
-                builder.store(value, builder.gep(parts, [INT64(0), r]))
-            return []
+        def every_row(at_once: int, chains: int) -> None:
+            at_once = min(at_once, vector.count)
 
-        counted_loop(builder, INT64(vector.count // at_once), [], some_rows)
+            def some_rows(k: Any, _: list[Any]) -> list[Any]:
+                numbers = [builder.add(builder.mul(k, INT64(at_once)), INT64(i)) for i in range(at_once)]
+                valid = [builder.select(builder.icmp_signed("<", r, last), r, last) for r in numbers]
+                sums = [ir.Constant(vector, None)] * at_once
+                for left, first, ld, n in ((x, wx, ldx, nx), (h, wh, ldh, nh)):
+                    own = [builder.add(first, builder.mul(r, ld)) for r in valid]
+                    sums = add_products(builder, sums, chains, left, own, n)
+                for r, value in zip(numbers, sums, strict=True):
+                    builder.store(value, builder.gep(parts, [INT64(0), r]))
+                return []
+
+            counted_loop(builder, INT64(vector.count // at_once), [], some_rows)
+
+        short = builder.icmp_signed("<=", builder.add(nx, nh), INT64(2 * _SHORT))
+        with builder.if_else(short) as (of_short, of_long):
+            with of_short:
+                every_row(*_OF_SHORT)
+            with of_long:
+                every_row(*_OF_LONG)
         sums = [builder.load(builder.gep(parts, [INT64(0), INT64(r)])) for r in range(vector.count)]
         index = ir.VectorType(ir.IntType(32), vector.count)
         even, odd = (ir.Constant(index, list(range(first, 2 * vector.count, 2))) for first in (0, 1))
