@@ -13,7 +13,7 @@ import pytest
 from tolerances import assert_close
 
 import gpulstm
-from gpulstm_kernels.cpu import step
+from gpulstm_kernels.cpu import features, step
 from gpulstm_kernels.cpu.threads import crew
 
 LAYERS: dict[str, Any] = {
@@ -68,18 +68,29 @@ def test_steps_are_the_sequence(name: str, dtype: str, backend: str, monkeypatch
 def test_steps_of_a_quantized_layer_are_its_sequence(
     name: str, kind: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit: a stream packs the same weights, and rounds and sums as the layer does."""
+    """Bit for bit: a stream packs the same weights, and rounds and sums as the layer does.
+
+    But for one row of bfloat16 where there is AMX: the layer projects the input of all its steps in blocks, which
+    have another order of sums.
+    """
     monkeypatch.setattr(step, "_WORTH_A_LOOKOUT", 1)
     layer = gpulstm.quantize(LAYERS[name]("float32"), kind)
     for batch in (1, 4):
         x, state = sequence(LAYERS[name]("float32"), batch)
         expected, final = whole(layer, x, state)
+        blocks = batch == 1 and kind == "bf16" and features.AMX
+
+        def agree(found: np.ndarray, wanted: np.ndarray, exactly: bool = not blocks) -> None:
+            if exactly:
+                np.testing.assert_array_equal(found, wanted)
+            assert_close(found, wanted, "bfloat16 sums", "float32", name)
+
         with problems.threads(threads):
             stream = layer.stream(batch, state)
             for t in range(len(x)):
-                np.testing.assert_array_equal(stream(x[t]), expected[t])
+                agree(stream(x[t]), expected[t])
         for found, part in zip(parts(stream.state), parts(final), strict=True):
-            np.testing.assert_array_equal(found, part)
+            agree(found, part)
 
 
 def test_a_quantized_layer_streams_on_a_backend_without_narrow_kernels() -> None:

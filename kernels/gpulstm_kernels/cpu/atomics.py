@@ -11,7 +11,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .compile import inline
-from .vector import INT64, IS_X86
+from .features import IS_X86
+from .vector import INT64
 
 LINE = 64  # bytes of a cache line: what different threads write lies at least so far apart
 SPINS = 1 << 14  # some two hundred microseconds of polling, then a thread sleeps from time to time

@@ -27,6 +27,7 @@ from numba.extending import (
 )
 
 from ..cells import Cell
+from .features import AMX
 
 # 'contract' lets a*b + c become one fused multiply-add; nothing else is relaxed, so NaN and infinities stay.
 _MATHS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
@@ -39,7 +40,7 @@ def _digest(*contents: bytes) -> str:
     return hashlib.blake2b(b"".join(contents), digest_size=8).hexdigest()
 
 
-_SOURCES = _digest(*(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+_SOURCES = _digest(*(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))), bytes([AMX]))
 
 
 def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:

@@ -60,7 +60,7 @@ def _tile_inside(c, at, ldc, columns, add, a, lda, stepa, b, m, n, edge):
                 for v in range(0, columns, lanes(c)):
                     value = load(c, c.ctypes.data + (at + (r0 + r) * ldc + v) * size, columns - v)
                     store(c, value, to + r * apart + v * size, lanes(c))
-        tile_rows(WIDTH, c, c, 0, to, apart, start, lds, a + r0 * lda, lda, stepa, b, height, n)
+        tile_rows(WIDTH, c, c, 0, to, apart, start, lds, a + r0 * lda, lda, stepa, b, height, n, b + n * across * size)
         if not inside:
             for r in range(height):
                 for v in range(0, columns, lanes(c)):

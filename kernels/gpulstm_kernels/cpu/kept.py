@@ -20,8 +20,7 @@ from numba.extending import intrinsic
 from .atomics import fetch_add
 from .compile import kernel
 from .threads import crew
-from .tile import counted_loop
-from .vector import INT64, REGISTER_BYTES
+from .vector import INT64, REGISTER_BYTES, counted_loop
 
 _SEGMENT = 1 << 17  # bytes that a thread digests in a row
 _CHAINS = 4  # independent registers of a digest, so that its multiplications overlap

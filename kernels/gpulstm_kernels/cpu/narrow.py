@@ -3,8 +3,9 @@
 Processors that multiply narrow numbers do so by pairs: a lane of 32 bits holds two neighbours along K of each operand,
 and one instruction adds both products to the lane's sum, twice as many as a multiply-add does. Weights in bfloat16 (as
 uint16) meet a row rounded to bfloat16 where there is such an instruction (AVX512-BF16), and are summed in float32;
-elsewhere they are widened, and nothing else is rounded. Weights in int8 meet a row of whole numbers of 16 bits with a
-scale of its own, are widened to 16 bits as they are loaded, and their sums are exact.
+elsewhere they are widened, and nothing else is rounded. Where there is AMX, several rows meet them in its blocks
+(:mod:`.amx`). Weights in int8 meet a row of whole numbers of 16 bits with a scale of its own, are widened to 16 bits as
+they are loaded, and their sums are exact.
 
 A narrowed row takes ``row_bytes(k)``: a head that ends with its scale, its pairs, and zeros.
 """
@@ -19,11 +20,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload, register_jitable
 
+from .amx import DEPTH
 from .compile import inline
+from .features import AMX, FEATURES, IS_X86
 from .vector import (
-    FEATURES,
     INT64,
-    IS_X86,
     REGISTER_BYTES,
     constant_like,
     element_bytes,
@@ -59,10 +60,22 @@ def _group(weights):
     return lambda weights: count
 
 
+def in_blocks(weights: np.ndarray | np.dtype) -> bool:
+    """Whether rows meet packed weights of this dtype in blocks of :mod:`.amx` (a constant in a kernel)."""
+    return AMX and np.dtype(getattr(weights, "dtype", weights)) == np.uint16
+
+
+@overload(in_blocks)
+def _in_blocks(weights):
+    blocks = in_blocks(np.dtype(weights.dtype.name))
+    return lambda weights: blocks
+
+
 @register_jitable
 def packed_depth(weights: np.ndarray, k: int) -> int:
-    """How many elements along K packed weights have for ``k``: whole groups of neighbours."""
-    return -(-k // group(weights)) * group(weights)
+    """How many elements along K packed weights have for ``k``: whole groups of neighbours, or blocks."""
+    whole = DEPTH if in_blocks(weights) else group(weights)
+    return -(-k // whole) * whole
 
 
 @register_jitable
@@ -205,7 +218,7 @@ def _row_to_int16(like, to, row, k):
 
 @inline
 def _row_to_bfloat16(like, to, row, k):
-    for j in range(0, k, lanes(like)):
+    for j in range(0, -(-k // DEPTH) * DEPTH, lanes(like)):
         _store_bfloat16(load(like, row + j * like.itemsize, k - j), to + 2 * j)
 
 

@@ -32,9 +32,9 @@ import numpy as np
 
 from .compile import always_inline, cell_backward, cell_forward, inline, kernel, merged
 from .gemm import Rows, multiply_panel, multiply_rows, outer_rows
-from .narrow import narrowed, packed_depth, row_bytes
+from .narrow import in_blocks, narrowed, packed_depth, row_bytes
 from .team import BARRIER, DIRECTIONS, meet, share
-from .tile import WIDTH, dots, tile_row_twice, tile_rows, units
+from .tile import WIDTH, dots, tile_row, tile_row_twice, tile_rows, units
 from .vector import lanes, load, load_gates, load_saved, load_states, store, store_tuple
 
 
@@ -185,10 +185,12 @@ def _input_gates(cell, x, packed, gates, scratch, t0, n, b0, b1, p0, p1):
     for p in range(p0, p1):
         start, scale = packed.bias.ctypes.data + p * ldg, packed.scale_ih.ctypes.data + p * ldg
         to = _at(gates, p, b0, 0)
-        right = packed.ih.ctypes.data + p * depth * gates.shape[2] * packed.ih.itemsize
+        panel = depth * gates.shape[2] * packed.ih.itemsize
+        right = packed.ih.ctypes.data + p * panel
         for b in range(times):
             row = left + b * ldx
-            tile_rows(cell, x, packed.ih, scale, to + b * ldg, ldc, start, 0, row, lda, size, right, m, inputs)
+            at, ahead = to + b * ldg, right + panel
+            tile_rows(cell, x, packed.ih, scale, at, ldc, start, 0, row, lda, size, right, m, inputs, ahead)
 
 
 @always_inline
@@ -251,7 +253,9 @@ def _walk(cell, x, lengths, direction, rank, size, barrier):
             left_x, ldx = narrowed(packed.ih, x, of_x, _at(x, t, b0, 0), inputs * item, b1 - b0, inputs)
         left_h, ldh = narrowed(packed.hh, x, of_h, _at(ys, last, b0, plan.column), ldy, b1 - b0, outputs)
         forth = 1 - s % 2 * 2
-        twice = plan.packs and plan.chunk > 0 and b1 - b0 == 1  # one row takes two panels in a loop
+        # A row that is alone whatever the threads: sums in blocks have an order of their own.
+        alone = plan.packs and (batch if in_blocks(packed.hh) else b1 - b0) == 1
+        in_pairs = alone and plan.chunk > 0  # and takes two panels in a loop
         for i in range(p1 - p0):
             p = p0 + i if forth > 0 else p1 - 1 - i  # back and forth: what was read last is still in the cache
             for r0 in range(b0, b1, block):
@@ -261,19 +265,28 @@ def _walk(cell, x, lengths, direction, rank, size, barrier):
                 h = left_h + (r0 - b0) * ldh
                 if plan.packs:
                     if not plan.chunk:
-                        right = packed.ih.ctypes.data + p * depth_x * across * packed.ih.itemsize
+                        panel = depth_x * across * packed.ih.itemsize
+                        right = packed.ih.ctypes.data + p * panel
                         scale, row = packed.scale_ih.ctypes.data + p * ldg, left_x + (r0 - b0) * ldx
-                        tile_rows(cell, x, packed.ih, scale, to, ldg, bias, 0, row, ldx, item, right, rows, inputs)
+                        ahead = right + forth * panel
+                        tile_rows(
+                            cell, x, packed.ih, scale, to, ldg, bias, 0, row, ldx, item, right, rows, inputs, ahead
+                        )
                     panel = depth_h * across * packed.hh.itemsize
                     right, scale = packed.hh.ctypes.data + p * panel, packed.scale_hh.ctypes.data + p * ldg
-                    if twice and i % 2 == 0 and i + 1 < p1 - p0:
+                    if in_pairs and i % 2 == 0 and i + 1 < p1 - p0:
                         next_to = _at(gates, p + forth, (t - t0) * batch + r0, 0)
                         next_right, next_scale = right + forth * panel, scale + forth * ldg
                         tile_row_twice(
                             cell, x, packed.hh, scale, next_scale, to, next_to, h, item, right, next_right, outputs
                         )
-                    elif not twice or i % 2 == 0:
-                        tile_rows(cell, x, packed.hh, scale, to, ldg, to, ldg, h, ldh, item, right, rows, outputs)
+                    elif alone and not (in_pairs and i % 2):
+                        tile_row(cell, x, packed.hh, scale, to, to, h, item, right, outputs)
+                    elif not alone:
+                        ahead = right + forth * panel
+                        tile_rows(
+                            cell, x, packed.hh, scale, to, ldg, to, ldg, h, ldh, item, right, rows, outputs, ahead
+                        )
                 for b in range(r0, r0 + rows):
                     at = to + (b - r0) * ldg
                     if t < lengths[b]:

@@ -26,7 +26,7 @@ from .compile import always_inline, cell_forward, entry, entry_point, inline, ke
 from .narrow import narrowed, packed_depth, row_bytes
 from .sequence import dot_gates
 from .threads import crew
-from .tile import panel_vectors, tile_rows, units
+from .tile import panel_vectors, tile_row, tile_rows, units
 from .vector import REGISTER_BYTES, lanes, load, load_gates, load_states, store, store_tuple
 
 WORTH_A_THREAD = 1 << 20  # weights to read below which waking a thread costs more than it brings
@@ -78,12 +78,18 @@ def _packed(cell, like, weights, p, batch, row, x, ldx, h, ldh, room):
     width = units(cell, like)
     across = cell.n_gates * width
     panel = p * across * item
-    ih = row[_IH] + p * packed_depth(weights, inputs) * across * weights.itemsize
-    hh = row[_HH] + p * packed_depth(weights, hidden) * across * weights.itemsize
+    panel_x = packed_depth(weights, inputs) * across * weights.itemsize
+    panel_h = packed_depth(weights, hidden) * across * weights.itemsize
+    ih, hh = row[_IH] + p * panel_x, row[_HH] + p * panel_h
     ldg = (across + cell.n_states * lane) * item
     bias, scale_ih, scale_hh = row[_BIAS] + panel, row[_SCALE_IH] + panel, row[_SCALE_HH] + panel
-    tile_rows(cell, like, weights, scale_ih, room, ldg, bias, 0, x, ldx, item, ih, batch, inputs)
-    tile_rows(cell, like, weights, scale_hh, room, ldg, room, ldg, h, ldh, item, hh, batch, hidden)
+    if batch == 1:
+        tile_row(cell, like, weights, scale_ih, room, bias, x, item, ih, inputs)
+        tile_row(cell, like, weights, scale_hh, room, room, h, item, hh, hidden)
+    else:
+        next_ih, next_hh = ih + panel_x, hh + panel_h
+        tile_rows(cell, like, weights, scale_ih, room, ldg, bias, 0, x, ldx, item, ih, batch, inputs, next_ih)
+        tile_rows(cell, like, weights, scale_hh, room, ldg, room, ldg, h, ldh, item, hh, batch, hidden, next_hh)
     for b in range(batch):
         gates, carried, stride = room + b * ldg, room + b * ldg + across * item, batch * hidden * item
         for u in range(0, min(width, hidden - p * width), lane):

@@ -16,13 +16,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from . import narrow
+from . import amx, narrow
+from .atomics import LINE
 from .compile import CellType, inline
-from .narrow import group
+from .narrow import group, in_blocks
 from .team import share
 from .vector import (
     INT64,
     REGISTERS,
+    counted_loop,
     element_bytes,
     from_bfloat16,
     lanes,
@@ -70,34 +72,12 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return llvm_call(builder, f"fmuladd.{suffix(c.type)}", c.type, a, b, c)
 
 
-def counted_loop(builder: Any, n: Any, values: list[Any], body: Any) -> list[Any]:
-    """``for k in range(n): values = body(k, values)`` with ``values`` in registers; returns the last ones."""
-    before = builder.block
-    loop, after = builder.append_basic_block("k"), builder.append_basic_block("done")
-    builder.cbranch(builder.icmp_signed(">", n, INT64(0)), loop, after)
-    builder.position_at_end(loop)
-    k = builder.phi(INT64)
-    k.add_incoming(INT64(0), before)
-    inside = []
-    for value in values:
-        phi = builder.phi(value.type)
-        phi.add_incoming(value, before)
-        inside.append(phi)
-    new = body(k, inside)
-    following = builder.add(k, INT64(1))
-    end = builder.block
-    k.add_incoming(following, end)
-    for phi, value in zip(inside, new, strict=True):
-        phi.add_incoming(value, end)
-    builder.cbranch(builder.icmp_signed("<", following, n), loop, after)
-    builder.position_at_end(after)
-    result = []
-    for value, last in zip(values, new, strict=True):
-        phi = builder.phi(value.type)
-        phi.add_incoming(value, before)
-        phi.add_incoming(last, end)
-        result.append(phi)
-    return result
+def _fetch(builder: Any, address: Any) -> None:
+    """Bring the cache line at ``address`` into the L2 cache, if there is memory there."""
+    pointer, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+    to_read, near, data = i32(0), i32(2), i32(1)
+    place = builder.inttoptr(address, pointer)
+    llvm_call(builder, "prefetch.p0i8", ir.VoidType(), place, to_read, near, data)
 
 
 class _Products:
@@ -134,10 +114,13 @@ def _emit_tile(
     stepa: Any,
     n: Any,
     panels: list[tuple[Any, Any, list[Any], list[Any]]],
+    ahead: Any = None,
+    stepahead: Any = None,
 ) -> None:
     """C = S + A·B for ``rows`` of A and each of ``panels``, ``w`` vectors wide, in one loop along K.
 
-    A panel: byte addresses of scales and of B, and of its rows of S and of C.
+    A panel: byte addresses of scales and of B, and of its rows of S and of C. At every step the cache line ``ahead``
+    is fetched, and ``stepahead`` bytes further at the next.
     """
     across = [INT64(v * vector.count * element_bytes(vector)) for v in range(w)]
 
@@ -146,6 +129,8 @@ def _emit_tile(
         at = [builder.add(b, step) for _, b, _, _ in panels]
         right = [products.load(builder, builder.add(b, INT64(v * products.bytes))) for b in at for v in range(w)]
         offset = builder.mul(k, stepa)
+        if ahead is not None:
+            _fetch(builder, builder.add(ahead, builder.mul(k, stepahead)))
         result = []
         for r, row in enumerate(rows):
             pointer = builder.inttoptr(builder.add(row, offset), products.lanes.element.as_pointer())
@@ -187,12 +172,14 @@ def _tile(
     stepa: Any,
     b: Any,
     n: Any,
+    ahead: Any,
+    stepahead: Any,
 ) -> Any:
     """As :func:`tile_rows` for at most ROWS ``rows``: one loop along K for each number of them."""
     vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        *_, scale, c, ldc, start, lds, a, lda, stepa, b, n = args
+        *_, scale, c, ldc, start, lds, a, lda, stepa, b, n, ahead, stepahead = args
         after = builder.append_basic_block("tiled")
         cases = [(m, builder.append_basic_block(f"rows{m}")) for m in range(1, ROWS + 1)]
         switch = builder.switch(args[0], after)
@@ -203,13 +190,41 @@ def _tile(
                 [builder.add(first, builder.mul(ld, INT64(r))) for r in range(m)]
                 for first, ld in ((a, lda), (start, lds), (c, ldc))
             )
-            _emit_tile(builder, products, vector, w, of_a, stepa, n, [(scale, b, of_s, of_c)])
+            _emit_tile(builder, products, vector, w, of_a, stepa, n, [(scale, b, of_s, of_c)], ahead, stepahead)
             builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
     i8 = types.int64
-    return types.none(i8, width, like, weights, *[i8] * 10), codegen
+    return types.none(i8, width, like, weights, *[i8] * 12), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_row(
+    typing: Any,
+    width: Any,
+    like: Any,
+    weights: Any,
+    scale: Any,
+    c: Any,
+    start: Any,
+    a: Any,
+    stepa: Any,
+    b: Any,
+    n: Any,
+) -> Any:
+    """C = S + A·B for the only row of a batch; arguments as for :func:`tile_rows`.
+
+    Of one row, a matrix unit would do a sixteenth of what it can.
+    """
+    vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        *_, scale, c, start, a, stepa, b, n = args
+        _emit_tile(builder, products, vector, w, [a], stepa, n, [(scale, b, [start], [c])])
+        return context.get_dummy_value()
+
+    return types.none(width, like, weights, *[types.int64] * 7), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -228,7 +243,7 @@ def tile_row_twice(
     other_b: Any,
     n: Any,
 ) -> Any:
-    """C += A·B for one row and two panels in one loop along K; arguments as for :func:`tile_rows`.
+    """As :func:`tile_row` with S = C, for two panels in one loop along K.
 
     The sums of one row and panel are too few to hide how long a multiply-add takes.
     """
@@ -243,21 +258,66 @@ def tile_row_twice(
     return types.none(width, like, weights, *[types.int64] * 9), codegen
 
 
+@intrinsic(prefer_literal=True)
+def _step_bytes(typing: Any, width: Any, like: Any, weights: Any) -> Any:
+    """How many bytes of packed B a step of a tile's loop reads (a constant in a kernel)."""
+    products = _products(like, weights)
+    count = _width(width) * products.bytes
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return INT64(count)
+
+    return types.int64(width, like, weights), codegen
+
+
 @inline
-def tile_rows(width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n):
-    """C = S + A·B for ``m`` rows of C, cut into tiles of nearly the same height: a low one leaves the core idle.
+def _rows_in_tiles(width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead):
+    """:func:`tile_rows` in tiles of nearly the same height: a low one leaves the core idle."""
+    tiles = (m + ROWS - 1) // ROWS
+    lines = _step_bytes(width, like, weights) // LINE  # of B that a step reads; it fetches one
+    part = n // group(weights) * LINE
+    for i in range(tiles):
+        r0, r1 = share(m, i, tiles)
+        to, source = c + r0 * ldc, start + r0 * lds
+        there, step = (ahead + i * part, LINE) if i < lines and tiles > 1 else (ahead, 0)
+        _tile(r1 - r0, width, like, weights, scale, to, ldc, source, lds, a + r0 * lda, lda, stepa, b, n, there, step)
+
+
+@intrinsic(prefer_literal=True)
+def _rows_in_blocks(
+    typing: Any, width: Any, c: Any, ldc: Any, start: Any, lds: Any, a: Any, lda: Any, b: Any, m: Any, n: Any
+) -> Any:
+    """:func:`tile_rows` by :mod:`.amx`."""
+    w = _width(width)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        amx.multiply_rows(builder, w, *args[1:])
+        return context.get_dummy_value()
+
+    return types.none(width, *[types.int64] * 9), codegen
+
+
+def tile_rows(width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead):
+    """C = S + A·B for ``m`` rows of C.
 
     ``width``: a literal number of vectors, or a cell for a panel of its gates; ``like``, ``weights``: arrays of the
     dtype and of B's, which may be narrower, with A as :func:`.narrow.narrowed` gives it; ``scale``: byte address of
     what the columns of an int8 product are multiplied with, not read for other dtypes; ``c``, ``start``, ``a``, ``b``:
     byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``: bytes from row to row, 0 to read
-    the same row again; ``stepa``: bytes from element (or pair) to element of a row of A; ``n``: length of the sum.
+    the same row again; ``stepa``: bytes from element (or pair) to element of a row of A; ``n``: length of the sum;
+    ``ahead``: byte address of as much memory as B takes, which may be brought into the L2 cache meanwhile.
     """
-    tiles = (m + ROWS - 1) // ROWS
-    for i in range(tiles):
-        r0, r1 = share(m, i, tiles)
-        to, source = c + r0 * ldc, start + r0 * lds
-        _tile(r1 - r0, width, like, weights, scale, to, ldc, source, lds, a + r0 * lda, lda, stepa, b, n)
+
+
+@overload(tile_rows, prefer_literal=True)
+def _choose(width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead):
+    if in_blocks(np.dtype(weights.dtype.name)) and _width(width) <= amx.WIDEST:
+        return lambda width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead: _rows_in_blocks(
+            width, c, ldc, start, lds, a, lda, b, m, n
+        )
+    return lambda width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead: _rows_in_tiles(
+        width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead
+    )
 
 
 @intrinsic

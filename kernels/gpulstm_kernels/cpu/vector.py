@@ -17,24 +17,16 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import config, float32, float64, types
+from numba import float32, float64, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, overload, register_model
 
 from ..cells import Cell, activations
 from .compile import inline
-
-
-def _features() -> set[str]:
-    """What the CPU that Numba compiles for can do, in LLVM's names."""
-    if config.CPU_FEATURES is None:
-        return {name for name, present in llvm.get_host_cpu_features().items() if present}
-    # the user's NUMBA_CPU_FEATURES, "+avx2,-avx512f,..."
-    return {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
+from .features import FEATURES, IS_X86
 
 
 def _register_bytes() -> tuple[int, int]:
@@ -46,8 +38,6 @@ def _register_bytes() -> tuple[int, int]:
     return 16, 16 if IS_X86 else 32
 
 
-FEATURES = _features()
-IS_X86 = "x86" in llvm.get_process_triple()
 REGISTER_BYTES, REGISTERS = _register_bytes()
 INT64 = ir.IntType(64)
 
@@ -69,6 +59,36 @@ class Vector(types.Type):
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, typ: Vector) -> None:
         super().__init__(manager, typ, typ.ir)
+
+
+def counted_loop(builder: Any, n: Any, values: list[Any], body: Any) -> list[Any]:
+    """``for k in range(n): values = body(k, values)`` with ``values`` in registers; returns the last ones."""
+    before = builder.block
+    loop, after = builder.append_basic_block("k"), builder.append_basic_block("done")
+    builder.cbranch(builder.icmp_signed(">", n, INT64(0)), loop, after)
+    builder.position_at_end(loop)
+    k = builder.phi(INT64)
+    k.add_incoming(INT64(0), before)
+    inside = []
+    for value in values:
+        phi = builder.phi(value.type)
+        phi.add_incoming(value, before)
+        inside.append(phi)
+    new = body(k, inside)
+    following = builder.add(k, INT64(1))
+    end = builder.block
+    k.add_incoming(following, end)
+    for phi, value in zip(inside, new, strict=True):
+        phi.add_incoming(value, end)
+    builder.cbranch(builder.icmp_signed("<", following, n), loop, after)
+    builder.position_at_end(after)
+    result = []
+    for value, last in zip(values, new, strict=True):
+        phi = builder.phi(value.type)
+        phi.add_incoming(value, before)
+        phi.add_incoming(last, end)
+        result.append(phi)
+    return result
 
 
 def splat(builder: ir.IRBuilder, typ: ir.VectorType, scalar: Any) -> Any:

@@ -1,0 +1,32 @@
+"""What the CPU that Numba compiles for can do, and this process may use."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import llvmlite.binding as llvm
+from numba import config
+
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # Linux's asm/unistd_64.h, asm/prctl.h, xfeatures
+
+
+def _features() -> set[str]:
+    """In LLVM's names."""
+    if config.CPU_FEATURES is None:
+        return {name for name, present in llvm.get_host_cpu_features().items() if present}
+    # the user's NUMBA_CPU_FEATURES, "+avx2,-avx512f,..."
+    return {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
+
+
+def _may_use_tiles() -> bool:
+    """Whether Linux lets this process, its threads and its children use AMX, which it must be asked for."""
+    if not sys.platform.startswith("linux"):
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
+
+
+FEATURES = _features()
+IS_X86 = "x86" in llvm.get_process_triple()
+# Products of bfloat16 in the registers of AMX; what else is narrow counts on AVX-512 where there is AMX.
+AMX = {"amx-tile", "amx-bf16", "avx512bf16", "avx512bw"} <= FEATURES and _may_use_tiles()
