@@ -41,7 +41,7 @@ def new_record(kind: str, settings: Settings, providers: Sequence[Provider]) -> 
         "kind": kind,
         "started": now(),
         "finished": None,
-        "command": sys.argv,
+        "command": ["python", "-m", "bench", *sys.argv[1:]],
         "commit": machine.commit(ROOT),
         "machine": machine.describe(),
         "settings": asdict(settings),
