@@ -87,7 +87,7 @@ def row_bytes(weights: np.ndarray, k: int) -> int:
 class Pairs:
     """The products of a tile with weights packed in pairs; sums are float32 for bfloat16, int32 for int8."""
 
-    group = 2
+    group, spare = 2, 1  # a register between the instructions that multiply and that add, where those are two
 
     def __init__(self, vector: ir.VectorType, element: types.Type) -> None:
         self.vector, self.element = vector, element

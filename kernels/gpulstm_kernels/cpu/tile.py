@@ -8,6 +8,7 @@ anywhere. ``dots`` serves a handful of rows, where packing B would cost more tha
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,18 @@ WIDTH = 4  # vectors of C across a tile; a step along K loads as many from B
 # Rows whose dot products share the loads of a vector, and independent sums of each, so that multiply-adds overlap:
 # of short rows, whose matrix is in the L2 cache; and of long ones, which two streams bring faster from behind it.
 _SHORT, _OF_SHORT, _OF_LONG = 192, (4, 1), (2, 2)
-ROWS = 6 if REGISTERS == 32 else 2  # rows of C in a tile: ROWS * WIDTH sums and the operands fit the registers
+
+
+def _tile_height(width: int, spare: int = 0) -> int:
+    """How many rows of C, ``width`` vectors each, fit the registers as sums, with what a step along K multiplies.
+
+    That is every register of the lower side of a tile, one of the other, and ``spare`` ones.
+    """
+    fits = [m for m in range(1, REGISTERS) if m * width + min(m, width) + 1 + spare <= REGISTERS]
+    return max(fits, default=1)
+
+
+ROWS = _tile_height(WIDTH)  # of a tile of floats
 
 
 def panel_vectors(n_gates: int) -> int:
@@ -83,7 +95,7 @@ def _fetch(builder: Any, address: Any) -> None:
 class _Products:
     """Multiply-adds of a register with one of weights: floats of its own type, or bfloat16 (as uint16) widened."""
 
-    group = 1
+    group, spare = 1, 0
 
     def __init__(self, vector: ir.VectorType, element: types.Type) -> None:
         self.lanes, self.element = vector, element
@@ -126,17 +138,28 @@ def _emit_tile(
 
     def multiply(k: Any, sums: list[Any]) -> list[Any]:
         step = builder.mul(k, INT64(w * products.bytes))
-        at = [builder.add(b, step) for _, b, _, _ in panels]
-        right = [products.load(builder, builder.add(b, INT64(v * products.bytes))) for b in at for v in range(w)]
         offset = builder.mul(k, stepa)
         if ahead is not None:
             _fetch(builder, builder.add(ahead, builder.mul(k, stepahead)))
-        result = []
-        for r, row in enumerate(rows):
-            pointer = builder.inttoptr(builder.add(row, offset), products.lanes.element.as_pointer())
-            left = splat(builder, products.lanes, builder.load(pointer))
-            own = sums[r * len(right) : (r + 1) * len(right)]
-            result += [products.add(builder, left, value, total) for value, total in zip(right, own, strict=True)]
+        starts = [builder.add(b, step) for _, b, _, _ in panels]
+        columns = [builder.add(b, INT64(v * products.bytes)) for b in starts for v in range(w)]
+
+        @functools.cache
+        def left(r: int) -> Any:
+            pointer = builder.inttoptr(builder.add(rows[r], offset), products.lanes.element.as_pointer())
+            return splat(builder, products.lanes, builder.load(pointer))
+
+        @functools.cache
+        def right(c: int) -> Any:
+            return products.load(builder, columns[c])
+
+        # All of the side with fewer registers stays in them; the other one comes one at a time.
+        m, n = range(len(rows)), range(len(columns))
+        order = [(r, c) for c in n for r in m] if len(m) < len(n) else [(r, c) for r in m for c in n]
+        result = list(sums)
+        for r, c in order:
+            i = r * len(columns) + c
+            result[i] = products.add(builder, left(r), right(c), sums[i])
         return result
 
     def places(which: int) -> list[Any]:
@@ -175,13 +198,14 @@ def _tile(
     ahead: Any,
     stepahead: Any,
 ) -> Any:
-    """As :func:`tile_rows` for at most ROWS ``rows``: one loop along K for each number of them."""
+    """As :func:`tile_rows` for at most as many ``rows`` as fit the registers: one loop along K for each number."""
     vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
+    height = _tile_height(w, products.spare)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         *_, scale, c, ldc, start, lds, a, lda, stepa, b, n, ahead, stepahead = args
         after = builder.append_basic_block("tiled")
-        cases = [(m, builder.append_basic_block(f"rows{m}")) for m in range(1, ROWS + 1)]
+        cases = [(m, builder.append_basic_block(f"rows{m}")) for m in range(1, height + 1)]
         switch = builder.switch(args[0], after)
         for m, block in cases:
             switch.add_case(INT64(m), block)
@@ -259,22 +283,22 @@ def tile_row_twice(
 
 
 @intrinsic(prefer_literal=True)
-def _step_bytes(typing: Any, width: Any, like: Any, weights: Any) -> Any:
-    """How many bytes of packed B a step of a tile's loop reads (a constant in a kernel)."""
-    products = _products(like, weights)
-    count = _width(width) * products.bytes
+def _height_and_lines(typing: Any, width: Any, like: Any, weights: Any) -> Any:
+    """Rows of a tile, and cache lines of packed B that a step of its loop reads (constants in a kernel)."""
+    products, w = _products(like, weights), _width(width)
+    counts = [_tile_height(w, products.spare), w * products.bytes // LINE]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return INT64(count)
+        return context.make_tuple(builder, sig.return_type, [INT64(count) for count in counts])
 
-    return types.int64(width, like, weights), codegen
+    return types.UniTuple(types.int64, 2)(width, like, weights), codegen
 
 
 @inline
 def _rows_in_tiles(width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead):
     """:func:`tile_rows` in tiles of nearly the same height: a low one leaves the core idle."""
-    tiles = (m + ROWS - 1) // ROWS
-    lines = _step_bytes(width, like, weights) // LINE  # of B that a step reads; it fetches one
+    height, lines = _height_and_lines(width, like, weights)  # a tile's step fetches one line
+    tiles = (m + height - 1) // height
     part = n // group(weights) * LINE
     for i in range(tiles):
         r0, r1 = share(m, i, tiles)
