@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit, typeof, types
+from numba.core.imputils import lower_getattr_generic
+from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
 from numba.extending import (
     NativeValue,
+    lower_builtin,
     models,
     overload,
-    overload_attribute,
     register_model,
     typeof_impl,
     unbox,
@@ -84,11 +86,6 @@ def inline(function: Callable[..., Any]) -> Any:
     return njit(**_INSIDE)(function)
 
 
-def merged(function: Callable[..., Any]) -> Any:
-    """As :func:`inline`, for what is large and used once: its code becomes that of its kernel before it is compiled."""
-    return njit(inline="always", **_INSIDE)(function)
-
-
 def always_inline(function: Callable[..., Any]) -> Any:
     """As :func:`inline`, and never as a call, however large: for what runs once a register, where a call costs as much.
 
@@ -131,16 +128,42 @@ def _unbox_cell(typ: CellType, value: Any, context: Any) -> NativeValue:
     return NativeValue(context.context.get_dummy_value())
 
 
-def _count(attribute: str, count: Callable[[Cell], int]) -> None:
-    @overload_attribute(CellType, attribute)
-    def constant(cell):
-        value = count(cell.cell)
-        return lambda cell: value
+_COUNTS: dict[str, Callable[[Cell], int]] = {
+    "n_gates": lambda cell: len(cell.gates),
+    "n_states": lambda cell: len(cell.states),
+    "n_saved": lambda cell: cell.saved,
+}
 
 
-_count("n_gates", lambda cell: len(cell.gates))
-_count("n_states", lambda cell: len(cell.states))
-_count("n_saved", lambda cell: cell.saved)
+@infer_getattr
+class _CellAttributes(AttributeTemplate):
+    """In a kernel a cell has these numbers, as constants."""
+
+    key = CellType
+
+    def generic_resolve(self, cell: CellType, attribute: str) -> Any:
+        return types.int64 if attribute in _COUNTS else None
+
+
+@lower_getattr_generic(CellType)
+def _cell_attribute(context: Any, builder: Any, typ: CellType, value: Any, attribute: str) -> Any:
+    return context.get_constant(types.int64, _COUNTS[attribute](typ.cell))
+
+
+def constant(function: Callable[..., Any], value: Callable[..., int], result: types.Type = types.int64) -> None:
+    """In kernels, make ``function(*arguments)`` a constant: ``value`` of the arguments' types.
+
+    An overload would do as well, and take a twentieth of a second to compile for each combination of types.
+    """
+
+    @infer_global(function)
+    class Template(AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:
+            return signature(result, *args)
+
+    @lower_builtin(function, types.VarArg(types.Any))
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.get_constant(result, value(*sig.args))
 
 
 def cell_forward(cell: Cell, gates: Any, states: Any) -> Any:

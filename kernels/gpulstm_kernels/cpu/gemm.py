@@ -52,7 +52,8 @@ def _tile_inside(c, at, ldc, columns, add, a, lda, stepa, b, m, n, edge):
     inside = columns >= across
     step = max(1, m) if inside else ROWS  # what reaches past the last column goes through ``edge``, tile by tile
     to, apart = (c.ctypes.data + at * size, ldc * size) if inside else (edge.ctypes.data + across * size, across * size)
-    start, lds = (to, apart) if add else (edge.ctypes.data, 0)
+    zeros = edge.ctypes.data + 0 * size  # a signed number, as the other addresses
+    start, lds = (to, apart) if add else (zeros, 0)
     for r0 in range(0, m, step):
         height = min(step, m - r0)
         if not inside and add:

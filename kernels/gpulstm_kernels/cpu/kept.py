@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from llvmlite import ir
-from numba import literal_unroll, types
+from numba import types
 from numba.extending import intrinsic
 
 from .atomics import fetch_add
@@ -29,7 +29,7 @@ _MOST_ENTRIES = 256
 _MOST_BYTES = 1 << 30
 _WORTH_A_THREAD = 1 << 18  # bytes to digest below which a further thread costs more than it brings
 
-Made = TypeVar("Made", bound=tuple[np.ndarray, ...])
+Made = TypeVar("Made", bound=tuple[np.ndarray | None, ...])
 
 
 @intrinsic
@@ -75,18 +75,15 @@ def _mix(typing: Any, address: Any, size: Any, start: Any) -> Any:
 
 
 @kernel
-def _digest(arrays, found, segment, rank, size, barrier):
-    """The address of every array in ``found[0]``; the numbers of its segments are added to ``found[1]``."""
-    n, turn = 0, 0
-    for array in literal_unroll(arrays):  # which no enumerate may wrap
-        address, length = array.ctypes.data, array.size * array.itemsize
-        found[0, n] = address
-        for start in range(0, length, segment):
+def _digest(arrays, digests, segment, rank, size, barrier):
+    """The numbers of the segments of every row of ``arrays``, (address, bytes), added to its place in ``digests``."""
+    turn = 0
+    for n in range(len(arrays)):
+        for start in range(0, arrays[n, 1], segment):
             if turn % size == rank:
-                number = _mix(address + start, min(segment, length - start), start)
-                fetch_add(found.ctypes.data + (found.shape[1] + n) * 8, number)
+                number = _mix(arrays[n, 0] + start, min(segment, arrays[n, 1] - start), start)
+                fetch_add(digests.ctypes.data + n * 8, number)
             turn += 1
-        n += 1  # noqa: SIM113
 
 
 class Contents(NamedTuple):
@@ -98,19 +95,19 @@ class Contents(NamedTuple):
 
 def contents(arrays: tuple[np.ndarray, ...]) -> Contents:
     """Those of C-contiguous ``arrays``."""
-    found = np.zeros((2, len(arrays)), np.int64)
-    kinds = tuple([(array.dtype, array.ndim) for array in arrays])
-    at_most = sum([array.nbytes for array in arrays]) // _WORTH_A_THREAD
+    kinds = tuple([(array.ctypes.data, array.nbytes, array.dtype, array.ndim) for array in arrays])
+    digests = np.zeros(len(arrays), np.int64)
     if arrays:
-        crew.run(_digest, kinds, (arrays, found, _SEGMENT), at_most)
-    return Contents((found[0].tobytes(), kinds), found[1].tobytes())
+        places = np.array([place[:2] for place in kinds], np.int64)
+        crew.run(_digest, None, (places, digests, _SEGMENT), sum([size for _, size, *_ in kinds]) // _WORTH_A_THREAD)
+    return Contents(kinds, digests.tobytes())
 
 
 class _Cache:
     """What was made, by where the arrays lie and how it is made; the longest unused goes first."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[tuple[Any, ...], tuple[bytes, tuple[np.ndarray, ...]]] = OrderedDict()
+        self._entries: OrderedDict[tuple[Any, ...], tuple[bytes, tuple[np.ndarray | None, ...]]] = OrderedDict()
         self._bytes = 0
         self.new_lock()
 
@@ -139,8 +136,8 @@ class _Cache:
             self._bytes -= _bytes_of(known[1])
 
 
-def _bytes_of(made: tuple[np.ndarray, ...]) -> int:
-    return sum(array.nbytes for array in made)
+def _bytes_of(made: tuple[np.ndarray | None, ...]) -> int:
+    return sum(array.nbytes for array in made if array is not None)
 
 
 _cache = _Cache()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def sizes_of(cell: Cell, hh: np.ndarray, dtype: np.dtype) -> Sizes:
 
 def thread_split(steps: int, batch: int, weights: Weights, sizes: Sizes, directions: int) -> tuple[int, bool]:
     """How many threads at most a call takes, and whether each direction's threads split the batch (else the units)."""
-    read = weights.ih.size + weights.hh.size + weights.hr.size
+    read = sum([weight.size for weight in weights if weight is not None])
     work = steps * read * max(batch, _READ_COST) * directions
     at_most = max(1, min(crew.size, work // _WORTH_A_THREAD))
     team = max(1, at_most // directions)
@@ -85,14 +85,14 @@ def layer_forward(
     """See :func:`gpulstm_kernels.reference.layer_forward`. ``y`` is a view of the tape's ``ys``."""
     steps, batch, inputs = x.shape
     weights = [_contiguous(w) for w in weights]
-    own = [_matrices(w, x.dtype) for w in weights]
-    narrow, projected = own[0].hh.dtype != x.dtype, own[0].hr.size > 0
+    own = [_matrices(w) for w in weights]
+    narrow, projected = own[0].hh.dtype != x.dtype, own[0].hr is not None
     if steps == 1 and not keep and batch < _PACKS_FROM and not narrow and not projected:
         return (*_one_step(cell, x, state, weights), None)
-    dtype, directions, nothing = x.dtype, len(weights), _nothing(x.dtype)
+    dtype, directions = x.dtype, len(weights)
     sizes = sizes_of(cell, own[0].hh, dtype)
     at_most, by_batch = thread_split(steps, batch, own[0], sizes, directions)
-    packs = narrow or steps * batch >= _PACKS_FROM
+    packs = _packs(steps, batch, own[0], dtype)
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
     if not packs or (by_batch and rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO):
@@ -104,7 +104,7 @@ def layer_forward(
     lengths = np.full(batch, steps, np.int64) if lengths is None else lengths
 
     ys = empty((steps + 2, batch, directions * sizes.outputs), dtype)
-    walks, columns = [], []
+    walks, projections, columns = [], [], []
     for d in range(directions):
         plan = Plan(d == 1, d * sizes.outputs, keep, packs, by_batch, chunk, sizes.hidden, sizes.outputs)
         of = _contents(weights[d], packs or keep)
@@ -112,14 +112,15 @@ def layer_forward(
         if keep:
             columns.append(_packed_columns(own[d], of, sizes))
         tape = _begun_tape(cell, ys, [part[d] for part in state], steps, sizes, plan, projected)
-        edges = gemm.edges(at_most, dtype) if projected else nothing
-        scratch = empty(room, dtype), edges, empty((at_most, row16 * batch), np.uint8) if row16 else _nothing(np.uint8)
-        ih, hh = (nothing, nothing) if packs else own[d][:2]
-        walks.append(sequence.Forward(ih, hh, packed, tape, *scratch, plan))
+        if projected:
+            projections.append(sequence.Projection(_packed_projection(weights[d], of), gemm.edges(at_most, dtype)))
+        scratch = empty(room, dtype), empty((at_most, row16 * batch), np.uint8) if row16 else _nothing(np.uint8)
+        walks.append(sequence.Forward(packed, tape, *scratch, plan))
 
-    arguments = cell, x, lengths, (walks[0], walks[-1]), directions
+    unpacked = None if packs else (own[0][:2], own[-1][:2])
+    arguments = cell, x, lengths, _both(walks), unpacked, _both(projections), directions
     work = 0 if by_batch else steps * batch * own[0].hh.size
-    crew.run(sequence.forward, (cell, dtype, own[0].ih.dtype), arguments, at_most, work)
+    crew.run(sequence.forward, (cell, dtype, own[0].ih.dtype, packs, projected), arguments, at_most, work)
     plans, tapes = [walk.plan for walk in walks], [walk.tape for walk in walks]
     names = [tuple(w) for w in weights]
     final = _final_state(cell, plans, tapes, steps)
@@ -180,33 +181,30 @@ def layer_backward(
     dtype, directions = x.dtype, len(own)
     sizes = sizes_of(cell, own[0].hh, dtype)
     gates, hidden, outputs, width, padded = sizes
-    projected = own[0].hr.size > 0
+    projected = own[0].hr is not None
     at_most, _ = thread_split(steps, batch, own[0], sizes, directions)
 
     chunk = min(steps, max(1, _ROWS_BACK // batch))
-    walks = []
+    walks, projections = [], []
     for d in range(directions):
         dh = empty((1, batch, outputs), dtype)
         dh[0] = dstate[0][d]
         dstates = zeros((len(cell.states), 1, batch, padded), dtype)
         for k, final in enumerate(dstate[1:]):
             dstates[k, 0, :, :hidden] = final[d]
-        filled = (
-            empty(gates * hidden * (inputs + outputs), dtype),
-            empty(padded * gates, dtype),
-            empty((steps * projected, batch, outputs), dtype),
-        )
+        filled = empty(gates * hidden * (inputs + outputs), dtype), empty(padded * gates, dtype)
         dgates = empty((chunk, batch, padded * gates), dtype)
-        dhidden = empty((1 * projected, batch, hidden), dtype)
-        walks.append(
-            sequence.Backward(*tape.columns[d], tape.tapes[d], *filled, dh, dstates, dgates, dhidden, plans[d])
-        )
+        ih, hh, hr = tape.columns[d]
+        walks.append(sequence.Backward(ih, hh, tape.tapes[d], *filled, dh, dstates, dgates, plans[d]))
+        if hr is not None:
+            dprojected, dhidden = empty((steps, batch, outputs), dtype), empty((1, batch, hidden), dtype)
+            projections.append(sequence.ProjectionBack(hr, dprojected, dhidden))
 
     dx = _begun_dx(x, directions)
     room = gemm.outer_room(at_most, chunk * batch, hidden, gates, width, (inputs, outputs), dtype)
     scratch = room, gemm.edges(at_most, dtype)
-    arguments = cell, x, dx, dy, tape.lengths, (walks[0], walks[-1]), directions, *scratch
-    crew.run(sequence.backward, (cell, dtype), arguments, at_most, steps * batch * own[0].hh.size)
+    arguments = cell, x, dx, dy, tape.lengths, _both(walks), _both(projections), directions, *scratch
+    crew.run(sequence.backward, (cell, dtype, projected), arguments, at_most, steps * batch * own[0].hh.size)
 
     grads = []
     for d, walk in enumerate(walks):
@@ -217,7 +215,7 @@ def layer_backward(
             grad["bias_ih"] = by_gate[:, :hidden].ravel()
             grad["bias_hh"] = grad["bias_ih"].copy()
         if projected:
-            flat, through = walk.dprojected.reshape(-1), walk.tape.hidden.reshape(-1)
+            flat, through = projections[d].dprojected.reshape(-1), walk.tape.hidden.reshape(-1)
             right = [gemm.Rows(through, (0, hidden), hidden)]
             (grad["weight_hr"],), _ = gemm.outer(flat, (0, outputs), steps * batch, right, outputs)
         grads.append(grad)
@@ -274,11 +272,11 @@ def tape_of(
     steps, batch, _ = x.shape
     directions = len(weights)
     weights = [_contiguous(w) for w in weights]
-    own = [_matrices(w, x.dtype) for w in weights]
+    own = [_matrices(w) for w in weights]
     sizes = sizes_of(cell, own[0].hh, x.dtype)
     hidden, outputs = sizes.hidden, sizes.outputs
     _, by_batch = thread_split(steps, batch, own[0], sizes, directions)
-    packs = steps * batch >= _PACKS_FROM
+    packs = _packs(steps, batch, own[0], x.dtype)
     return LayerTape(
         cell,
         x,
@@ -293,11 +291,12 @@ def tape_of(
 
 def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, np.ndarray]]) -> str:
     """In words: how :func:`layer_forward` would walk such a call."""
-    own = _matrices(weights[0], weights[0]["weight_hh"].dtype)
+    own = _matrices(weights[0])
     sizes = sizes_of(cell, own.hh, own.hh.dtype)
     at_most, by_batch = thread_split(steps, batch, own, sizes, len(weights))
     split = f"{at_most} threads over the {'batch' if by_batch else 'units'}" if at_most > 1 else "one thread"
-    rows = "packed into register tiles" if steps * batch >= _PACKS_FROM else "read where they lie (few rows)"
+    packs = _packs(steps, batch, own, own.hh.dtype)
+    rows = "packed into register tiles" if packs else "read where they lie (few rows)"
     return f"sequence walk, weights {rows}, {split}, {REGISTER_BYTES * 8}-bit vectors"
 
 
@@ -312,9 +311,18 @@ def _contiguous(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(value) for name, value in weights.items()}
 
 
-def _matrices(weights: Mapping[str, np.ndarray], dtype: np.dtype) -> Weights:
-    """Those of ``weights``; ``dtype``: of the projection, which narrow weights do not have."""
-    return Weights(weights["weight_ih"], weights["weight_hh"], weights.get("weight_hr", _nothing(dtype)))
+def _matrices(weights: Mapping[str, np.ndarray]) -> Weights:
+    return Weights(weights["weight_ih"], weights["weight_hh"], weights.get("weight_hr"))
+
+
+def _packs(steps: int, batch: int, weights: Weights, dtype: np.dtype) -> bool:
+    """Whether weights are packed: they need not be for a few rows, which need no kernel of their own for the rest."""
+    return steps * batch >= _PACKS_FROM or weights.hh.dtype != dtype or weights.hr is not None
+
+
+def _both(of_directions: list[Any]) -> tuple[Any, Any] | None:
+    """As kernels take what each direction has, the first twice if there is no other; None if they have nothing."""
+    return (of_directions[0], of_directions[-1]) if of_directions else None
 
 
 def _contents(weights: Mapping[str, np.ndarray], whole: bool) -> Contents:
@@ -332,13 +340,18 @@ def _packed_rows(weights: Mapping[str, np.ndarray], of: Contents, sizes: Sizes, 
         ih, hh = (
             packing.rows(weights[name], gates, width) if packs else nothing for name in ("weight_ih", "weight_hh")
         )
-        hr = packing.rows(weights["weight_hr"], 1, WIDTH * lanes(dtype)) if "weight_hr" in weights else nothing
         bias = packing.biases(weights, gates, width, dtype)
         scales = [weights.get(name) for name in ("scale_ih", "scale_hh")]
         in_panels = [nothing if scale is None else packing.in_panels(scale, gates, width) for scale in scales]
-        return Packed(ih, hh, hr, bias, *in_panels)
+        return Packed(ih, hh, bias, *in_panels)
 
     return kept(of, ("rows", packs, sizes, dtype, *weights), pack)
+
+
+def _packed_projection(weights: Mapping[str, np.ndarray], of: Contents) -> np.ndarray:
+    """What the forward walk reads of the projection of one direction."""
+    hr = weights["weight_hr"]
+    return kept(of, ("projection", *weights), lambda: (packing.rows(hr, 1, WIDTH * lanes(hr.dtype)),))[0]
 
 
 def _packed_columns(weights: Weights, of: Contents, sizes: Sizes) -> Weights:
@@ -346,6 +359,6 @@ def _packed_columns(weights: Weights, of: Contents, sizes: Sizes) -> Weights:
 
     def pack() -> Weights:
         ih, hh = (packing.columns(weight, sizes.gates, sizes.width) for weight in weights[:2])
-        return Weights(ih, hh, packing.columns(weights.hr) if weights.hr.size else _nothing(ih.dtype, 1))
+        return Weights(ih, hh, None if weights.hr is None else packing.columns(weights.hr))
 
     return kept(of, ("columns", sizes), pack)

@@ -21,7 +21,7 @@ from numba import types
 from numba.extending import intrinsic, overload, register_jitable
 
 from .amx import DEPTH
-from .compile import inline
+from .compile import constant, inline
 from .features import AMX, FEATURES, IS_X86
 from .vector import (
     INT64,
@@ -54,10 +54,7 @@ def group(weights: np.ndarray | np.dtype) -> int:
     return 2 if dtype == np.int8 or (dtype == np.uint16 and _BFLOAT16_DOT) else 1
 
 
-@overload(group)
-def _group(weights):
-    count = group(np.dtype(weights.dtype.name))
-    return lambda weights: count
+constant(group, lambda weights: group(np.dtype(weights.dtype.name)))
 
 
 def in_blocks(weights: np.ndarray | np.dtype) -> bool:
@@ -65,10 +62,7 @@ def in_blocks(weights: np.ndarray | np.dtype) -> bool:
     return AMX and np.dtype(getattr(weights, "dtype", weights)) == np.uint16
 
 
-@overload(in_blocks)
-def _in_blocks(weights):
-    blocks = in_blocks(np.dtype(weights.dtype.name))
-    return lambda weights: blocks
+constant(in_blocks, lambda weights: in_blocks(np.dtype(weights.dtype.name)), types.boolean)
 
 
 @register_jitable

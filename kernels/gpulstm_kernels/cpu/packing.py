@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from ..memory import empty, zeros
-from .compile import inline, kernel
+from .compile import kernel
 from .narrow import group, packed_depth
 from .team import share
 from .threads import crew
 from .tile import WIDTH
-from .vector import lanes
+from .vector import lanes, load, store
 
 _WORTH_A_THREAD = 100_000  # elements to move below which a further thread costs more than it brings
 
@@ -28,17 +28,18 @@ def panels(columns: int, dtype: np.dtype) -> int:
     return -(-columns // (WIDTH * lanes(dtype)))
 
 
-@inline
-def pack_rows(packed, weight, k, gates, units, width, first, last):
+@kernel
+def pack_rows(packed, weight, k, gates, units, width, count, rank, size, barrier):
     """Pack ``weight`` (gates * units, k) transposed: panel p holds ``width`` units of every gate side by side.
 
-    ``packed[p, j, g * width + u] = weight[g * units + p * width + u, j]``, zero for units past the end; panels
-    ``first`` to ``last`` are written. What :mod:`.narrow` multiplies in pairs is packed so: ``packed[p, j // 2, g *
-    width + u, j % 2]``, with K rounded up to a whole number of pairs.
+    ``packed[p, j, g * width + u] = weight[g * units + p * width + u, j]``, zero for units past the end, for ``count``
+    panels. What :mod:`.narrow` multiplies in pairs is packed so: ``packed[p, j // 2, g * width + u, j % 2]``, with K
+    rounded up to a whole number of pairs.
     """
     pair = group(packed)
     stride = gates * width * pair
     groups = packed_depth(packed, k) // pair
+    first, last = share(count, rank, size)
     for p in range(first, last):
         for j0 in range(0, groups, 32):  # short runs, so that the part of the panel being written stays in L1
             j1 = min(groups, j0 + 32)
@@ -55,44 +56,25 @@ def pack_rows(packed, weight, k, gates, units, width, first, last):
                             packed[to + j * stride] = 0
 
 
-@inline
-def pack_columns(packed, weight, columns, gates, units, width, first, last):
-    """Pack ``weight`` (gates * units, columns) as it lies: panels of columns, K running over the rows.
+@kernel
+def pack_columns(packed, weight, columns, gates, units, width, count, rank, size, barrier):
+    """Pack ``weight`` (gates * units, columns) as it lies: ``count`` panels of columns, K running over the rows.
 
     K is in the order of panels of gates, (units / ``width``, gates, ``width``), as gradients of gates are stored;
     units past the end count as zero. ``gates = 1`` with ``width = 1`` is a plain matrix of ``units`` rows.
     """
-    across = WIDTH * lanes(packed)
-    groups = (units + width - 1) // width
+    lane, item = lanes(packed), packed.itemsize
+    across = WIDTH * lane
+    depth = (units + width - 1) // width * gates * width
+    first, last = share(count, rank, size)
     for p in range(first, last):
-        valid = min(across, columns - p * across)
-        to = p * groups * gates * width * across
-        for q in range(groups):
-            for g in range(gates):
-                for u in range(width):
-                    unit = q * width + u
-                    if unit < units:
-                        row = (g * units + unit) * columns + p * across
-                        for j in range(valid):
-                            packed[to + j] = weight[row + j]
-                        for j in range(valid, across):
-                            packed[to + j] = 0
-                    else:
-                        for j in range(across):
-                            packed[to + j] = 0
-                    to += across
-
-
-@kernel
-def _pack_rows(packed, weight, k, gates, units, width, count, rank, size, barrier):
-    first, last = share(count, rank, size)
-    pack_rows(packed, weight, k, gates, units, width, first, last)
-
-
-@kernel
-def _pack_columns(packed, weight, columns, gates, units, width, count, rank, size, barrier):
-    first, last = share(count, rank, size)
-    pack_columns(packed, weight, columns, gates, units, width, first, last)
+        for k in range(depth):
+            unit, g = k // (gates * width) * width + k % width, k // width % gates
+            valid = columns - p * across if unit < units else 0
+            source = weight.ctypes.data + ((g * units + unit) * columns + p * across) * item
+            to = packed.ctypes.data + (p * depth + k) * across * item
+            for v in range(0, across, lane):
+                store(packed, load(packed, source + v * item, valid - v), to + v * item, lane)
 
 
 def _run(pack: Any, packed: np.ndarray, count: int, *arguments: Any) -> np.ndarray:
@@ -105,7 +87,7 @@ def rows(weight: np.ndarray, gates: int, width: int) -> np.ndarray:
     units, k = weight.shape[0] // gates, weight.shape[1]
     count = -(-units // width)
     packed = empty(count * width * gates * packed_depth(weight, k), weight.dtype)
-    return _run(_pack_rows, packed, count, weight.reshape(-1), k, gates, units, width)
+    return _run(pack_rows, packed, count, weight.reshape(-1), k, gates, units, width)
 
 
 def in_panels(values: np.ndarray, gates: int, width: int) -> np.ndarray:
@@ -130,4 +112,4 @@ def columns(weight: np.ndarray, gates: int = 1, width: int = 1) -> np.ndarray:
     count = panels(across, weight.dtype)
     depth = -(-units // width) * width * gates
     packed = empty(count * WIDTH * lanes(weight.dtype) * depth, weight.dtype)
-    return _run(_pack_columns, packed, count, weight.reshape(-1), across, gates, units, width)
+    return _run(pack_columns, packed, count, weight.reshape(-1), across, gates, units, width)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compile import always_inline, cell_backward, cell_forward, inline, kernel, merged
+from .compile import always_inline, cell_backward, cell_forward, inline, kernel
 from .gemm import Rows, multiply_panel, multiply_rows, outer_rows
 from .narrow import in_blocks, narrowed, packed_depth, row_bytes
 from .team import BARRIER, DIRECTIONS, meet, share
@@ -52,11 +52,11 @@ class Weights(NamedTuple):
 
     ih: np.ndarray  # (G·H, I)
     hh: np.ndarray  # (G·H, P)
-    hr: np.ndarray  # (P, H); (0, 0) without a projection
+    hr: np.ndarray | None  # (P, H); None without a projection
 
 
 class Packed(NamedTuple):
-    """Parameters of one direction as :mod:`.packing` gives them, flat; empty where a walk does not read one.
+    """Parameters of one direction as :mod:`.packing` gives them, flat; ih and hh are empty where they are not read.
 
     ``bias`` (Hp·G,) is the sum of both, in panels. ih and hh may be bfloat16 (as uint16) or int8; then ``scale_ih``
     and ``scale_hh`` (Hp·G,), in panels, are what a row of the matrix is to be multiplied with.
@@ -64,7 +64,6 @@ class Packed(NamedTuple):
 
     ih: np.ndarray
     hh: np.ndarray
-    hr: np.ndarray
     bias: np.ndarray
     scale_ih: np.ndarray
     scale_hh: np.ndarray
@@ -84,44 +83,55 @@ class Plan(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """All that the forward walk of one direction reads and writes, but x and lengths.
+    """All that the forward walk of any direction reads and writes, but x and lengths.
 
-    ``ih`` (G·H, I) and ``hh`` (G·H, P) are as torch lays them out, and empty where they are read packed.
-    ``edges`` (threads, ROWS·WIDTH vectors) is scratch for panels that are not full; ``rows16`` (threads, bytes) for
-    rows that narrow weights meet in 16 bits: of the inputs that are projected together, then of h.
+    ``rows16`` (threads, bytes) is scratch for rows that narrow weights meet in 16 bits: of the inputs that are
+    projected together, then of h.
     """
 
-    ih: np.ndarray
-    hh: np.ndarray
     packed: Packed
     tape: Tape
     gates: np.ndarray
-    edges: np.ndarray
     rows16: np.ndarray
     plan: Plan
 
 
-class Backward(NamedTuple):
-    """All that the backward walk of one direction reads and writes, but x, dx, dy and lengths.
+class Projection(NamedTuple):
+    """The projection of one direction: ``hr`` is packed, ``edges`` (threads, ROWS·WIDTH vectors) is scratch."""
 
-    ``ih``, ``hh`` and ``hr`` are packed. ``dw`` (G·H·(I + P),), the gradients of ih and behind it of hh, ``dbias``
-    (Hp·G,), in panels, and ``dprojected`` (T, B, P), the whole gradient of the projection's output, are filled. ``dh``
-    (1, B, P) and ``dstates`` (S, 1, B, Hp) hold the gradients of the final state and end as those of the initial one;
-    ``dgates`` (N, B, Hp·G) and ``dhidden`` (1, B, H), for a projection, are scratch.
+    hr: np.ndarray
+    edges: np.ndarray
+
+
+class Backward(NamedTuple):
+    """All that the backward walk of any direction reads and writes, but x, dx, dy and lengths.
+
+    ``ih`` and ``hh`` are packed. ``dw`` (G·H·(I + P),), the gradients of ih and behind it of hh, and ``dbias`` (Hp·G,),
+    in panels, are filled. ``dh`` (1, B, P) and ``dstates`` (S, 1, B, Hp) hold the gradients of the final state and end
+    as those of the initial one; ``dgates`` (N, B, Hp·G) is scratch.
     """
 
     ih: np.ndarray
     hh: np.ndarray
-    hr: np.ndarray
     tape: Tape
     dw: np.ndarray
     dbias: np.ndarray
-    dprojected: np.ndarray
     dh: np.ndarray
     dstates: np.ndarray
     dgates: np.ndarray
-    dhidden: np.ndarray
     plan: Plan
+
+
+class ProjectionBack(NamedTuple):
+    """The same of a projection: ``hr`` is packed.
+
+    ``dprojected`` (T, B, P), the whole gradient of its output, is filled; ``dhidden`` (1, B, H), of its input, is
+    scratch.
+    """
+
+    hr: np.ndarray
+    dprojected: np.ndarray
+    dhidden: np.ndarray
 
 
 @inline
@@ -214,106 +224,6 @@ def _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden):
         store(ys, h, to, hidden - unit)
 
 
-@merged
-def _walk(cell, x, lengths, direction, rank, size, barrier):
-    """Fill a tape from ``x``, as one of ``size`` threads."""
-    ih, hh, packed, tape, gates, edges, rows16, plan = direction
-    ys, states, item = tape.ys, tape.states, x.itemsize
-    steps, batch, inputs = x.shape
-    hidden, outputs = plan.hidden, plan.outputs
-    width = units(cell, x)
-    across = cell.n_gates * width
-    ldg, ldy = across * item, ys.shape[2] * item
-    projected = tape.hidden.shape[0] > 0
-    b0, b1 = share(batch, rank, size) if plan.by_batch else (0, batch)
-    u0, u1 = _own(x, hidden, plan.by_batch, rank, size)
-    p0, p1 = u0 // width, (u1 + width - 1) // width
-    o0, o1 = _own(x, outputs, plan.by_batch, rank, size)
-    block = batch if plan.chunk else gates.shape[1]  # rows of a panel that are done with before the next
-    depth_x, depth_h = packed_depth(packed.ih, inputs), packed_depth(packed.hh, outputs)
-    of_x = rows16.ctypes.data + rank * rows16.shape[1]
-    of_h = of_x + row_bytes(packed.ih, inputs) * batch * max(1, plan.chunk)
-    meetings = 0
-
-    for s in range(steps):
-        t = steps - 1 - s if plan.reverse else s
-        if plan.chunk and s % plan.chunk == 0:
-            n = min(plan.chunk, steps - s)
-            t0 = t - n + 1 if plan.reverse else t
-            _input_gates(cell, x, packed, gates, of_x, t0, n, b0, b1, p0, p1)
-        last = t + 2 if plan.reverse else t  # where ys holds h of the step before
-        before = (t + 1 if plan.reverse else t) * plan.keep
-        after = (t if plan.reverse else t + 1) * plan.keep
-        for b in range(b0, b1):
-            masked = t >= lengths[b]
-            if masked or projected:
-                for j in range(plan.column + o0, plan.column + o1):
-                    ys[t + 1, b, j] = ys[last, b, j] if masked else 0
-        if not plan.chunk:
-            left_x, ldx = narrowed(packed.ih, x, of_x, _at(x, t, b0, 0), inputs * item, b1 - b0, inputs)
-        left_h, ldh = narrowed(packed.hh, x, of_h, _at(ys, last, b0, plan.column), ldy, b1 - b0, outputs)
-        forth = 1 - s % 2 * 2
-        # A row that is alone whatever the threads: sums in blocks have an order of their own.
-        alone = plan.packs and (batch if in_blocks(packed.hh) else b1 - b0) == 1
-        in_pairs = alone and plan.chunk > 0  # and takes two panels in a loop
-        for i in range(p1 - p0):
-            p = p0 + i if forth > 0 else p1 - 1 - i  # back and forth: what was read last is still in the cache
-            for r0 in range(b0, b1, block):
-                rows = min(block, b1 - r0)
-                bias = packed.bias.ctypes.data + p * ldg
-                to = _at(gates, p, (t - t0) * batch + r0, 0) if plan.chunk else _at(gates, rank, 0, 0)
-                h = left_h + (r0 - b0) * ldh
-                if plan.packs:
-                    if not plan.chunk:
-                        panel = depth_x * across * packed.ih.itemsize
-                        right = packed.ih.ctypes.data + p * panel
-                        scale, row = packed.scale_ih.ctypes.data + p * ldg, left_x + (r0 - b0) * ldx
-                        ahead = right + forth * panel
-                        tile_rows(
-                            cell, x, packed.ih, scale, to, ldg, bias, 0, row, ldx, item, right, rows, inputs, ahead
-                        )
-                    panel = depth_h * across * packed.hh.itemsize
-                    right, scale = packed.hh.ctypes.data + p * panel, packed.scale_hh.ctypes.data + p * ldg
-                    if in_pairs and i % 2 == 0 and i + 1 < p1 - p0:
-                        next_to = _at(gates, p + forth, (t - t0) * batch + r0, 0)
-                        next_right, next_scale = right + forth * panel, scale + forth * ldg
-                        tile_row_twice(
-                            cell, x, packed.hh, scale, next_scale, to, next_to, h, item, right, next_right, outputs
-                        )
-                    elif alone and not (in_pairs and i % 2):
-                        tile_row(cell, x, packed.hh, scale, to, to, h, item, right, outputs)
-                    elif not alone:
-                        ahead = right + forth * panel
-                        tile_rows(
-                            cell, x, packed.hh, scale, to, ldg, to, ldg, h, ldh, item, right, rows, outputs, ahead
-                        )
-                for b in range(r0, r0 + rows):
-                    at = to + (b - r0) * ldg
-                    if t < lengths[b]:
-                        if not plan.packs:
-                            row = _at(x, t, b, 0)
-                            _dot_panel(cell, at, bias, row, h + (b - r0) * ldh, ih, hh, p)
-                        _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden)
-                        continue
-                    if plan.keep:
-                        for k in range(cell.n_states):
-                            for u in range(p * width, (p + 1) * width):
-                                states[k, after, b, u] = states[k, before, b, u]
-                    if projected:
-                        for u in range(p * width, min(hidden, (p + 1) * width)):
-                            tape.hidden[t * plan.keep, b, u] = 0
-        if projected:
-            if not plan.by_batch:
-                meetings += 1
-                meet(barrier, meetings, size)
-            flat, left = tape.hidden.reshape(-1), (t * plan.keep * batch + b0) * hidden
-            to = ((t + 1) * batch + b0) * ys.shape[2] + plan.column
-            _multiply_panels(ys, to, outputs, flat, left, hidden, packed.hr, o0, o1, b1 - b0, edges[rank])
-        if not plan.by_batch:
-            meetings += 1
-            meet(barrier, meetings, size)
-
-
 @inline
 def _place_in_teams(d, count, rank, size):
     """A thread's rank in direction ``d`` of ``count`` and how many it has; 0 if the thread is not one of them.
@@ -327,25 +237,128 @@ def _place_in_teams(d, count, rank, size):
 
 
 @kernel
-def forward(cell, x, lengths, directions, count, rank, size, barrier):
-    """Walk the first ``count`` of two ``directions``, :class:`Forward`."""
+def forward(cell, x, lengths, directions, unpacked, projections, count, rank, size, barrier):
+    """Walk the first ``count`` of two ``directions``, :class:`Forward`.
+
+    ``unpacked``: None, or for each direction (ih, hh) as torch lays them out, which are read instead of packed ones.
+    ``projections``: None, or the :class:`Projection` of each direction. What is None is not compiled.
+    """
+    steps, batch, inputs = x.shape
+    item, width = x.itemsize, units(cell, x)
+    across = cell.n_gates * width
+    ldg = across * item
     for d in range(count):
         place, team = _place_in_teams(d, count, rank, size)
-        if team:
-            _walk(cell, x, lengths, directions[d], place, team, barrier + d * BARRIER)
+        if team == 0:
+            continue
+        packed, tape, gates, rows16, plan = directions[d]
+        ys, states = tape.ys, tape.states
+        hidden, outputs, ldy = plan.hidden, plan.outputs, ys.shape[2] * item
+        projected = projections is not None
+        b0, b1 = share(batch, place, team) if plan.by_batch else (0, batch)
+        u0, u1 = _own(x, hidden, plan.by_batch, place, team)
+        p0, p1 = u0 // width, (u1 + width - 1) // width
+        o0, o1 = _own(x, outputs, plan.by_batch, place, team)
+        block = batch if plan.chunk else gates.shape[1]  # rows of a panel that are done with before the next
+        panel_x = packed_depth(packed.ih, inputs) * across * packed.ih.itemsize  # bytes
+        panel_h = packed_depth(packed.hh, outputs) * across * packed.hh.itemsize
+        of_x = rows16.ctypes.data + place * rows16.shape[1]
+        of_h = of_x + row_bytes(packed.ih, inputs) * batch * max(1, plan.chunk)
+        own, meetings = barrier + d * BARRIER, 0
+
+        for s in range(steps):
+            t = steps - 1 - s if plan.reverse else s
+            if plan.chunk and s % plan.chunk == 0:
+                n = min(plan.chunk, steps - s)
+                t0 = t - n + 1 if plan.reverse else t
+                _input_gates(cell, x, packed, gates, of_x, t0, n, b0, b1, p0, p1)
+            last = t + 2 if plan.reverse else t  # where ys holds h of the step before
+            before = (t + 1 if plan.reverse else t) * plan.keep
+            after = (t if plan.reverse else t + 1) * plan.keep
+            for b in range(b0, b1):
+                masked = t >= lengths[b]
+                if masked or projected:
+                    for j in range(plan.column + o0, plan.column + o1):
+                        ys[t + 1, b, j] = ys[last, b, j] if masked else 0
+            if not plan.chunk:
+                left_x, ldx = narrowed(packed.ih, x, of_x, _at(x, t, b0, 0), inputs * item, b1 - b0, inputs)
+            left_h, ldh = narrowed(packed.hh, x, of_h, _at(ys, last, b0, plan.column), ldy, b1 - b0, outputs)
+            forth = 1 - s % 2 * 2
+            # A row that is alone whatever the threads: sums in blocks have an order of their own.
+            alone = (batch if in_blocks(packed.hh) else b1 - b0) == 1
+            in_pairs = alone and plan.chunk > 0  # and takes two panels in a loop
+            for i in range(p1 - p0):
+                p = p0 + i if forth > 0 else p1 - 1 - i  # back and forth: what was read last is still in the cache
+                for r0 in range(b0, b1, block):
+                    rows = min(block, b1 - r0)
+                    bias = packed.bias.ctypes.data + p * ldg
+                    to = _at(gates, p, (t - t0) * batch + r0, 0) if plan.chunk else _at(gates, place, 0, 0)
+                    h = left_h + (r0 - b0) * ldh
+                    if unpacked is None:
+                        ih, scale = packed.ih.ctypes.data + p * panel_x, packed.scale_ih.ctypes.data + p * ldg
+                        if not plan.chunk:
+                            row, ahead = left_x + (r0 - b0) * ldx, ih + forth * panel_x
+                            tile_rows(
+                                cell, x, packed.ih, scale, to, ldg, bias, 0, row, ldx, item, ih, rows, inputs, ahead
+                            )
+                        hh, scale = packed.hh.ctypes.data + p * panel_h, packed.scale_hh.ctypes.data + p * ldg
+                        ahead = hh + forth * panel_h
+                        if not alone:
+                            tile_rows(
+                                cell, x, packed.hh, scale, to, ldg, to, ldg, h, ldh, item, hh, rows, outputs, ahead
+                            )
+                        elif not in_pairs or (i % 2 == 0 and i + 1 == p1 - p0):
+                            tile_row(cell, x, packed.hh, scale, to, to, h, item, hh, outputs)
+                        elif i % 2 == 0:
+                            next_to, next_scale = _at(gates, p + forth, (t - t0) * batch + r0, 0), scale + forth * ldg
+                            tile_row_twice(
+                                cell, x, packed.hh, scale, next_scale, to, next_to, h, item, hh, ahead, outputs
+                            )
+                    for b in range(r0, r0 + rows):
+                        at = to + (b - r0) * ldg
+                        if t < lengths[b]:
+                            if unpacked is not None:
+                                row, weights = _at(x, t, b, 0), unpacked[d]
+                                _dot_panel(cell, at, bias, row, h + (b - r0) * ldh, weights[0], weights[1], p)
+                            _step_cell(cell, at, tape, plan, t, before, after, b, p, hidden)
+                            continue
+                        if plan.keep:
+                            for k in range(cell.n_states):
+                                for u in range(p * width, (p + 1) * width):
+                                    states[k, after, b, u] = states[k, before, b, u]
+                        if projected:
+                            for u in range(p * width, min(hidden, (p + 1) * width)):
+                                tape.hidden[t * plan.keep, b, u] = 0
+            if projections is not None:
+                if not plan.by_batch:
+                    meetings += 1
+                    meet(own, meetings, team)
+                hr, edges = projections[d]
+                flat, left = tape.hidden.reshape(-1), (t * plan.keep * batch + b0) * hidden
+                to = ((t + 1) * batch + b0) * ys.shape[2] + plan.column
+                _multiply_panels(ys, to, outputs, True, flat, left, hidden, hr, o0, o1, b1 - b0, edges[place])
+            if not plan.by_batch:
+                meetings += 1
+                meet(own, meetings, team)
 
 
 @inline
-def _multiply_panels(c, offset, columns, a, a_offset, k, packed, first, last, m, edge):
-    """Columns ``first`` to ``last`` of C += A·B for ``m`` rows; rows of flat A have ``k``, those of C its last axis."""
+def _multiply_panels(c, offset, columns, add, a, a_offset, k, packed, first, last, m, edge):
+    """Columns ``first`` to ``last`` of C = A·B, or C += A·B if ``add``, for ``m`` rows of ``columns`` columns.
+
+    Rows of flat A have ``k`` elements, those of C as many as its last axis.
+    """
     across = WIDTH * lanes(c)
     for p in range(first // across, (last + across - 1) // across):
-        multiply_panel(c.reshape(-1), offset, c.shape[2], columns, True, a, a_offset, k, packed, p, m, k, edge)
+        multiply_panel(c.reshape(-1), offset, c.shape[2], columns, add, a, a_offset, k, packed, p, m, k, edge)
 
 
 @always_inline
-def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, slot, before, after, b, p, hidden):
-    """The cell's gradient on row ``b`` and panel ``p`` of step ``t``: dh, dstates in; dgates[slot], dstates out."""
+def _step_cell_backward(cell, dy, dh, dstates, dgates, tape, plan, t, slot, before, after, b, p, hidden):
+    """The cell's gradient on row ``b`` and panel ``p`` of step ``t``: dh, dstates in; dgates[slot], dstates out.
+
+    dh (1, B, H) is that of the cell's own output, or without a projection what later steps give to that of y.
+    """
     ys = tape.ys
     size, width = ys.itemsize, units(cell, ys)
     stride, dstride = tape.states.strides[0], dstates.strides[0]
@@ -355,7 +368,7 @@ def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, s
         n = hidden - unit
         if tape.hidden.shape[0] > 0:
             h = load(ys, _at(tape.hidden, t, b, unit), n)
-            dh_total = load(ys, _at(dhidden, 0, b, unit), n)
+            dh_total = load(ys, _at(dh, 0, b, unit), n)
         else:
             h = load(ys, _at(ys, t + 1, b, plan.column + unit), n)
             dh_total = load(ys, _at(dh, 0, b, unit), n) + load(ys, _at(dy, t, b, plan.column + unit), n)
@@ -372,96 +385,92 @@ def _step_cell_backward(cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, s
         dgates[slot, b, first + past : first + width] = 0
 
 
-@merged
-def _walk_back(cell, dy, lengths, direction, edge, s0, s1, met, rank, size, barrier):
-    """Walk step ``s0`` to ``s1`` of the way back of a direction, as one of ``size`` threads, for ``dy`` (T, B, D·P).
-
-    ``met``: how often they had met before; returns how often they then have.
-    """
-    _, hh, hr, tape, _, _, dprojected, dh, dstates, dgates, dhidden, plan = direction
-    steps, batch = dy.shape[0], dy.shape[1]
-    width, depth = units(cell, dy), dgates.shape[2]
-    outputs = dh.shape[2]
-    projected = tape.hidden.shape[0] > 0
-    hidden = tape.hidden.shape[2] if projected else outputs
-    b0, b1 = share(batch, rank, size) if plan.by_batch else (0, batch)
-    u0, u1 = _own(dy, hidden, plan.by_batch, rank, size)
-    p0, p1 = u0 // width, (u1 + width - 1) // width
-    o0, o1 = _own(dy, outputs, plan.by_batch, rank, size)
-    m = b1 - b0
-
-    for s in range(s0, s1):
-        t, slot = (s, s - s0) if plan.reverse else (steps - 1 - s, s1 - 1 - s)
-        before, after = (t + 1, t) if plan.reverse else (t, t + 1)
-        if projected:
-            for b in range(b0, b1):
-                for j in range(o0, o1):
-                    if t < lengths[b]:
-                        dprojected[t, b, j] = dh[0, b, j] + dy[t, b, plan.column + j]
-                        dh[0, b, j] = 0
-                    else:
-                        dprojected[t, b, j] = 0
-                if u0 < u1:
-                    dhidden[0, b, u0:u1] = 0
-            if not plan.by_batch:
-                met += 1
-                meet(barrier, met, size)
-            flat, left = dprojected.reshape(-1), (t * batch + b0) * outputs
-            _multiply_panels(dhidden, b0 * hidden, hidden, flat, left, outputs, hr, u0, u1, m, edge)
-        for b in range(b0, b1):
-            for p in range(p0, p1):
-                if t < lengths[b]:
-                    _step_cell_backward(
-                        cell, dy, dh, dstates, dgates, dhidden, tape, plan, t, slot, before, after, b, p, hidden
-                    )
-                else:
-                    dgates[slot, b, p * width * cell.n_gates : (p + 1) * width * cell.n_gates] = 0
-            if t < lengths[b] and not projected:
-                dh[0, b, o0:o1] = 0
-        if not plan.by_batch:
-            met += 1
-            meet(barrier, met, size)
-        left = (slot * batch + b0) * depth
-        _multiply_panels(dh, b0 * outputs, outputs, dgates.reshape(-1), left, depth, hh, o0, o1, m, edge)
-    return met
-
-
-@merged
-def _products(cell, x, dx, direction, alone, s0, s1, room, edges, met, rank, size, barrier):
-    """The part of a chunk in dx and in the gradients of weights and biases; ``met`` as for :func:`outer_rows`.
-
-    ``alone``: no other direction adds to dx.
-    """
-    ih, _, _, tape, dw, dbias, _, _, _, dgates, _, plan = direction
-    steps, batch, inputs = x.shape
-    depth, features = dgates.shape[2], tape.ys.shape[2]
-    rows, first = (s1 - s0) * batch, (s0 if plan.reverse else steps - s1) * batch
-    flat, ys = dgates.reshape(-1), tape.ys.reshape(-1)
-    multiply_rows(dx, first * inputs, inputs, not alone, flat, 0, depth, ih, rows, depth, edges, rank, size)
-    h_before = (first + 2 * batch if plan.reverse else first) * features + plan.column
-    left = Rows(flat, (0, depth), depth)
-    of_x, of_h = Rows(x.reshape(-1), (first * inputs, inputs), inputs), Rows(ys, (h_before, features), plan.outputs)
-    gates, width = cell.n_gates, units(cell, x)
-    return outer_rows(
-        dw, dbias, left, of_x, of_h, gates, plan.hidden, width, rows, s0 > 0, room, edges, met, rank, size, barrier
-    )
-
-
 @kernel
-def backward(cell, x, dx, dy, lengths, directions, count, room, edges, rank, size, barrier):
-    """As :func:`forward`, with :class:`Backward` directions; flat dx is added to if there are two."""
-    steps, chunk = x.shape[0], directions[0].dgates.shape[0]
+def backward(cell, x, dx, dy, lengths, directions, projections, count, room, edges, rank, size, barrier):
+    """As :func:`forward`, with :class:`Backward` directions and, or None, a :class:`ProjectionBack` of each.
+
+    Flat dx is added to if there are two.
+    """
+    (steps, batch, inputs), width = x.shape, units(cell, x)
+    chunk = directions[0].dgates.shape[0]
     met_in_team, met, together = 0, 0, barrier + DIRECTIONS * BARRIER
     for s0 in range(0, steps, chunk):
         s1 = min(steps, s0 + chunk)
         for d in range(count):
             place, team = _place_in_teams(d, count, rank, size)
-            if team:
-                own = barrier + d * BARRIER
-                met_in_team = _walk_back(
-                    cell, dy, lengths, directions[d], edges[rank], s0, s1, met_in_team, place, team, own
-                )
+            if team == 0:
+                continue
+            own = barrier + d * BARRIER
+            _, hh, tape, _, _, dh, dstates, dgates, plan = directions[d]
+            depth, hidden, outputs = dgates.shape[2], plan.hidden, plan.outputs
+            b0, b1 = share(batch, place, team) if plan.by_batch else (0, batch)
+            u0, u1 = _own(dy, hidden, plan.by_batch, place, team)
+            p0, p1 = u0 // width, (u1 + width - 1) // width
+            o0, o1 = _own(dy, outputs, plan.by_batch, place, team)
+            m = b1 - b0
+
+            for s in range(s0, s1):
+                t, slot = (s, s - s0) if plan.reverse else (steps - 1 - s, s1 - 1 - s)
+                before, after = (t + 1, t) if plan.reverse else (t, t + 1)
+                if projections is not None:
+                    hr, dprojected, dhidden = projections[d]
+                    for b in range(b0, b1):
+                        for j in range(o0, o1):
+                            dprojected[t, b, j] = dh[0, b, j] + dy[t, b, plan.column + j] if t < lengths[b] else 0
+                    if not plan.by_batch:
+                        met_in_team += 1
+                        meet(own, met_in_team, team)
+                    flat, left = dprojected.reshape(-1), (t * batch + b0) * outputs
+                    _multiply_panels(
+                        dhidden, b0 * hidden, hidden, False, flat, left, outputs, hr, u0, u1, m, edges[rank]
+                    )
+                masked = 0
+                for b in range(b0, b1):
+                    masked += t >= lengths[b]
+                    for p in range(p0, p1):
+                        if t < lengths[b]:
+                            of_h = dh if projections is None else dhidden
+                            _step_cell_backward(
+                                cell, dy, of_h, dstates, dgates, tape, plan, t, slot, before, after, b, p, hidden
+                            )
+                        else:
+                            dgates[slot, b, p * width * cell.n_gates : (p + 1) * width * cell.n_gates] = 0
+                if masked:  # those rows keep their dh, and add nothing to it
+                    for b in range(b0, b1):
+                        if t < lengths[b]:
+                            dh[0, b, o0:o1] = 0
+                if not plan.by_batch:
+                    met_in_team += 1
+                    meet(own, met_in_team, team)
+                flat, left = dgates.reshape(-1), (slot * batch + b0) * depth
+                _multiply_panels(dh, b0 * outputs, outputs, masked > 0, flat, left, depth, hh, o0, o1, m, edges[rank])
         met += 1
         meet(together, met, size)
         for d in range(count):  # whose last meeting lets nobody begin the next chunk too early
-            met = _products(cell, x, dx, directions[d], count == 1, s0, s1, room, edges, met, rank, size, together)
+            ih, _, tape, dw, dbias, _, _, dgates, plan = directions[d]
+            depth, features = dgates.shape[2], tape.ys.shape[2]
+            rows, first = (s1 - s0) * batch, (s0 if plan.reverse else steps - s1) * batch
+            flat, ys = dgates.reshape(-1), tape.ys.reshape(-1)
+            multiply_rows(dx, first * inputs, inputs, count > 1, flat, 0, depth, ih, rows, depth, edges, rank, size)
+            h_before = (first + 2 * batch if plan.reverse else first) * features + plan.column
+            left = Rows(flat, (0, depth), depth)
+            gates, of_x = cell.n_gates, Rows(x.reshape(-1), (first * inputs, inputs), inputs)
+            of_h = Rows(ys, (h_before, features), plan.outputs)
+            met = outer_rows(
+                dw,
+                dbias,
+                left,
+                of_x,
+                of_h,
+                gates,
+                plan.hidden,
+                width,
+                rows,
+                s0 > 0,
+                room,
+                edges,
+                met,
+                rank,
+                size,
+                together,
+            )

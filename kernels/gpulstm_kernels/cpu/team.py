@@ -28,7 +28,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .atomics import LINE, SPINS, clock, exchange, fetch_add, pause, publish, read, wait_for
-from .compile import entry, entry_point, inline, machine_code
+from .compile import entry, entry_point, inline, kernel, machine_code
 from .vector import INT64
 
 POSTED, GO, TAKEN, DONE = range(0, 4 * LINE, LINE)  # bytes from the beginning of a box
@@ -124,10 +124,9 @@ def _take(box, number):
     return taken < number and exchange(box + TAKEN, taken, number)
 
 
-@entry
-def _start(team, address, arguments):
-    """Run every share of the kernel at ``address``, one on each thread of ``team``. FAILED, CROWDED or 0."""
-    function, arguments = _written_down(address, arguments)
+@kernel
+def _lead(team, function, arguments):
+    """Run every share of what :func:`_written_down` gave, one on each thread of ``team``. FAILED, CROWDED or 0."""
     size, began = team[0], clock()
     barrier = (team.ctypes.data + team.size * 8 - BARRIERS * BARRIER) // LINE * LINE
     if size == 1:
@@ -156,7 +155,27 @@ def _start(team, address, arguments):
     return FAILED * failed + CROWDED * (waited > _TOO_LONG * (clock() - began))
 
 
-_prepared: dict[tuple[Any, Any], tuple[Callable[..., int], int]] = {}
+@intrinsic
+def _call_lead(typing: Any, lead: Any, team: Any, function: Any, arguments: Any) -> Any:
+    """Run :func:`_lead`, whose machine code is at ``lead``: it is compiled once, its callers for all arguments."""
+    inside = [team, types.int64, types.int64]
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        function_type = context.call_conv.get_function_type(types.int64, inside)
+        function = builder.inttoptr(args[0], function_type.as_pointer())
+        return context.call_conv.call_function(builder, function, types.int64, inside, args[1:])[1]
+
+    return types.int64(types.int64, *inside), codegen
+
+
+@entry
+def _start(team, lead, address, arguments):
+    """Run the kernel at ``address`` on ``team``, by the code of :func:`_lead`."""
+    function, arguments = _written_down(address, arguments)
+    return _call_lead(lead, team, function, arguments)
+
+
+_prepared: dict[tuple[Any, Any], tuple[Callable[..., int], int, int]] = {}
 
 
 def run_shares(team: np.ndarray, function: Any, key: Any, arguments: tuple[Any, ...]) -> int:
@@ -165,14 +184,16 @@ def run_shares(team: np.ndarray, function: Any, key: Any, arguments: tuple[Any, 
     Numba looks at the type of every argument at every call, which takes longer than a small kernel: here they follow
     from ``key``.
     """
-    start, code = _prepared.get((function, key)) or _prepare(function, key, arguments)
-    return start(team, code, arguments)
+    start, lead, code = _prepared.get((function, key)) or _prepare(function, key, arguments)
+    return start(team, lead, code, arguments)
 
 
-def _prepare(function: Any, key: Any, arguments: tuple[Any, ...]) -> tuple[Callable[..., int], int]:
-    """Compile a kernel for arguments of the types of these: what starts it, and the address of its machine code."""
-    code = machine_code(function, (*map(typeof, arguments), types.int64, types.int64, types.int64))
-    _prepared[function, key] = entry_point(_start, new_team([]), code, arguments), code
+def _prepare(function: Any, key: Any, arguments: tuple[Any, ...]) -> tuple[Callable[..., int], int, int]:
+    """Compile a kernel for arguments of the types of these: what starts it, and the addresses that takes."""
+    team, number = new_team([]), types.int64
+    lead = machine_code(_lead, (typeof(team), number, number))
+    code = machine_code(function, (*map(typeof, arguments), number, number, number))
+    _prepared[function, key] = entry_point(_start, team, lead, code, arguments), lead, code
     return _prepared[function, key]
 
 

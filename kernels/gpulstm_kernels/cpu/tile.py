@@ -15,13 +15,12 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from . import amx, narrow
 from .atomics import LINE
-from .compile import CellType, inline
+from .compile import CellType, constant
 from .narrow import group, in_blocks
-from .team import share
 from .vector import (
     INT64,
     REGISTERS,
@@ -66,10 +65,7 @@ def units(cell: Any, like: Any) -> int:
     return panel_vectors(len(cell.gates)) * lanes(like)
 
 
-@overload(units)
-def _units(cell, like):
-    count = panel_vectors(len(cell.cell.gates)) * of_array(like).lanes
-    return lambda cell, like: count
+constant(units, lambda cell, like: panel_vectors(len(cell.cell.gates)) * of_array(like).lanes)
 
 
 def _width(typ: Any) -> int:
@@ -179,9 +175,8 @@ def _emit_tile(
 
 
 @intrinsic(prefer_literal=True)
-def _tile(
+def tile_rows(
     typing: Any,
-    rows: Any,
     width: Any,
     like: Any,
     weights: Any,
@@ -194,33 +189,78 @@ def _tile(
     lda: Any,
     stepa: Any,
     b: Any,
+    m: Any,
     n: Any,
     ahead: Any,
-    stepahead: Any,
 ) -> Any:
-    """As :func:`tile_rows` for at most as many ``rows`` as fit the registers: one loop along K for each number."""
+    """C = S + A·B for ``m`` rows of C.
+
+    ``width``: a literal number of vectors, or a cell for a panel of its gates; ``like``, ``weights``: arrays of the
+    dtype and of B's, which may be narrower, with A as :func:`.narrow.narrowed` gives it; ``scale``: byte address of
+    what the columns of an int8 product are multiplied with, not read for other dtypes; ``c``, ``start``, ``a``, ``b``:
+    byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``: bytes from row to row, 0 to read
+    the same row again; ``stepa``: bytes from element (or pair) to element of a row of A; ``n``: length of the sum;
+    ``ahead``: byte address of as much memory as B takes, which may be brought into the L2 cache meanwhile.
+    """
     vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
-    height = _tile_height(w, products.spare)
+    blocks = in_blocks(np.dtype(weights.dtype.name)) and w <= amx.WIDEST
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        *_, scale, c, ldc, start, lds, a, lda, stepa, b, n, ahead, stepahead = args
-        after = builder.append_basic_block("tiled")
-        cases = [(m, builder.append_basic_block(f"rows{m}")) for m in range(1, height + 1)]
-        switch = builder.switch(args[0], after)
-        for m, block in cases:
-            switch.add_case(INT64(m), block)
-            builder.position_at_end(block)
-            of_a, of_s, of_c = (
-                [builder.add(first, builder.mul(ld, INT64(r))) for r in range(m)]
-                for first, ld in ((a, lda), (start, lds), (c, ldc))
-            )
-            _emit_tile(builder, products, vector, w, of_a, stepa, n, [(scale, b, of_s, of_c)], ahead, stepahead)
-            builder.branch(after)
-        builder.position_at_end(after)
+        if blocks:
+            c, ldc, start, lds, a, lda, _, b, m, n = args[4:14]
+            amx.multiply_rows(builder, w, c, ldc, start, lds, a, lda, b, m, n)
+        else:
+            name = f"tile_rows.{w}.{suffix(vector)}.{weights.dtype}"
+            function = builder.module.globals.get(name) or _rows_in_tiles(builder.module, name, products, vector, w)
+            builder.call(function, args[3:])
         return context.get_dummy_value()
 
-    i8 = types.int64
-    return types.none(i8, width, like, weights, *[i8] * 12), codegen
+    return types.none(width, like, weights, *[types.int64] * 12), codegen
+
+
+def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.VectorType, w: int) -> ir.Function:
+    """:func:`tile_rows` in tiles of nearly the same height: a low one leaves the core idle.
+
+    A function of its own, which all calls share: inlined, its loops take seconds to compile.
+    """
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT64] * 12), name)
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead = function.args
+    height, lines = _tile_height(w, products.spare), w * products.bytes // LINE  # of B that a step along K reads
+    tiles = builder.sdiv(builder.add(m, INT64(height - 1)), INT64(height))
+    part = builder.mul(builder.sdiv(n, INT64(products.group)), INT64(LINE))
+    several = builder.icmp_signed(">", tiles, INT64(1))
+
+    def tile(i: Any, _: list[Any]) -> list[Any]:
+        top = builder.sdiv(builder.mul(m, i), tiles)
+        bottom = builder.sdiv(builder.mul(m, builder.add(i, INT64(1))), tiles)
+        of_a, of_s, of_c = (
+            builder.add(first, builder.mul(ld, top)) for first, ld in ((a, lda), (start, lds), (c, ldc))
+        )
+        # The first tiles fetch what lies ahead, each a line at a step.
+        fetches = builder.and_(several, builder.icmp_signed("<", i, INT64(lines)))
+        there = builder.select(fetches, builder.add(ahead, builder.mul(i, part)), ahead)
+        step = builder.select(fetches, INT64(LINE), INT64(0))
+        after = builder.append_basic_block("tiled")
+        switch = builder.switch(builder.sub(bottom, top), after)
+        for count in range(1, height + 1):
+            block = builder.append_basic_block(f"rows{count}")
+            switch.add_case(INT64(count), block)
+            builder.position_at_end(block)
+            rows = [
+                [builder.add(at, builder.mul(ld, INT64(r))) for r in range(count)]
+                for at, ld in ((of_a, lda), (of_s, lds), (of_c, ldc))
+            ]
+            _emit_tile(builder, products, vector, w, rows[0], stepa, n, [(scale, b, *rows[1:])], there, step)
+            builder.branch(after)
+        builder.position_at_end(after)
+        return []
+
+    counted_loop(builder, tiles, [], tile)
+    builder.ret_void()
+    return function
 
 
 @intrinsic(prefer_literal=True)
@@ -280,68 +320,6 @@ def tile_row_twice(
         return context.get_dummy_value()
 
     return types.none(width, like, weights, *[types.int64] * 9), codegen
-
-
-@intrinsic(prefer_literal=True)
-def _height_and_lines(typing: Any, width: Any, like: Any, weights: Any) -> Any:
-    """Rows of a tile, and cache lines of packed B that a step of its loop reads (constants in a kernel)."""
-    products, w = _products(like, weights), _width(width)
-    counts = [_tile_height(w, products.spare), w * products.bytes // LINE]
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.make_tuple(builder, sig.return_type, [INT64(count) for count in counts])
-
-    return types.UniTuple(types.int64, 2)(width, like, weights), codegen
-
-
-@inline
-def _rows_in_tiles(width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead):
-    """:func:`tile_rows` in tiles of nearly the same height: a low one leaves the core idle."""
-    height, lines = _height_and_lines(width, like, weights)  # a tile's step fetches one line
-    tiles = (m + height - 1) // height
-    part = n // group(weights) * LINE
-    for i in range(tiles):
-        r0, r1 = share(m, i, tiles)
-        to, source = c + r0 * ldc, start + r0 * lds
-        there, step = (ahead + i * part, LINE) if i < lines and tiles > 1 else (ahead, 0)
-        _tile(r1 - r0, width, like, weights, scale, to, ldc, source, lds, a + r0 * lda, lda, stepa, b, n, there, step)
-
-
-@intrinsic(prefer_literal=True)
-def _rows_in_blocks(
-    typing: Any, width: Any, c: Any, ldc: Any, start: Any, lds: Any, a: Any, lda: Any, b: Any, m: Any, n: Any
-) -> Any:
-    """:func:`tile_rows` by :mod:`.amx`."""
-    w = _width(width)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        amx.multiply_rows(builder, w, *args[1:])
-        return context.get_dummy_value()
-
-    return types.none(width, *[types.int64] * 9), codegen
-
-
-def tile_rows(width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead):
-    """C = S + A·B for ``m`` rows of C.
-
-    ``width``: a literal number of vectors, or a cell for a panel of its gates; ``like``, ``weights``: arrays of the
-    dtype and of B's, which may be narrower, with A as :func:`.narrow.narrowed` gives it; ``scale``: byte address of
-    what the columns of an int8 product are multiplied with, not read for other dtypes; ``c``, ``start``, ``a``, ``b``:
-    byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``: bytes from row to row, 0 to read
-    the same row again; ``stepa``: bytes from element (or pair) to element of a row of A; ``n``: length of the sum;
-    ``ahead``: byte address of as much memory as B takes, which may be brought into the L2 cache meanwhile.
-    """
-
-
-@overload(tile_rows, prefer_literal=True)
-def _choose(width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead):
-    if in_blocks(np.dtype(weights.dtype.name)) and _width(width) <= amx.WIDEST:
-        return lambda width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead: _rows_in_blocks(
-            width, c, ldc, start, lds, a, lda, b, m, n
-        )
-    return lambda width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead: _rows_in_tiles(
-        width, like, weights, scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead
-    )
 
 
 @intrinsic

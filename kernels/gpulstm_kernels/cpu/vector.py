@@ -25,7 +25,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, overload, register_model
 
 from ..cells import Cell, activations
-from .compile import inline
+from .compile import constant, inline
 from .features import FEATURES, IS_X86
 
 
@@ -401,10 +401,7 @@ def lanes(like: np.ndarray | np.dtype) -> int:
     return REGISTER_BYTES // like.itemsize
 
 
-@overload(lanes)
-def _lanes(like):
-    count = of_array(like).lanes
-    return lambda like: count
+constant(lanes, lambda like: of_array(like).lanes)
 
 
 @intrinsic
