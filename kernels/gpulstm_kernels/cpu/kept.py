@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .atomics import fetch_add
@@ -74,15 +75,34 @@ def _mix(typing: Any, address: Any, size: Any, start: Any) -> Any:
     return types.int64(*[types.int64] * 3), codegen
 
 
+@intrinsic
+def _places(typing: Any, arrays: Any) -> Any:
+    """(address, bytes) of each of ``arrays``, of any kinds."""
+    pair = types.UniTuple(types.int64, 2)
+    result = types.UniTuple(pair, len(arrays))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        places = []
+        for typ, value in zip(arrays, cgutils.unpack_tuple(builder, args[0]), strict=True):
+            array = context.make_array(typ)(context, builder, value)
+            parts = [builder.ptrtoint(array.data, INT64), builder.mul(array.nitems, array.itemsize)]
+            places.append(context.make_tuple(builder, pair, parts))
+        return context.make_tuple(builder, result, places)
+
+    return result(arrays), codegen
+
+
 @kernel
-def _digest(arrays, digests, segment, rank, size, barrier):
-    """The numbers of the segments of every row of ``arrays``, (address, bytes), added to its place in ``digests``."""
-    turn = 0
-    for n in range(len(arrays)):
-        for start in range(0, arrays[n, 1], segment):
+def _digest(arrays, found, segment, rank, size, barrier):
+    """The address of every array in ``found[0]``; the numbers of its segments are added to ``found[1]``."""
+    turn, places = 0, _places(arrays)
+    for n in range(len(places)):
+        address, length = places[n]
+        found[0, n] = address
+        for start in range(0, length, segment):
             if turn % size == rank:
-                number = _mix(arrays[n, 0] + start, min(segment, arrays[n, 1] - start), start)
-                fetch_add(digests.ctypes.data + n * 8, number)
+                number = _mix(address + start, min(segment, length - start), start)
+                fetch_add(found.ctypes.data + (found.shape[1] + n) * 8, number)
             turn += 1
 
 
@@ -95,12 +115,12 @@ class Contents(NamedTuple):
 
 def contents(arrays: tuple[np.ndarray, ...]) -> Contents:
     """Those of C-contiguous ``arrays``."""
-    kinds = tuple([(array.ctypes.data, array.nbytes, array.dtype, array.ndim) for array in arrays])
-    digests = np.zeros(len(arrays), np.int64)
+    found = np.zeros((2, len(arrays)), np.int64)
+    kinds = tuple([(array.dtype, array.ndim) for array in arrays])
+    at_most = sum([array.nbytes for array in arrays]) // _WORTH_A_THREAD
     if arrays:
-        places = np.array([place[:2] for place in kinds], np.int64)
-        crew.run(_digest, None, (places, digests, _SEGMENT), sum([size for _, size, *_ in kinds]) // _WORTH_A_THREAD)
-    return Contents(kinds, digests.tobytes())
+        crew.run(_digest, kinds, (arrays, found, _SEGMENT), at_most)
+    return Contents((found[0].tobytes(), kinds), found[1].tobytes())
 
 
 class _Cache:
