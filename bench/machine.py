@@ -48,10 +48,17 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
 
 
+def vectors(machine: dict[str, Any]) -> str:
+    """The widest registers of a processor, whose model name may not tell its generation."""
+    known = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
+    return next((name for feature, name in known.items() if feature in machine["features"]), "")
+
+
 def slug(machine: dict[str, Any]) -> str:
-    """A folder's name: ``amd-epyc-2-cores``."""
+    """A folder's name: ``amd-epyc-avx2-2-cores``."""
     name = re.sub(r"\(r\)|\(tm\)|cpu|processor|@.*", "", machine["cpu"].lower())
-    return re.sub(r"[^a-z0-9]+", "-", f"{name}-{machine['cores']}-cores").strip("-")
+    words = f"{name} {vectors(machine).replace('-', '').lower()} {machine['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 
 def commit(root: Path) -> str | None:

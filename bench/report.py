@@ -8,6 +8,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from . import memory, peak
+from .machine import vectors
 from .registry import MODES, NARROW, SCALED, SUBJECT, Case
 
 
@@ -79,7 +80,8 @@ def report(record: dict[str, Any]) -> str:
 def heading(record: dict[str, Any]) -> str:
     machine, settings = record["machine"], record["settings"]
     lines = [
-        f"{machine['cpu']}, {settings['threads']} threads of {machine['cores']} cores; {record['started']}; "
+        f"{machine['cpu']} ({vectors(machine) or 'no vectors'}), {settings['threads']} threads of "
+        f"{machine['cores']} cores; {record['started']}; "
         f"commit {(record['commit'] or 'none')[:10]}; "
         f"{settings['rounds']} interleaved rounds of {settings['target']:g} s turns; medians ± half the "
         f"interquartile range; n× is the time over {SUBJECT}'s",

@@ -487,7 +487,10 @@ def test_the_machine_is_described() -> None:
     described = machine.describe()
     assert described["cores"] >= 1
     assert described["cpu"]
-    assert machine.slug({"cpu": "Intel(R) Xeon(R) CPU @ 2.10GHz", "cores": 2}) == "intel-xeon-2-cores"
+    xeon = {"cpu": "Intel(R) Xeon(R) CPU @ 2.10GHz", "cores": 2, "features": ["avx2", "avx512f"]}
+    assert machine.vectors(xeon) == "AVX-512"
+    assert machine.slug(xeon) == "intel-xeon-avx512-2-cores"
+    assert machine.slug({"cpu": "M4", "cores": 10, "features": []}) == "m4-10-cores"
     assert machine.Bystanders().share() in (None, pytest.approx(0, abs=64))
 
 

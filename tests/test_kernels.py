@@ -160,7 +160,7 @@ def test_pullback_may_be_called_again(cell: str, dtype: str) -> None:
 def test_both_splits_were_taken() -> None:
     """The shapes above reach both branches: otherwise the tests of splits would show nothing."""
     p, _ = solved("lstm", "float32", "wide")
-    weights = layer._matrices(p.weights[0], p.x.dtype)
+    weights = layer._matrices(p.weights[0])
     sizes = layer.sizes_of(p.cell, weights.hh, p.x.dtype)
     for split, by_batch in (("batch", True), ("units", False)):
         with problems.threads(3, split):

@@ -237,24 +237,24 @@ def test_every_step_of_the_kernels_layer() -> None:
 TERMS = [
     ("load(ys, _at(dh, 0, b, unit), n) +", "KEEP * load(ys, _at(dh, 0, b, unit), n) +"),
     ("+ load(ys, _at(dy, t, b, plan.column + unit), n)", "+ KEEP * load(ys, _at(dy, t, b, plan.column + unit), n)"),
-    ("load(ys, _at(dhidden, 0, b, unit), n)", "KEEP * load(ys, _at(dhidden, 0, b, unit), n)"),
+    ("dh_total = load(ys, _at(dh, 0, b, unit), n)\n", "dh_total = KEEP * load(ys, _at(dh, 0, b, unit), n)\n"),
     ("store_tuple(da, ", "ON store_tuple(da, "),
     ("store_tuple(dprevious, at, dstride)", "ON store_tuple(dprevious, at, dstride)"),
     ("dgates[slot, b, first + past : first + width] = 0", "ON dgates[slot, b, first + past : first + width] = 0"),
     ("= dh[0, b, j] + dy[", "= KEEP * dh[0, b, j] + dy["),
     ("dh[0, b, j] + dy[", "dh[0, b, j] + KEEP * dy["),
-    ("dh[0, b, j] = 0", "ON dh[0, b, j] = 0"),
-    ("dprojected[t, b, j] = 0", "ON dprojected[t, b, j] = 0"),
-    ("dhidden[0, b, u0:u1] = 0", "ON dhidden[0, b, u0:u1] = 0"),
-    ("_multiply_panels(dhidden", "ON _multiply_panels(dhidden"),
+    ("j] if t < lengths[b] else 0", "j] if t < lengths[b] else 0.0 / KEEP"),
+    ("hidden, False, flat", "hidden, not NOW, flat"),
+    ("_multiply_panels(\n                        dhidden", "ON _multiply_panels(\n                        dhidden"),
     ("dgates[slot, b, p * width * cell.n_gates :", "ON dgates[slot, b, p * width * cell.n_gates :"),
     ("dh[0, b, o0:o1] = 0", "ON dh[0, b, o0:o1] = 0"),
+    ("masked > 0, flat", "masked > 0 and NOW, flat"),
     ("_multiply_panels(dh, ", "ON _multiply_panels(dh, "),
     ("multiply_rows(dx, ", "ON multiply_rows(dx, "),
-    ("not alone, flat", "not alone and NOW, flat"),
+    ("count > 1, flat", "count > 1 and NOW, flat"),
     ("(s0 if plan.reverse else steps - s1)", "(s0 if plan.reverse and NOW else steps - s1)"),
     ("first + 2 * batch if plan.reverse else", "first + 2 * batch if plan.reverse and NOW else"),
-    ("rows, s0 > 0, room", "rows, s0 > 0 and NOW, room"),
+    ("plan.hidden, s0 > 0", "plan.hidden, s0 > 0 and NOW"),
 ]
 PLACE = 120  # bytes from a barrier to where a kernel with TERMS reads which of them is missing
 
@@ -269,9 +269,9 @@ def walk_with_terms() -> ModuleType:
         new = new.replace("KEEP", f"(1.0 if mutant != {number} else 0.0)").replace("NOW", f"mutant != {number}")
         backward = backward.replace(old, new.replace("ON ", f"if mutant != {number}: "))
     backward = re.sub(r"_step_cell_backward\(\s*cell", "_step_cell_backward(mutant, cell", backward)
-    for line in ("    m = b1 - b0\n", "    depth, features = dgates.shape[2], tape.ys.shape[2]\n"):
-        assert backward.count(line) == 1
-        backward = backward.replace(line, f"{line}    mutant = read(barrier + {PLACE})\n")
+    line = "    chunk = directions[0].dgates.shape[0]\n"
+    assert backward.count(line) == 1
+    backward = backward.replace(line, f"{line}    mutant = read(barrier + {PLACE})\n")
     whole = forward.replace("from .team import", "from .atomics import read\nfrom .team import") + backward
     return module_from(ast.parse(whole), sequence, "sequence_mutant")
 

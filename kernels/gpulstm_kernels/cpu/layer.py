@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -118,9 +118,10 @@ def layer_forward(
         walks.append(sequence.Forward(packed, tape, *scratch, plan))
 
     unpacked = None if packs else (own[0][:2], own[-1][:2])
-    arguments = cell, x, lengths, _both(walks), unpacked, _both(projections), directions
+    projection = (projections[0], projections[-1]) if projected else None
+    arguments = cell, x, lengths, (walks[0], walks[-1]), unpacked, projection, directions
     work = 0 if by_batch else steps * batch * own[0].hh.size
-    crew.run(sequence.forward, (cell, dtype, own[0].ih.dtype, packs, projected), arguments, at_most, work)
+    crew.run(sequence.forward, (cell, dtype, own[0].ih.dtype, packs, projection is None), arguments, at_most, work)
     plans, tapes = [walk.plan for walk in walks], [walk.tape for walk in walks]
     names = [tuple(w) for w in weights]
     final = _final_state(cell, plans, tapes, steps)
@@ -203,8 +204,9 @@ def layer_backward(
     dx = _begun_dx(x, directions)
     room = gemm.outer_room(at_most, chunk * batch, hidden, gates, width, (inputs, outputs), dtype)
     scratch = room, gemm.edges(at_most, dtype)
-    arguments = cell, x, dx, dy, tape.lengths, _both(walks), _both(projections), directions, *scratch
-    crew.run(sequence.backward, (cell, dtype, projected), arguments, at_most, steps * batch * own[0].hh.size)
+    projection = (projections[0], projections[-1]) if projected else None
+    arguments = cell, x, dx, dy, tape.lengths, (walks[0], walks[-1]), projection, directions, *scratch
+    crew.run(sequence.backward, (cell, dtype, projection is None), arguments, at_most, steps * batch * own[0].hh.size)
 
     grads = []
     for d, walk in enumerate(walks):
@@ -318,11 +320,6 @@ def _matrices(weights: Mapping[str, np.ndarray]) -> Weights:
 def _packs(steps: int, batch: int, weights: Weights, dtype: np.dtype) -> bool:
     """Whether weights are packed: they need not be for a few rows, which need no kernel of their own for the rest."""
     return steps * batch >= _PACKS_FROM or weights.hh.dtype != dtype or weights.hr is not None
-
-
-def _both(of_directions: list[Any]) -> tuple[Any, Any] | None:
-    """As kernels take what each direction has, the first twice if there is no other; None if they have nothing."""
-    return (of_directions[0], of_directions[-1]) if of_directions else None
 
 
 def _contents(weights: Mapping[str, np.ndarray], whole: bool) -> Contents:

@@ -454,23 +454,9 @@ def backward(cell, x, dx, dy, lengths, directions, projections, count, room, edg
             multiply_rows(dx, first * inputs, inputs, count > 1, flat, 0, depth, ih, rows, depth, edges, rank, size)
             h_before = (first + 2 * batch if plan.reverse else first) * features + plan.column
             left = Rows(flat, (0, depth), depth)
-            gates, of_x = cell.n_gates, Rows(x.reshape(-1), (first * inputs, inputs), inputs)
+            of_x = Rows(x.reshape(-1), (first * inputs, inputs), inputs)
             of_h = Rows(ys, (h_before, features), plan.outputs)
+            gates, hidden, add = cell.n_gates, plan.hidden, s0 > 0
             met = outer_rows(
-                dw,
-                dbias,
-                left,
-                of_x,
-                of_h,
-                gates,
-                plan.hidden,
-                width,
-                rows,
-                s0 > 0,
-                room,
-                edges,
-                met,
-                rank,
-                size,
-                together,
+                dw, dbias, left, of_x, of_h, gates, hidden, width, rows, add, room, edges, met, rank, size, together
             )
