@@ -23,6 +23,7 @@ from .compile import CellType, constant
 from .narrow import group, in_blocks
 from .vector import (
     INT64,
+    REGISTER_BYTES,
     REGISTERS,
     counted_loop,
     element_bytes,
@@ -39,8 +40,9 @@ from .vector import (
 
 WIDTH = 4  # vectors of C across a tile; a step along K loads as many from B
 # Rows whose dot products share the loads of a vector, and independent sums of each, so that multiply-adds overlap:
-# of short rows, whose matrix is in the L2 cache; and of long ones, which two streams bring faster from behind it.
-_SHORT, _OF_SHORT, _OF_LONG = 192, (4, 1), (2, 2)
+# of short rows, whose matrix is in the L2 cache; and of long ones, which two streams bring faster from behind it, or
+# four where registers are half as wide.
+_SHORT, _OF_SHORT, _OF_LONG = 192, (4, 1), (128 // REGISTER_BYTES, 2)
 
 
 def _tile_height(width: int, spare: int = 0) -> int:
