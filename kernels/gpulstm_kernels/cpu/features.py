@@ -10,6 +10,7 @@ import llvmlite.binding as llvm
 from numba import config
 
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # Linux's asm/unistd_64.h, asm/prctl.h, xfeatures
+_L2_SIZE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 
 
 def _features() -> set[str]:
@@ -30,7 +31,7 @@ def _may_use_tiles() -> bool:
 def _l2_bytes() -> int:
     """Of a core's L2 cache, where Linux tells; else what is usual."""
     try:
-        return int(Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip().removesuffix("K")) << 10
+        return int(_L2_SIZE.read_text().strip().removesuffix("K")) << 10
     except (OSError, ValueError):
         return 1 << 20
 

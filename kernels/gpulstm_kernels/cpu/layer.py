@@ -109,7 +109,7 @@ def layer_forward(
     ys = empty((steps + 2, batch, directions * sizes.outputs), dtype)
     walks, projections, columns = [], [], []
     for d in range(directions):
-        plan = Plan(d == 1, d * sizes.outputs, keep, packs, by_batch, chunk, sizes.hidden, sizes.outputs)
+        plan = Plan(d == 1, d * sizes.outputs, keep, by_batch, chunk, sizes.hidden, sizes.outputs)
         of = _contents(weights[d], packs or keep)
         packed = _packed_rows(weights[d], of, sizes, dtype, packs)
         if keep:
@@ -281,7 +281,6 @@ def tape_of(
     sizes = sizes_of(cell, own[0].hh, x.dtype)
     hidden, outputs = sizes.hidden, sizes.outputs
     _, by_batch = thread_split(steps, batch, own[0], sizes, directions)
-    packs = _packs(steps, batch, own[0], x.dtype)
     return LayerTape(
         cell,
         x,
@@ -289,7 +288,7 @@ def tape_of(
         own,
         [_packed_columns(matrices, _contents(w, True), sizes) for w, matrices in zip(weights, own, strict=True)],
         [tuple(w) for w in weights],
-        [Plan(d == 1, d * outputs, True, packs, by_batch, 0, hidden, outputs) for d in range(directions)],
+        [Plan(d == 1, d * outputs, True, by_batch, 0, hidden, outputs) for d in range(directions)],
         [Tape(arrays[0], *arrays[1 + 3 * d : 4 + 3 * d]) for d in range(directions)],
     )
 
@@ -321,7 +320,7 @@ def _matrices(weights: Mapping[str, np.ndarray]) -> Weights:
 
 
 def _packs(steps: int, batch: int, weights: Weights, dtype: np.dtype) -> bool:
-    """Whether weights are packed: they need not be for a few rows, which need no kernel of their own for the rest."""
+    """Whether weights are read packed: all but those of float layers without a projection, for a few rows."""
     return steps * batch >= _PACKS_FROM or weights.hh.dtype != dtype or weights.hr is not None
 
 

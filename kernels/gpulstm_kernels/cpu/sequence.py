@@ -75,7 +75,6 @@ class Plan(NamedTuple):
     reverse: bool
     column: int  # where the direction's P outputs begin among the D·P columns of ys
     keep: bool  # training: states, saved and hidden hold every step
-    packs: bool  # weights are packed for tiles; else they are read where they lie, for a handful of rows
     by_batch: bool  # threads split the batch; else the units
     chunk: int  # steps whose inputs are projected together; 0: each step's with its recurrent product
     hidden: int  # H
