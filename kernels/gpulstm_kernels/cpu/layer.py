@@ -89,13 +89,12 @@ def layer_forward(
     steps, batch, inputs = x.shape
     weights = [_contiguous(w) for w in weights]
     own = [_matrices(w) for w in weights]
-    narrow, projected = own[0].hh.dtype != x.dtype, own[0].hr is not None
-    if steps == 1 and not keep and batch < _PACKS_FROM and not narrow and not projected:
+    dtype, directions, projected = x.dtype, len(weights), own[0].hr is not None
+    packs = _packs(steps, batch, own[0], dtype)
+    if steps == 1 and not keep and not packs:
         return (*_one_step(cell, x, state, weights), None)
-    dtype, directions = x.dtype, len(weights)
     sizes = sizes_of(cell, own[0].hh, dtype)
     at_most, by_batch = thread_split(steps, batch, own[0], sizes, directions)
-    packs = _packs(steps, batch, own[0], dtype)
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
     if not packs or (by_batch and rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO):
