@@ -121,7 +121,7 @@ def test_threads_that_look_out_for_steps_take_part_and_leave_for_calls(monkeypat
         return helped
 
     with problems.threads(3):
-        assert sum(steps() for _ in range(20)) > 0
+        assert any(steps() for _ in range(1000))  # the first few do, unless other processes keep the cores busy
         with ThreadPoolExecutor(2) as pool:
             for future in [pool.submit(steps) for _ in range(4)]:
                 future.result()

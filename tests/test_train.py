@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -479,8 +478,8 @@ def test_progress_goes_on_where_a_run_stopped(monkeypatch):
     assert "50/100" in terminal.getvalue()
 
 
-def test_the_loop_costs_little():
-    """Per step, what the loop adds to model, loss and optimizer (measured: about 40 µs)."""
+def test_the_loop_does_little_around_model_and_optimizer():
+    """What the loop adds to a step, counted in calls (measured: 71), which no other process can disturb."""
 
     class Nothing(Task):
         def loss(self, output: Any, targets: Any) -> tuple[float, Any]:
@@ -488,14 +487,22 @@ def test_the_loop_costs_little():
 
     task = Nothing()
     ids = np.zeros((1, 1), np.int64)
-    grads = {name: np.zeros(1, np.float32) for name in task.model.params}
-    task.model.vjp = lambda *_, **__: ((ids, ()), lambda dy: (None, (), dict(grads)))
-    task.optimizer.step = lambda *_: None
+    task.model.vjp = lambda *_, **__: ((ids, ()), lambda dy: (None, (), {}))
+    task.optimizer.advance = task.optimizer.apply = lambda *_: None
     task.batches.next = lambda: Batch(ids, ids)
     trainer = make(None, task)
-    begun = time.perf_counter()
-    trainer.run(steps=2000)
-    assert (time.perf_counter() - begun) / 2000 < 1e-3
+    calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        trainer.run(steps=200)
+    finally:
+        sys.setprofile(None)
+    assert calls / 200 < 100
 
 
 def test_lengths_reach_the_model():
