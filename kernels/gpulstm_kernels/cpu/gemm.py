@@ -15,11 +15,12 @@ import numpy as np
 
 from ..memory import empty, zeros
 from . import packing
+from .atomics import LINE
 from .compile import inline, kernel
 from .team import meet, share
 from .threads import crew
 from .tile import ROWS, WIDTH, tile_rows
-from .vector import lanes, load, store
+from .vector import lanes, load, store, transpose
 
 DEPTH = 512  # steps along K that one pass takes: a panel of them stays in the L2 cache
 OUTER_DEPTH = 512  # the same where both operands are packed: a thread holds its share of one of them whole
@@ -133,14 +134,16 @@ def outer_rows(c, sums, a, b, d, gates, units, width, k, add, room, edges, met, 
     """C = Aᵀ·B (gates · units, N) and behind it Aᵀ·D over ``k`` rows of :class:`Rows`, and the sums of A's columns.
 
     All three are added to what is there if ``add``. A's columns are in panels, (units / width, gates, width); what
-    lies past the last one is not read. ``room``: :func:`outer_room`. Threads split A's panels, and the work of packing
-    B and D, for which they meet: ``met``, how often they had met at ``barrier`` before, becomes what is returned.
+    lies past the last one is not read. ``room``: :func:`outer_room`. Threads split A's panels, which they transpose,
+    and the work of packing B and D, for which they meet: ``met``, how often they had met at ``barrier`` before,
+    becomes what is returned.
     """
     packed_a, packed_bd = room
     item, lane = c.itemsize, lanes(c)
     across = WIDTH * lane
-    left = packed_a.ctypes.data + rank * packed_a.strides[0]
+    left, of_gate, lda = packed_a.ctypes.data, packed_a.strides[0], packed_a.strides[1]
     first, last = share((units + width - 1) // width, rank, size)
+    unit, own = first * width, min(units, last * width) - first * width
     of_b, of_d = (b.columns + across - 1) // across, (d.columns + across - 1) // across
     for k0 in range(0, k, OUTER_DEPTH):
         depth = min(OUTER_DEPTH, k - k0)
@@ -148,49 +151,45 @@ def outer_rows(c, sums, a, b, d, gates, units, width, k, add, room, edges, met, 
         j0, j1 = share(depth, rank, size)
         _pack_panels(c, right, b, k0, depth, j0, j1)
         _pack_panels(c, right + of_b * depth * across * item, d, k0, depth, j0, j1)
-        for j0 in range(0, depth, 8):  # few rows at a time: rows far apart compete for the same cache lines
-            for column in range(first * gates * width, last * gates * width, width):
-                to = left + (column - first * gates * width) * depth * item
-                for v in range(0, width, lane):
-                    place = sums.ctypes.data + (column + v) * item
-                    total = load(c, place, lane if add or k0 + j0 > 0 else 0)
-                    source = a.flat.ctypes.data + (a.at[0] + k0 * a.at[1] + column + v) * item
-                    for j in range(j0, min(depth, j0 + 8)):
-                        values = load(c, source + j * a.at[1] * item, a.columns - column - v)
-                        total = total + values
-                        store(c, values, to + (j * width + v) * item, lane)
-                    store(c, total, place, lane)
+        for j0 in range(0, depth, lane):
+            for column in range(first * gates * width, last * gates * width, lane):
+                place = sums.ctypes.data + column * item
+                source = a.flat.ctypes.data + (a.at[0] + (k0 + j0) * a.at[1] + column) * item
+                total = load(c, place, lane if add or k0 + j0 > 0 else 0)
+                for j in range(min(lane, depth - j0)):
+                    total = total + load(c, source + j * a.at[1] * item, a.columns - column)
+                store(c, total, place, lane)
+                row = column // (gates * width) * width + column % width
+                to = left + column // width % gates * of_gate + row * lda + j0 * item
+                transpose(c, source, a.at[1] * item, depth - j0, a.columns - column, to, lda)
         met += 1
         meet(barrier, met, size)
         for p in range(of_b + of_d):
             n, start, p0 = (b.columns, 0, 0) if p < of_b else (d.columns, gates * units * b.columns, of_b)
             column = (p - p0) * across
-            for q in range(first * gates, last * gates):
-                unit = q // gates * width
+            for g in range(gates):
                 _tile_inside(
                     c,
-                    start + (q % gates * units + unit) * n + column,
+                    start + (g * units + unit) * n + column,
                     n,
                     n - column,
                     add or k0 > 0,
-                    left + (q - first * gates) * depth * width * item,
+                    left + g * of_gate + unit * lda,
+                    lda,
                     item,
-                    width * item,
                     right + p * depth * across * item,
-                    min(width, units - unit),
+                    own,
                     depth,
                     edges[rank],
                 )
     return met
 
 
-def outer_room(
-    threads: int, k: int, units: int, gates: int, width: int, columns: Sequence[int], dtype: np.dtype
-) -> Any:
-    """Scratch of :func:`outer_rows`: A packed by each thread, and twice B and D, of so many ``columns`` each."""
+def outer_room(k: int, units: int, gates: int, width: int, columns: Sequence[int], dtype: np.dtype) -> Any:
+    """Scratch of :func:`outer_rows`: A transposed, (gates, units, K); twice B and D, of so many ``columns`` each."""
     depth, across = min(k, OUTER_DEPTH), WIDTH * lanes(dtype)
-    panels = -(-units // width)
-    packed_a = empty((threads, depth * -(-panels // threads) * gates * width), dtype)
+    apart = -(-depth // lanes(dtype)) * lanes(dtype) + LINE // dtype.itemsize  # not a power of two
+    packed_a = empty((gates, -(-units // width) * width, apart), dtype)
     packed_bd = empty((2, depth * sum([-(-n // across) * across for n in columns])), dtype)
     return packed_a, packed_bd
 
@@ -224,7 +223,7 @@ def outer(
     sums = empty(-(-units // width) * width * gates, dtype)
     left = Rows(a, a_at, units if gates == 1 else len(sums))
     b, d = right if len(right) == 2 else (right[0], Rows(a, (0, 0), 0))
-    room = outer_room(threads, k, units, gates, width, n, dtype)
+    room = outer_room(k, units, gates, width, n, dtype)
     operands = (c, sums, left, b, d, gates, units, width, k, room, edges(threads, dtype))
     crew.run(_outer, dtype, operands, threads, work)
     return products_of(c, gates * units, n), sums

@@ -17,12 +17,14 @@ from .narrow import row_bytes
 from .sequence import Packed, Plan, Tape, Weights
 from .step import Stream as Stream  # a part of the backend, for gpulstm.nn.Stream
 from .threads import crew
-from .tile import WIDTH, panel_vectors
+from .tile import ROWS, WIDTH, panel_vectors
 from .vector import REGISTER_BYTES, lanes
 
 _PACKS_FROM = 16  # rows of input from which packing the weights pays
 _BLOCK = 48  # rows of a panel of gates that stay in the L1 cache from bias to cell
-_FUSED_FROM = 4  # rows of its own that a thread has in a step from which their input is projected step by step
+# Rows of its own that a thread has in a step from which their input is projected step by step. Never in tiles as low as
+# those of 16 registers: rows of several steps fill them better.
+_FUSED_FROM = 4 if ROWS > 3 else 1 << 62
 _FUSED_TO = 4 << 20  # bytes of input weights that may be read again at every step
 _CHUNK_ROWS = 192  # rows of input that one pass projects: enough to reuse a panel, few enough to stay in the cache
 _ROWS_BACK = gemm.OUTER_DEPTH  # whose gates' gradients are kept until products have used them: one pass of those
@@ -204,7 +206,7 @@ def layer_backward(
             projections.append(sequence.ProjectionBack(hr, dprojected, dhidden))
 
     dx = _begun_dx(x, directions)
-    room = gemm.outer_room(at_most, chunk * batch, hidden, gates, width, (inputs, outputs), dtype)
+    room = gemm.outer_room(chunk * batch, hidden, gates, width, (inputs, outputs), dtype)
     scratch = room, gemm.edges(at_most, dtype)
     projection = (projections[0], projections[-1]) if projected else None
     arguments = cell, x, dx, dy, tape.lengths, (walks[0], walks[-1]), projection, directions, *scratch

@@ -189,16 +189,21 @@ def _input_gates(cell, x, packed, gates, scratch, t0, n, b0, b1, p0, p1):
     left, ldx = narrowed(packed.ih, x, scratch, _at(x, t0, b0, 0), inputs * size, b1 - b0, inputs)
     for i in range(1, n):
         narrowed(packed.ih, x, scratch + i * batch * ldx, _at(x, t0 + i, b0, 0), inputs * size, b1 - b0, inputs)
-    # All rows lie one after another; or of few rows of each step, a tile takes those of several steps.
-    times, m, ldc, lda = (1, n * batch, ldg, ldx) if b1 - b0 == batch else (b1 - b0, n, batch * ldg, batch * ldx)
+    # All rows lie one after another; or a tile takes those of a step, or of a row of the batch, whichever are more.
+    own, of_gates, of_x = b1 - b0, batch * ldg, batch * ldx
+    if own == batch:
+        times, m, ldc, lda, next_c, next_a = 1, n * batch, ldg, ldx, 0, 0
+    elif own > n:
+        times, m, ldc, lda, next_c, next_a = n, own, ldg, ldx, of_gates, of_x
+    else:
+        times, m, ldc, lda, next_c, next_a = own, n, of_gates, of_x, ldg, ldx
     for p in range(p0, p1):
         start, scale = packed.bias.ctypes.data + p * ldg, packed.scale_ih.ctypes.data + p * ldg
         to = _at(gates, p, b0, 0)
         panel = depth * gates.shape[2] * packed.ih.itemsize
         right = packed.ih.ctypes.data + p * panel
-        for b in range(times):
-            row = left + b * ldx
-            at, ahead = to + b * ldg, right + panel
+        for i in range(times):
+            row, at, ahead = left + i * next_a, to + i * next_c, right + panel
             tile_rows(cell, x, packed.ih, scale, at, ldc, start, 0, row, lda, size, right, m, inputs, ahead)
 
 

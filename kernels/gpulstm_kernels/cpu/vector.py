@@ -464,6 +464,43 @@ def store(like, value, address, n):
         _store_first(value, address, n)
 
 
+@intrinsic
+def _transpose_square(typing: Any, like: Any, source: Any, apart: Any, to: Any, stride: Any) -> Any:
+    """:func:`transpose` of as many rows and columns as a register has lanes."""
+    vector = of_array(like).ir
+    n = vector.count
+    index = ir.VectorType(ir.IntType(32), n)
+    low, high = (ir.Constant(index, [k // 2 + first + k % 2 * n for k in range(n)]) for first in (0, n // 2))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, source, apart, to, stride = args
+        rows = [load_at(builder, builder.add(source, builder.mul(apart, INT64(r))), vector) for r in range(n)]
+        for _ in range(n.bit_length() - 1):  # each turns the numbers of rows and columns by one bit
+            pairs = zip(rows[: n // 2], rows[n // 2 :], strict=True)
+            rows = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in (low, high)]
+        for r, row in enumerate(rows):
+            store_at(builder, row, builder.add(to, builder.mul(stride, INT64(r))))
+        return context.get_dummy_value()
+
+    return types.none(like, *[types.int64] * 4), codegen
+
+
+@inline
+def transpose(like, source, apart, rows, columns, to, stride):
+    """Write ``rows`` rows at ``source`` as columns to ``to``: as many as a register has lanes, zeros past the last one.
+
+    Of ``columns`` columns, as many as there are lanes too. ``apart``, ``stride``: bytes from row to row.
+    """
+    lane, size = lanes(like), like.itemsize
+    if rows >= lane and columns >= lane:
+        _transpose_square(like, source, apart, to, stride)
+    else:
+        for c in range(min(columns, lane)):
+            for r in range(lane):
+                value = load(like, source + r * apart + c * size, 1 if r < rows else 0)
+                store(like, value, to + c * stride + r * size, 1)
+
+
 def _tuple_loader(count: Callable[[Cell], int]) -> Any:
     @intrinsic
     def load_tuple(typing: Any, cell: Any, like: Any, address: Any, stride: Any) -> Any:
