@@ -13,7 +13,7 @@ from ..memory import empty, zeros
 from . import gemm, packing, sequence, step
 from .features import L2_BYTES
 from .kept import Contents, contents, kept
-from .narrow import row_bytes
+from .narrow import group, row_bytes
 from .sequence import Packed, Plan, Tape, Weights
 from .step import Stream as Stream  # a part of the backend, for gpulstm.nn.Stream
 from .threads import crew
@@ -30,6 +30,9 @@ _CHUNK_ROWS = 192  # rows of input that one pass projects: enough to reuse a pan
 _ROWS_BACK = gemm.OUTER_DEPTH  # whose gates' gradients are kept until products have used them: one pass of those
 _WORTH_A_THREAD = 4_000_000  # multiply-adds below which a further thread costs more than it brings
 NARROW = {"bf16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}  # what weights may be kept as, for inference
+# Rows of a step from which bfloat16 is multiplied as float32 where it has no product of its own: to widen a weight at
+# every use costs more then than to read it in half the bytes saves.
+_WIDE_FROM = 16
 _READ_COST = 8  # multiply-adds in the time it takes to read one weight
 _SPLIT_FROM = 6  # rows a thread has from which threads split the batch rather than share the weights
 # Bytes of recurrent weights from which they share them all the same: a share stays in an L2 cache of 1 MB; one of half
@@ -96,6 +99,7 @@ def layer_forward(
     if steps == 1 and not keep and not packs:
         return (*_one_step(cell, x, state, weights), None)
     sizes = sizes_of(cell, own[0].hh, dtype)
+    wide = own[0].hh.dtype == NARROW["bf16"] and group(own[0].hh) == 1 and batch >= _WIDE_FROM
     at_most, by_batch = thread_split(steps, batch, own[0], sizes, directions)
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
@@ -112,7 +116,7 @@ def layer_forward(
     for d in range(directions):
         plan = Plan(d == 1, d * sizes.outputs, keep, by_batch, chunk, sizes.hidden, sizes.outputs)
         of = _contents(weights[d], packs or keep)
-        packed = _packed_rows(weights[d], of, sizes, dtype, packs)
+        packed = _packed_rows(weights[d], of, sizes, dtype, packs, wide)
         if keep:
             columns.append(_packed_columns(own[d], of, sizes))
         tape = _begun_tape(cell, ys, [part[d] for part in state], steps, sizes, plan, projected)
@@ -125,7 +129,8 @@ def layer_forward(
     projection = (projections[0], projections[-1]) if projected else None
     arguments = cell, x, lengths, (walks[0], walks[-1]), unpacked, projection, directions
     work = 0 if by_batch else steps * batch * own[0].hh.size
-    crew.run(sequence.forward, (cell, dtype, own[0].ih.dtype, packs, projection is None), arguments, at_most, work)
+    read = dtype if wide else own[0].ih.dtype
+    crew.run(sequence.forward, (cell, dtype, read, packs, projection is None), arguments, at_most, work)
     plans, tapes = [walk.plan for walk in walks], [walk.tape for walk in walks]
     names = [tuple(w) for w in weights]
     final = _final_state(cell, plans, tapes, steps)
@@ -332,20 +337,23 @@ def _contents(weights: Mapping[str, np.ndarray], whole: bool) -> Contents:
     )
 
 
-def _packed_rows(weights: Mapping[str, np.ndarray], of: Contents, sizes: Sizes, dtype: np.dtype, packs: bool) -> Packed:
-    """What the forward walk reads of one direction: without ``packs`` neither ih nor hh."""
+def _packed_rows(
+    weights: Mapping[str, np.ndarray], of: Contents, sizes: Sizes, dtype: np.dtype, packs: bool, wide: bool
+) -> Packed:
+    """What the forward walk reads of one direction: without ``packs`` neither ih nor hh; with ``wide`` as float32."""
 
     def pack() -> Packed:
         gates, width, nothing = sizes.gates, sizes.width, _nothing(dtype, 1)
-        ih, hh = (
-            packing.rows(weights[name], gates, width) if packs else nothing for name in ("weight_ih", "weight_hh")
-        )
+        matrices = [weights[name] for name in ("weight_ih", "weight_hh")]
+        if wide:
+            matrices = [(matrix.astype(np.uint32) << 16).view(np.float32) for matrix in matrices]
+        ih, hh = (packing.rows(matrix, gates, width) if packs else nothing for matrix in matrices)
         bias = packing.biases(weights, gates, width, dtype)
         scales = [weights.get(name) for name in ("scale_ih", "scale_hh")]
         in_panels = [nothing if scale is None else packing.in_panels(scale, gates, width) for scale in scales]
         return Packed(ih, hh, bias, *in_panels)
 
-    return kept(of, ("rows", packs, sizes, dtype, *weights), pack)
+    return kept(of, ("rows", packs, wide, sizes, dtype, *weights), pack)
 
 
 def _packed_projection(weights: Mapping[str, np.ndarray], of: Contents) -> np.ndarray:
