@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import gpulstm
 from gpulstm import arrays
 from gpulstm_kernels import reference
 from gpulstm_kernels.cells import activations
-from gpulstm_kernels.cpu import gemm, layer, vector
+from gpulstm_kernels.cpu import features, gemm, layer, vector
 
 DTYPES = ["float32", "float64"]
 CELLS = ["lstm", "rnn"]
@@ -165,6 +166,18 @@ def test_both_splits_were_taken() -> None:
     for split, by_batch in (("batch", True), ("units", False)):
         with problems.threads(3, split):
             assert layer.thread_split(3, 4, weights, sizes, 1) == (3, by_batch)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512K\n", 512 << 10), ("2048K\n", 2 << 20), ("", 1 << 20), (None, 1 << 20)]
+)
+def test_size_of_the_l2_cache(text: str | None, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Linux writes it; 1 MB where nothing is written, or nothing to read."""
+    place = tmp_path / "size"
+    if text is not None:
+        place.write_text(text)
+    monkeypatch.setattr(features, "_L2_SIZE", place)
+    assert features._l2_bytes() == size
 
 
 def ragged_lstm(dtype: str, **options: Any) -> tuple[Any, np.ndarray, np.ndarray]:

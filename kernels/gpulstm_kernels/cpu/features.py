@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 import llvmlite.binding as llvm
 from numba import config
 
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # Linux's asm/unistd_64.h, asm/prctl.h, xfeatures
+_L2_SIZE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 
 
 def _features() -> set[str]:
@@ -26,7 +28,16 @@ def _may_use_tiles() -> bool:
     return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
 
 
+def _l2_bytes() -> int:
+    """Of a core's L2 cache, where Linux tells; else what is usual."""
+    try:
+        return int(_L2_SIZE.read_text().strip().removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return 1 << 20
+
+
 FEATURES = _features()
 IS_X86 = "x86" in llvm.get_process_triple()
 # Products of bfloat16 in the registers of AMX; what else is narrow counts on AVX-512 where there is AMX.
 AMX = {"amx-tile", "amx-bf16", "avx512bf16", "avx512bw"} <= FEATURES and _may_use_tiles()
+L2_BYTES = _l2_bytes()

@@ -11,6 +11,7 @@ import numpy as np
 from ..cells import Cell
 from ..memory import empty, zeros
 from . import gemm, packing, sequence, step
+from .features import L2_BYTES
 from .kept import Contents, contents, kept
 from .narrow import group, row_bytes
 from .sequence import Packed, Plan, Tape, Weights
@@ -34,7 +35,9 @@ NARROW = {"bf16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}  # what weight
 _WIDE_FROM = 16
 _READ_COST = 8  # multiply-adds in the time it takes to read one weight
 _SPLIT_FROM = 6  # rows a thread has from which threads split the batch rather than share the weights
-_SHARED_FROM = 1 << 19  # bytes of recurrent weights from which they share them all the same: caches hold a share
+# Bytes of recurrent weights from which they share them all the same: a share stays in an L2 cache of 1 MB; one of half
+# a megabyte would hold no share of these, and threads that do not wait for each other are faster.
+_SHARED_FROM = 1 << 19 if L2_BYTES >= 1 << 20 else 1 << 21
 
 
 class LayerTape(NamedTuple):
