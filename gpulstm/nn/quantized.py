@@ -24,7 +24,8 @@ class Quantized(Streamed):
     so is what they meet: for ``"int8"`` each row of x and h to whole numbers of 16 bits (fewer where a row
     has more than 516 elements, so that sums fit 32 bits), an error of at most 1/65534 of the row's largest; for
     ``"bf16"`` to bfloat16, by at most 2⁻⁸ of a number, on processors with an instruction for it (AVX512-BF16), else
-    not at all. Sums, cells and states are float32. A row of x with an infinity or NaN gives NaN. There is no ``vjp``.
+    not at all (and a float32 copy of the weights is kept for calls of 16 rows a step and more). Sums, cells and states
+    are float32. A row of x with an infinity or NaN gives NaN. There is no ``vjp``.
 
     Attributes:
         config: that of the layer.
