@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gpulstm_kernels import bfloat16
+
 from .. import nn
 from . import models
 from .common import Arrays, PathLike, WeightsError, on_host, path_of, read, write
@@ -93,7 +95,7 @@ def contents(path: PathLike) -> tuple[Arrays, Mapping[str, str]]:
             continue  # counters and masks of other modules
         little = np.dtype(_DTYPES[tensor["dtype"]]).newbyteorder("<")
         array = np.frombuffer(tensor["data"], little).astype(little.newbyteorder("="), copy=False)
-        if tensor["dtype"] == "BF16":  # the upper half of a float32
-            array = (array.astype(np.uint32) << 16).view(np.float32)
+        if tensor["dtype"] == "BF16":
+            array = bfloat16.widened(array)
         tensors[name] = array.reshape(tensor["shape"])
     return tensors, header.get("__metadata__", {})

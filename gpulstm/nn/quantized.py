@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpulstm_kernels import bfloat16
+
 from .. import dispatch, ops
 from .model import Params
 from .stream import Streamed
@@ -42,7 +44,7 @@ class Quantized(Streamed):
             if not name.startswith(("weight_ih", "weight_hh")):
                 self.params[name] = value.copy()
             elif kind == "bf16":
-                self.params[name] = _to_bfloat16(value)
+                self.params[name] = bfloat16.rounded(value)
             else:
                 self.params[name], self.params[name.replace("weight", "scale")] = _to_int8(value)
 
@@ -74,7 +76,7 @@ class Quantized(Streamed):
         params = {name: value for name, value in self.params.items() if not name.startswith("scale")}
         for name, value in params.items():
             if value.dtype == np.uint16:
-                params[name] = (value.astype(np.uint32) << 16).view(np.float32)
+                params[name] = bfloat16.widened(value)
             elif value.dtype == np.int8:
                 params[name] = value * self.params[name.replace("weight", "scale")][:, None]
         return params
@@ -108,12 +110,6 @@ def quantize(layer: RNNBase, kind: str) -> Quantized:
     if layer.device != "cpu" or dtype != np.float32:
         raise ValueError(f"layer: expected float32 parameters on the CPU, got {dtype} on {layer.device}")
     return Quantized(layer, kind)
-
-
-def _to_bfloat16(weight: np.ndarray) -> np.ndarray:
-    """The upper half of each float32, rounded to nearest, ties to even."""
-    bits = weight.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def _to_int8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import bfloat16
 from ..cells import Cell
 from ..memory import empty, zeros
 from . import gemm, packing, sequence, step
@@ -346,7 +347,7 @@ def _packed_rows(
         gates, width, nothing = sizes.gates, sizes.width, _nothing(dtype, 1)
         matrices = [weights[name] for name in ("weight_ih", "weight_hh")]
         if wide:
-            matrices = [(matrix.astype(np.uint32) << 16).view(np.float32) for matrix in matrices]
+            matrices = [bfloat16.widened(matrix) for matrix in matrices]
         ih, hh = (packing.rows(matrix, gates, width) if packs else nothing for matrix in matrices)
         bias = packing.biases(weights, gates, width, dtype)
         scales = [weights.get(name) for name in ("scale_ih", "scale_hh")]
