@@ -487,18 +487,18 @@ def _transpose_square(typing: Any, like: Any, source: Any, apart: Any, to: Any, 
 
 @inline
 def transpose(like, source, apart, rows, columns, to, stride):
-    """Write ``rows`` rows at ``source`` as columns to ``to``: as many as a register has lanes, zeros past the last one.
+    """Write ``rows`` rows of ``columns`` columns at ``source`` to ``to`` as columns.
 
-    Of ``columns`` columns, as many as there are lanes too. ``apart``, ``stride``: bytes from row to row.
+    Of both there may be more than a register has lanes; no more than that are written.
+    ``apart``, ``stride``: bytes from row to row at ``source`` and at ``to``.
     """
     lane, size = lanes(like), like.itemsize
     if rows >= lane and columns >= lane:
         _transpose_square(like, source, apart, to, stride)
     else:
         for c in range(min(columns, lane)):
-            for r in range(lane):
-                value = load(like, source + r * apart + c * size, 1 if r < rows else 0)
-                store(like, value, to + c * stride + r * size, 1)
+            for r in range(min(rows, lane)):
+                store(like, load(like, source + r * apart + c * size, 1), to + c * stride + r * size, 1)
 
 
 def _tuple_loader(count: Callable[[Cell], int]) -> Any:
