@@ -232,6 +232,8 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     Raises:
         TypeError: ``value`` is neither, or masked; lists are not taken, since their dtype would be a guess.
     """
+    if type(value) is np.ndarray:  # which asks for no numpy.ma, that takes a while to import
+        return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected an array, got a masked one, whose mask would be lost; fill it first")
     if isinstance(value, np.ndarray):

@@ -333,6 +333,22 @@ def test_an_install_that_nothing_can_be_written_to(tmp_path: Path) -> None:
     assert printed == f"True NullCache {tmp_path / 'gpulstm' / '__init__.py'}\n"
 
 
+def test_a_process_that_compiles_nothing_spares_itself_the_compiler(tmp_path: Path) -> None:
+    """What compiled once is read from the cache, without what Numba would import to compile, and computes the same."""
+    script = """
+        import sys
+        import numpy as np
+        import gpulstm
+
+        rnn, x = gpulstm.RNN(3, 5, seed=0), np.ones((2, 1, 3), np.float32)
+        error = np.abs(rnn(x)[0] - rnn(x, backend="reference")[0]).max()
+        print(error < 1e-5, "numba.np.linalg" in sys.modules)
+    """
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path), "GPULSTM_BACKEND": None}
+    assert python(script, ROOT, **cache) == "True True\n"
+    assert python(script, ROOT, **cache) == "True False\n"
+
+
 def test_a_crowded_crew_works_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(threads.time, "monotonic", lambda: now)

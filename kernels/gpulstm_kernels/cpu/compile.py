@@ -8,6 +8,7 @@ the cell: what changed is compiled anew.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit, typeof, types
+from numba.core.caching import FunctionCache
 from numba.core.imputils import lower_getattr_generic
+from numba.core.runtime import rtsys
 from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
 from numba.extending import (
     NativeValue,
@@ -38,6 +41,19 @@ _INSIDE = _MATHS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 OPTIONS = _MATHS | {"nogil": True, "no_cfunc_wrapper": True}
 
 
+class _Cache(FunctionCache):
+    """Numba's cache on disk, which reads machine code without all that Numba needs to compile.
+
+    Before it looks into a cache, Numba imports what implements Python and NumPy in it and fills its tables, a third of
+    a second that a process spends in vain where everything comes from the cache. It does so again before it compiles.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)  # machine code calls it
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+
 def _digest(*contents: bytes) -> str:
     return hashlib.blake2b(b"".join(contents), digest_size=8).hexdigest()
 
@@ -48,10 +64,10 @@ _SOURCES = _digest(*(path.read_bytes() for path in sorted(Path(__file__).parent.
 def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     """Compile ``function`` at its first call, cached on disk unless no folder can hold the cache."""
     function.__qualname__ += f"_{_SOURCES}"  # which names the cache's files
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # "no locator available": a read-only install without a writable home
-        return njit(**options)(function)
+    compiled = njit(**options)(function)
+    with contextlib.suppress(RuntimeError):  # "no locator available": a read-only install without a writable home
+        compiled._cache = _Cache(function)
+    return compiled
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import typeof, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .atomics import LINE, SPINS, clock, exchange, fetch_add, pause, publish, read, wait_for
 from .compile import entry, entry_point, inline, kernel, machine_code
+from .record import Record, address_of, share_of
 from .vector import INT64
 
 POSTED, GO, TAKEN, DONE = range(0, 4 * LINE, LINE)  # bytes from the beginning of a box
@@ -68,38 +68,8 @@ def meet(barrier, times, size):
 
 
 @intrinsic
-def _written_down(typing: Any, address: Any, arguments: Any) -> Any:
-    """(machine code, record) for :func:`_call`, which runs what lies at ``address`` with ``arguments``.
-
-    Both are there as long as the kernel that asks for them runs.
-    """
-    inside = [*arguments.types, types.int64, types.int64, types.int64]
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        values = [args[0], *cgutils.unpack_tuple(builder, args[1])]
-        record = ir.LiteralStructType([value.type for value in values])
-        place = cgutils.alloca_once(builder, record)
-        for i, value in enumerate(values):
-            builder.store(value, cgutils.gep_inbounds(builder, place, 0, i))
-
-        code = ir.Function(builder.module, ir.FunctionType(INT64, [INT64] * 4), builder.module.get_unique_name("share"))
-        code.linkage = "internal"
-        inner = ir.IRBuilder(code.append_basic_block("entry"))
-        at = inner.inttoptr(code.args[0], record.as_pointer())
-        address, *own = (inner.load(cgutils.gep_inbounds(inner, at, 0, i)) for i in range(len(values)))
-        function_type = context.call_conv.get_function_type(types.none, inside)
-        function = inner.inttoptr(address, function_type.as_pointer())
-        status, _ = context.call_conv.call_function(inner, function, types.none, inside, [*own, *code.args[1:]])
-        inner.ret(inner.zext(status.is_error, INT64))
-        addresses = [builder.ptrtoint(code, INT64), builder.ptrtoint(place, INT64)]
-        return context.make_tuple(builder, sig.return_type, addresses)
-
-    return types.UniTuple(types.int64, 2)(address, arguments), codegen
-
-
-@intrinsic
 def _call(typing: Any, function: Any, arguments: Any, rank: Any, size: Any, barrier: Any) -> Any:
-    """Run what :func:`_written_down` gave; 0, or 1 if an error ended it."""
+    """Run a share by code of :func:`.record.share_of`; 0, or 1 if an error ended it."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         typ = ir.FunctionType(INT64, [INT64] * 4)
@@ -126,7 +96,7 @@ def _take(box, number):
 
 @kernel
 def _lead(team, function, arguments):
-    """Run every share of what :func:`_written_down` gave, one on each thread of ``team``. FAILED, CROWDED or 0."""
+    """Run every share of a record, one on each thread of ``team``. FAILED, CROWDED or 0."""
     size, began = team[0], clock()
     barrier = (team.ctypes.data + team.size * 8 - BARRIERS * BARRIER) // LINE * LINE
     if size == 1:
@@ -169,10 +139,9 @@ def _call_lead(typing: Any, lead: Any, team: Any, function: Any, arguments: Any)
 
 
 @entry
-def _start(team, lead, address, arguments):
-    """Run the kernel at ``address`` on ``team``, by the code of :func:`_lead`."""
-    function, arguments = _written_down(address, arguments)
-    return _call_lead(lead, team, function, arguments)
+def _start(team, lead, record):
+    """Run what ``record`` says on ``team``, by the code of :func:`_lead`."""
+    return _call_lead(lead, team, share_of(record), address_of(record))
 
 
 _prepared: dict[tuple[Any, Any], tuple[Callable[..., int], int, int]] = {}
@@ -185,7 +154,7 @@ def run_shares(team: np.ndarray, function: Any, key: Any, arguments: tuple[Any, 
     from ``key``.
     """
     start, lead, code = _prepared.get((function, key)) or _prepare(function, key, arguments)
-    return start(team, lead, code, arguments)
+    return start(team, lead, (code, *arguments))
 
 
 def _prepare(function: Any, key: Any, arguments: tuple[Any, ...]) -> tuple[Callable[..., int], int, int]:
@@ -193,7 +162,7 @@ def _prepare(function: Any, key: Any, arguments: tuple[Any, ...]) -> tuple[Calla
     team, number = new_team([]), types.int64
     lead = machine_code(_lead, (typeof(team), number, number))
     code = machine_code(function, (*map(typeof, arguments), number, number, number))
-    _prepared[function, key] = entry_point(_start, team, lead, code, arguments), lead, code
+    _prepared[function, key] = entry_point(_start, team, lead, Record((code, *arguments))), lead, code
     return _prepared[function, key]
 
 

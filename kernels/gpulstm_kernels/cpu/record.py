@@ -1,0 +1,99 @@
+"""The arguments of a kernel as a record in memory, which threads are given the address of.
+
+Numba unboxes a tuple into one value of as many words as all its arrays have, and hands it on word by word: of the
+arguments of a walk there are three hundred, which take a second to compile. Here each argument is unboxed into its
+place, and arrays are borrowed: whoever calls holds them meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import typeof, types
+from numba.core import cgutils
+from numba.extending import NativeValue, intrinsic, models, register_model, typeof_impl, unbox
+
+from .vector import INT64
+
+
+class Record(tuple):
+    """(address of machine code, \\*its arguments), told apart from a tuple by Numba's ``typeof``."""
+
+
+class RecordType(types.Type):
+    """Numba's type of a :class:`Record`, from the tuple's. In a kernel it is the byte address of the record."""
+
+    def __init__(self, inside: types.BaseTuple) -> None:
+        self.inside = inside
+        super().__init__(name=f"Record({inside})")
+
+
+@register_model(RecordType)
+class _RecordModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, typ: RecordType) -> None:
+        super().__init__(manager, typ, INT64)
+
+
+@typeof_impl.register(Record)
+def _typeof_record(value: Record, context: Any) -> RecordType:
+    return RecordType(typeof(tuple(value)))
+
+
+@unbox(RecordType)
+def _unbox_record(typ: RecordType, value: Any, c: Any) -> NativeValue:
+    place = cgutils.alloca_once(c.builder, c.context.get_value_type(typ.inside))
+    failed = cgutils.alloca_once_value(c.builder, cgutils.false_bit)
+
+    def write(typ: types.Type, value: Any, to: Any) -> None:
+        if isinstance(typ, types.BaseTuple):
+            for i, element in enumerate(typ):
+                write(element, c.pyapi.tuple_getitem(value, i), cgutils.gep_inbounds(c.builder, to, 0, i))
+            return
+        if isinstance(typ, types.Array):
+            function_type = ir.FunctionType(ir.IntType(32), [c.pyapi.pyobj, c.pyapi.voidptr])
+            borrow = cgutils.get_or_insert_function(c.builder.module, function_type, "numba_adapt_ndarray")
+            status = c.builder.call(borrow, [value, c.builder.bitcast(to, c.pyapi.voidptr)])
+            error = cgutils.is_not_null(c.builder, status)
+        else:
+            native = c.unbox(typ, value)
+            c.builder.store(native.value, to)
+            error = native.is_error
+        with c.builder.if_then(error, likely=False):
+            c.builder.store(cgutils.true_bit, failed)
+
+    write(typ.inside, value, place)
+    return NativeValue(c.builder.ptrtoint(place, INT64), is_error=c.builder.load(failed))
+
+
+@intrinsic
+def share_of(typing: Any, record: Any) -> Any:
+    """Address of machine code that runs a share of what ``record`` says.
+
+    It takes the record's address, rank, size and barrier, all int64, and returns 0, or 1 if an error ended the share.
+    """
+    inside = [*list(record.inside)[1:], types.int64, types.int64, types.int64]
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        code = ir.Function(builder.module, ir.FunctionType(INT64, [INT64] * 4), builder.module.get_unique_name("share"))
+        code.linkage = "internal"
+        inner = ir.IRBuilder(code.append_basic_block("entry"))
+        at = inner.inttoptr(code.args[0], context.get_value_type(record.inside).as_pointer())
+        address, *own = (inner.load(cgutils.gep_inbounds(inner, at, 0, i)) for i in range(len(record.inside)))
+        function_type = context.call_conv.get_function_type(types.none, inside)
+        function = inner.inttoptr(address, function_type.as_pointer())
+        status, _ = context.call_conv.call_function(inner, function, types.none, inside, [*own, *code.args[1:]])
+        inner.ret(inner.zext(status.is_error, INT64))
+        return builder.ptrtoint(code, INT64)
+
+    return types.int64(record), codegen
+
+
+@intrinsic
+def address_of(typing: Any, record: Any) -> Any:
+    """Where a :class:`Record` lies: it is there as long as the function that Python called with it runs."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return args[0]
+
+    return types.int64(record), codegen
