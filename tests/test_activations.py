@@ -12,6 +12,7 @@ from numba import njit
 
 import gpulstm
 from gpulstm_kernels.cells import activations
+from gpulstm_kernels.cpu import activations as of_vectors  # noqa: F401 - which implements them
 from gpulstm_kernels.cpu.compile import OPTIONS
 from gpulstm_kernels.cpu.vector import lanes, load, store
 

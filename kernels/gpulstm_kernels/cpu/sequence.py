@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import activations  # noqa: F401 - what cells call
 from .compile import always_inline, cell_backward, cell_forward, inline, kernel
 from .gemm import Rows, multiply_panel, multiply_rows, outer_rows
 from .narrow import in_blocks, narrowed, packed_depth, row_bytes
