@@ -52,6 +52,7 @@ def _unbox_record(typ: RecordType, value: Any, c: Any) -> NativeValue:
             return
         if isinstance(typ, types.Array):
             function_type = ir.FunctionType(ir.IntType(32), [c.pyapi.pyobj, c.pyapi.voidptr])
+            # Of Numba: it fills in an array's words, without a reference.
             borrow = cgutils.get_or_insert_function(c.builder.module, function_type, "numba_adapt_ndarray")
             status = c.builder.call(borrow, [value, c.builder.bitcast(to, c.pyapi.voidptr)])
             error = cgutils.is_not_null(c.builder, status)
