@@ -232,11 +232,10 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     Raises:
         TypeError: ``value`` is neither, or masked; lists are not taken, since their dtype would be a guess.
     """
-    if type(value) is np.ndarray:  # which asks for no numpy.ma, that takes a while to import
-        return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array, got a masked one, whose mask would be lost; fill it first")
     if isinstance(value, np.ndarray):
+        # A plain array does not ask for numpy.ma, which takes a while to import.
+        if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{name}: expected an array, got a masked one, whose mask would be lost; fill it first")
         return value
     if hasattr(value, "__dlpack__"):
         try:

@@ -41,8 +41,8 @@ def _typeof_record(value: Record, context: Any) -> RecordType:
 
 
 @unbox(RecordType)
-def _unbox_record(typ: RecordType, value: Any, c: Any) -> NativeValue:
-    place = cgutils.alloca_once(c.builder, c.context.get_value_type(typ.inside))
+def _unbox_record(record: RecordType, arguments: Any, c: Any) -> NativeValue:
+    place = cgutils.alloca_once(c.builder, c.context.get_value_type(record.inside))
     failed = cgutils.alloca_once_value(c.builder, cgutils.false_bit)
 
     def write(typ: types.Type, value: Any, to: Any) -> None:
@@ -63,7 +63,7 @@ def _unbox_record(typ: RecordType, value: Any, c: Any) -> NativeValue:
         with c.builder.if_then(error, likely=False):
             c.builder.store(cgutils.true_bit, failed)
 
-    write(typ.inside, value, place)
+    write(record.inside, arguments, place)
     return NativeValue(c.builder.ptrtoint(place, INT64), is_error=c.builder.load(failed))
 
 
