@@ -40,11 +40,11 @@ def multiply_panel(c, offset, ldc, columns, add, a, a_offset, lda, packed, p, m,
         b = packed.ctypes.data + (p * k + k0) * across * size
         at = offset + p * across
         left_k, inside, more = left + k0 * size, columns - p * across, add or k0 > 0
-        _tile_inside(c, at, ldc, inside, more, left_k, lda * size, size, b, m, min(DEPTH, k - k0), edge)
+        _tile_inside(c, at, ldc, inside, more, left_k, lda * size, b, m, min(DEPTH, k - k0), edge)
 
 
 @inline
-def _tile_inside(c, at, ldc, columns, add, a, lda, stepa, b, m, n, edge):
+def _tile_inside(c, at, ldc, columns, add, a, lda, b, m, n, edge):
     """C = A·B, or C += A·B if ``add``, for ``m`` rows of a panel that may reach past the last column of flat C.
 
     ``at``: where the panel begins; ``columns``: how many there are from there on; the rest as for ``tile_rows``.
@@ -62,7 +62,7 @@ def _tile_inside(c, at, ldc, columns, add, a, lda, stepa, b, m, n, edge):
                 for v in range(0, columns, lanes(c)):
                     value = load(c, c.ctypes.data + (at + (r0 + r) * ldc + v) * size, columns - v)
                     store(c, value, to + r * apart + v * size, lanes(c))
-        tile_rows(WIDTH, c, c, 0, to, apart, start, lds, a + r0 * lda, lda, stepa, b, height, n, b + n * across * size)
+        tile_rows(WIDTH, c, c, 0, to, apart, start, lds, a + r0 * lda, lda, b, height, n, b + n * across * size)
         if not inside:
             for r in range(height):
                 for v in range(0, columns, lanes(c)):
@@ -176,7 +176,6 @@ def outer_rows(c, sums, a, b, d, gates, units, width, k, add, room, edges, met, 
                     add or k0 > 0,
                     left + g * of_gate + unit * lda,
                     lda,
-                    item,
                     right + p * depth * across * item,
                     own,
                     depth,

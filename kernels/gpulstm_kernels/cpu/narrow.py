@@ -87,6 +87,8 @@ class Pairs:
         self.vector, self.element = vector, element
         self.lanes = ir.VectorType(ir.IntType(32), vector.count)
         self.bytes = 2 * vector.count * element.bitwidth // 8
+        # In a row, at most: additions that are instructions of their own are put off until no register is left.
+        self.steps = 2 if element == types.int8 and not _INT16_DOT else 8
 
     def load(self, builder: ir.IRBuilder, address: Any) -> Any:
         narrow = load_at(builder, address, ir.VectorType(ir.IntType(self.element.bitwidth), 2 * self.lanes.count))

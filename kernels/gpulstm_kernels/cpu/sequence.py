@@ -205,7 +205,7 @@ def _input_gates(cell, x, packed, gates, scratch, t0, n, b0, b1, p0, p1):
         right = packed.ih.ctypes.data + p * panel
         for i in range(times):
             row, at, ahead = left + i * next_a, to + i * next_c, right + panel
-            tile_rows(cell, x, packed.ih, scale, at, ldc, start, 0, row, lda, size, right, m, inputs, ahead)
+            tile_rows(cell, x, packed.ih, scale, at, ldc, start, 0, row, lda, right, m, inputs, ahead)
 
 
 @always_inline
@@ -303,22 +303,16 @@ def forward(cell, x, lengths, directions, unpacked, projections, count, rank, si
                         ih, scale = packed.ih.ctypes.data + p * panel_x, packed.scale_ih.ctypes.data + p * ldg
                         if not plan.chunk:
                             row, ahead = left_x + (r0 - b0) * ldx, ih + forth * panel_x
-                            tile_rows(
-                                cell, x, packed.ih, scale, to, ldg, bias, 0, row, ldx, item, ih, rows, inputs, ahead
-                            )
+                            tile_rows(cell, x, packed.ih, scale, to, ldg, bias, 0, row, ldx, ih, rows, inputs, ahead)
                         hh, scale = packed.hh.ctypes.data + p * panel_h, packed.scale_hh.ctypes.data + p * ldg
                         ahead = hh + forth * panel_h
                         if not alone:
-                            tile_rows(
-                                cell, x, packed.hh, scale, to, ldg, to, ldg, h, ldh, item, hh, rows, outputs, ahead
-                            )
+                            tile_rows(cell, x, packed.hh, scale, to, ldg, to, ldg, h, ldh, hh, rows, outputs, ahead)
                         elif not in_pairs or (i % 2 == 0 and i + 1 == p1 - p0):
-                            tile_row(cell, x, packed.hh, scale, to, to, h, item, hh, outputs)
+                            tile_row(cell, x, packed.hh, scale, to, to, h, hh, outputs)
                         elif i % 2 == 0:
                             next_to, next_scale = _at(gates, p + forth, (t - t0) * batch + r0, 0), scale + forth * ldg
-                            tile_row_twice(
-                                cell, x, packed.hh, scale, next_scale, to, next_to, h, item, hh, ahead, outputs
-                            )
+                            tile_row_twice(cell, x, packed.hh, scale, next_scale, to, next_to, h, hh, ahead, outputs)
                     for b in range(r0, r0 + rows):
                         at = to + (b - r0) * ldg
                         if t < lengths[b]:

@@ -84,12 +84,12 @@ def _packed(cell, like, weights, p, batch, row, x, ldx, h, ldh, room):
     ldg = (across + cell.n_states * lane) * item
     bias, scale_ih, scale_hh = row[_BIAS] + panel, row[_SCALE_IH] + panel, row[_SCALE_HH] + panel
     if batch == 1:
-        tile_row(cell, like, weights, scale_ih, room, bias, x, item, ih, inputs)
-        tile_row(cell, like, weights, scale_hh, room, room, h, item, hh, hidden)
+        tile_row(cell, like, weights, scale_ih, room, bias, x, ih, inputs)
+        tile_row(cell, like, weights, scale_hh, room, room, h, hh, hidden)
     else:
         next_ih, next_hh = ih + panel_x, hh + panel_h
-        tile_rows(cell, like, weights, scale_ih, room, ldg, bias, 0, x, ldx, item, ih, batch, inputs, next_ih)
-        tile_rows(cell, like, weights, scale_hh, room, ldg, room, ldg, h, ldh, item, hh, batch, hidden, next_hh)
+        tile_rows(cell, like, weights, scale_ih, room, ldg, bias, 0, x, ldx, ih, batch, inputs, next_ih)
+        tile_rows(cell, like, weights, scale_hh, room, ldg, room, ldg, h, ldh, hh, batch, hidden, next_hh)
     for b in range(batch):
         gates, carried, stride = room + b * ldg, room + b * ldg + across * item, batch * hidden * item
         for u in range(0, min(width, hidden - p * width), lane):

@@ -1,9 +1,9 @@
 """The inner loop of every matrix product: a tile of C held in vector registers while it runs along K.
 
 ``tile_rows`` adds A·B to rows of C that are ``width`` vectors wide. B is packed, so that a step along K reads ``width``
-consecutive vectors; A is read one element a row and step, with any strides, and broadcast. Every element is one sum
-in the order of K, however the rows are cut into tiles, so threads may split them
-anywhere. ``dots`` serves a handful of rows, where packing B would cost more than the product: it reads B as it lies.
+consecutive vectors; A is read one element a row and step, and broadcast. Every element is one sum in the order of K,
+however the rows are cut into tiles, so threads may split them anywhere. ``dots`` serves a handful of rows, where
+packing B would cost more than the product: it reads B as it lies.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ from .vector import (
 )
 
 WIDTH = 4  # vectors of C across a tile; a step along K loads as many from B
+# Products that a loop along K adds up before it counts. Where a core serves two threads, each may start half as many
+# instructions in a cycle, and then every one that is not a product costs time.
+_IN_A_ROW = 48
 # Rows whose dot products share the loads of a vector, and independent sums of each, so that multiply-adds overlap:
 # of short rows, whose matrix is in the L2 cache; and of long ones, which two streams bring faster from behind it, or
 # four where registers are half as wide.
@@ -94,6 +97,7 @@ class _Products:
     """Multiply-adds of a register with one of weights: floats of its own type, or bfloat16 (as uint16) widened."""
 
     group, spare = 1, 0
+    steps = 8  # in a row, at most
 
     def __init__(self, vector: ir.VectorType, element: types.Type) -> None:
         self.lanes, self.element = vector, element
@@ -121,42 +125,43 @@ def _emit_tile(
     vector: ir.VectorType,
     w: int,
     rows: list[Any],
-    stepa: Any,
     n: Any,
     panels: list[tuple[Any, Any, list[Any], list[Any]]],
-    ahead: Any = None,
-    stepahead: Any = None,
+    ahead: tuple[Any, Any] | None = None,
 ) -> None:
     """C = S + A·B for ``rows`` of A and each of ``panels``, ``w`` vectors wide, in one loop along K.
 
-    A panel: byte addresses of scales and of B, and of its rows of S and of C. At every step the cache line ``ahead``
-    is fetched, and ``stepahead`` bytes further at the next.
+    A panel: byte addresses of scales and of B, and of its rows of S and of C. ``ahead``: an address, from which on a
+    cache line is fetched for each step, and whether to do that.
     """
     across = [INT64(v * vector.count * element_bytes(vector)) for v in range(w)]
 
-    def multiply(k: Any, sums: list[Any]) -> list[Any]:
-        step = builder.mul(k, INT64(w * products.bytes))
-        offset = builder.mul(k, stepa)
-        if ahead is not None:
-            _fetch(builder, builder.add(ahead, builder.mul(k, stepahead)))
-        starts = [builder.add(b, step) for _, b, _, _ in panels]
-        columns = [builder.add(b, INT64(v * products.bytes)) for b in starts for v in range(w)]
+    def multiply(k: Any, steps: int, sums: list[Any]) -> list[Any]:
+        offset = builder.mul(k, INT64(element_bytes(products.lanes)))
+        lefts = [builder.add(row, offset) for row in rows]
+        offset = builder.mul(k, INT64(w * products.bytes))
+        rights = [builder.add(b, offset) for _, b, _, _ in panels]
+        for j in range(steps):
+            sums = add_products(lefts, rights, j, sums)
+        return sums
 
+    def add_products(lefts: list[Any], rights: list[Any], j: int, sums: list[Any]) -> list[Any]:
         @functools.cache
         def left(r: int) -> Any:
-            pointer = builder.inttoptr(builder.add(rows[r], offset), products.lanes.element.as_pointer())
+            place = builder.add(lefts[r], INT64(j * element_bytes(products.lanes)))
+            pointer = builder.inttoptr(place, products.lanes.element.as_pointer())
             return splat(builder, products.lanes, builder.load(pointer))
 
         @functools.cache
         def right(c: int) -> Any:
-            return products.load(builder, columns[c])
+            return products.load(builder, builder.add(rights[c // w], INT64((j * w + c % w) * products.bytes)))
 
         # All of the side with fewer registers stays in them; the other one comes one at a time.
-        m, n = range(len(rows)), range(len(columns))
+        m, n = range(len(rows)), range(len(panels) * w)
         order = [(r, c) for c in n for r in m] if len(m) < len(n) else [(r, c) for r in m for c in n]
         result = list(sums)
         for r, c in order:
-            i = r * len(columns) + c
+            i = r * len(n) + c
             result[i] = products.add(builder, left(r), right(c), sums[i])
         return result
 
@@ -164,14 +169,34 @@ def _emit_tile(
         firsts = [panel[which][r] for r in range(len(rows)) for panel in panels]
         return [builder.add(first, place) for first in firsts for place in across]
 
+    def along_k(sums: list[Any]) -> list[Any]:
+        several = min(products.steps, max(1, _IN_A_ROW // len(sums)))
+
+        def in_a_row(i: Any, sums: list[Any]) -> list[Any]:
+            k = builder.mul(i, INT64(several))
+            if ahead is not None:
+                begin, fetches = ahead
+                with builder.if_then(fetches):
+                    for j in range(several):
+                        _fetch(builder, builder.add(begin, builder.mul(builder.add(k, INT64(j)), INT64(LINE))))
+            return multiply(k, several, sums)
+
+        def one_by_one(k: Any, sums: list[Any]) -> list[Any]:
+            builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True)  # what LLVM does not unroll
+            return multiply(builder.add(done, k), 1, sums)
+
+        times = builder.sdiv(steps, INT64(several))
+        sums, done = counted_loop(builder, times, sums, in_a_row), builder.mul(times, INT64(several))
+        return counted_loop(builder, builder.sub(steps, done), sums, one_by_one)
+
     first = [load_at(builder, place, vector) for place in places(2)]
     steps = builder.sdiv(builder.add(n, INT64(products.group - 1)), INT64(products.group))
     if products.element == types.int8:
-        sums = counted_loop(builder, steps, [ir.Constant(products.lanes, None)] * len(first), multiply)
+        sums = along_k([ir.Constant(products.lanes, None)] * len(first))
         columns = [load_at(builder, builder.add(scale, place), vector) for scale, *_ in panels for place in across]
         sums = products.scaled(builder, sums, rows, columns, first)
     else:
-        sums = counted_loop(builder, steps, first, multiply)
+        sums = along_k(first)
     for value, place in zip(sums, places(3), strict=True):
         store_at(builder, value, place)
 
@@ -189,7 +214,6 @@ def tile_rows(
     lds: Any,
     a: Any,
     lda: Any,
-    stepa: Any,
     b: Any,
     m: Any,
     n: Any,
@@ -201,15 +225,15 @@ def tile_rows(
     dtype and of B's, which may be narrower, with A as :func:`.narrow.narrowed` gives it; ``scale``: byte address of
     what the columns of an int8 product are multiplied with, not read for other dtypes; ``c``, ``start``, ``a``, ``b``:
     byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``: bytes from row to row, 0 to read
-    the same row again; ``stepa``: bytes from element (or pair) to element of a row of A; ``n``: length of the sum;
-    ``ahead``: byte address of as much memory as B takes, which may be brought into the L2 cache meanwhile.
+    the same row again; ``n``: length of the sum; ``ahead``: byte address of as much memory as B takes, which may be
+    brought into the L2 cache meanwhile.
     """
     vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
     blocks = in_blocks(np.dtype(weights.dtype.name)) and w <= amx.WIDEST
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if blocks:
-            c, ldc, start, lds, a, lda, _, b, m, n = args[4:14]
+            c, ldc, start, lds, a, lda, b, m, n = args[4:13]
             amx.multiply_rows(builder, w, c, ldc, start, lds, a, lda, b, m, n)
         else:
             name = f"tile_rows.{w}.{suffix(vector)}.{weights.dtype}"
@@ -217,7 +241,7 @@ def tile_rows(
             builder.call(function, args[3:])
         return context.get_dummy_value()
 
-    return types.none(width, like, weights, *[types.int64] * 12), codegen
+    return types.none(width, like, weights, *[types.int64] * 11), codegen
 
 
 def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.VectorType, w: int) -> ir.Function:
@@ -225,11 +249,11 @@ def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.Vecto
 
     A function of its own, which all calls share: inlined, its loops take seconds to compile.
     """
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT64] * 12), name)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT64] * 11), name)
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    scale, c, ldc, start, lds, a, lda, stepa, b, m, n, ahead = function.args
+    scale, c, ldc, start, lds, a, lda, b, m, n, ahead = function.args
     height, lines = _tile_height(w, products.spare), w * products.bytes // LINE  # of B that a step along K reads
     tiles = builder.sdiv(builder.add(m, INT64(height - 1)), INT64(height))
     part = builder.mul(builder.sdiv(n, INT64(products.group)), INT64(LINE))
@@ -243,8 +267,7 @@ def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.Vecto
         )
         # The first tiles fetch what lies ahead, each a line at a step.
         fetches = builder.and_(several, builder.icmp_signed("<", i, INT64(lines)))
-        there = builder.select(fetches, builder.add(ahead, builder.mul(i, part)), ahead)
-        step = builder.select(fetches, INT64(LINE), INT64(0))
+        there = builder.add(ahead, builder.mul(i, part))
         after = builder.append_basic_block("tiled")
         switch = builder.switch(builder.sub(bottom, top), after)
         for count in range(1, height + 1):
@@ -255,7 +278,7 @@ def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.Vecto
                 [builder.add(at, builder.mul(ld, INT64(r))) for r in range(count)]
                 for at, ld in ((of_a, lda), (of_s, lds), (of_c, ldc))
             ]
-            _emit_tile(builder, products, vector, w, rows[0], stepa, n, [(scale, b, *rows[1:])], there, step)
+            _emit_tile(builder, products, vector, w, rows[0], n, [(scale, b, *rows[1:])], (there, fetches))
             builder.branch(after)
         builder.position_at_end(after)
         return []
@@ -275,7 +298,6 @@ def tile_row(
     c: Any,
     start: Any,
     a: Any,
-    stepa: Any,
     b: Any,
     n: Any,
 ) -> Any:
@@ -286,11 +308,11 @@ def tile_row(
     vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        *_, scale, c, start, a, stepa, b, n = args
-        _emit_tile(builder, products, vector, w, [a], stepa, n, [(scale, b, [start], [c])])
+        *_, scale, c, start, a, b, n = args
+        _emit_tile(builder, products, vector, w, [a], n, [(scale, b, [start], [c])])
         return context.get_dummy_value()
 
-    return types.none(width, like, weights, *[types.int64] * 7), codegen
+    return types.none(width, like, weights, *[types.int64] * 6), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -304,7 +326,6 @@ def tile_row_twice(
     c: Any,
     other_c: Any,
     a: Any,
-    stepa: Any,
     b: Any,
     other_b: Any,
     n: Any,
@@ -316,12 +337,12 @@ def tile_row_twice(
     vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        *_, scale, other_scale, c, other_c, a, stepa, b, other_b, n = args
+        *_, scale, other_scale, c, other_c, a, b, other_b, n = args
         panels = [(scale, b, [c], [c]), (other_scale, other_b, [other_c], [other_c])]
-        _emit_tile(builder, products, vector, w, [a], stepa, n, panels)
+        _emit_tile(builder, products, vector, w, [a], n, panels)
         return context.get_dummy_value()
 
-    return types.none(width, like, weights, *[types.int64] * 9), codegen
+    return types.none(width, like, weights, *[types.int64] * 8), codegen
 
 
 @intrinsic
