@@ -258,10 +258,12 @@ def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.Vecto
     tiles = builder.sdiv(builder.add(m, INT64(height - 1)), INT64(height))
     part = builder.mul(builder.sdiv(n, INT64(products.group)), INT64(LINE))
     several = builder.icmp_signed(">", tiles, INT64(1))
+    low = builder.sdiv(m, builder.select(several, tiles, INT64(1)))  # the height of the lowest tile
+    higher = builder.sub(m, builder.mul(low, tiles))  # how many have a row more: the first ones
 
     def tile(i: Any, _: list[Any]) -> list[Any]:
-        top = builder.sdiv(builder.mul(m, i), tiles)
-        bottom = builder.sdiv(builder.mul(m, builder.add(i, INT64(1))), tiles)
+        is_higher = builder.icmp_signed("<", i, higher)
+        top = builder.add(builder.mul(low, i), builder.select(is_higher, i, higher))
         of_a, of_s, of_c = (
             builder.add(first, builder.mul(ld, top)) for first, ld in ((a, lda), (start, lds), (c, ldc))
         )
@@ -269,7 +271,7 @@ def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.Vecto
         fetches = builder.and_(several, builder.icmp_signed("<", i, INT64(lines)))
         there = builder.add(ahead, builder.mul(i, part))
         after = builder.append_basic_block("tiled")
-        switch = builder.switch(builder.sub(bottom, top), after)
+        switch = builder.switch(builder.add(low, builder.zext(is_higher, INT64)), after)
         for count in range(1, height + 1):
             block = builder.append_basic_block(f"rows{count}")
             switch.add_case(INT64(count), block)
