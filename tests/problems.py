@@ -183,12 +183,15 @@ def network_differences(n: Network, rng: Any = None, **options: Any) -> Arrays:
 @contextmanager
 def threads(count: int, split: str = "batch") -> Iterator[None]:
     """Every call on ``count`` threads, however small, that split the batch or, where they can, the units."""
-    before = crew.size, layer._WORTH_A_THREAD, gemm._WORTH_A_THREAD, layer._SHARED_FROM, layer._SPLIT_FROM
+    limits = layer._SPLIT_FROM, layer._SHARED_FROM, layer._ALWAYS_SHARED_FROM
+    before = crew.size, layer._WORTH_A_THREAD, gemm._WORTH_A_THREAD
     crew.resize(count)
     layer._WORTH_A_THREAD = gemm._WORTH_A_THREAD = 1
-    layer._SHARED_FROM, layer._SPLIT_FROM = {"batch": (1 << 62, 1), "units": (0, 1)}[split]
+    layer._SPLIT_FROM = {"batch": 1, "units": 1 << 62}[split]
+    layer._SHARED_FROM = layer._ALWAYS_SHARED_FROM = 1 << 62
     try:
         yield
     finally:
         crew.resize(before[0])
-        layer._WORTH_A_THREAD, gemm._WORTH_A_THREAD, layer._SHARED_FROM, layer._SPLIT_FROM = before[1:]
+        layer._WORTH_A_THREAD, gemm._WORTH_A_THREAD = before[1:]
+        layer._SPLIT_FROM, layer._SHARED_FROM, layer._ALWAYS_SHARED_FROM = limits

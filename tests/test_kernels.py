@@ -168,6 +168,22 @@ def test_both_splits_were_taken() -> None:
             assert layer.thread_split(3, 4, weights, sizes, 1) == (3, by_batch)
 
 
+def test_threads_share_large_weights_unless_the_cores_are_crowded() -> None:
+    """Many rows are split while others want the cores, few never: no thread would have enough of them."""
+    hidden = 1024
+    matrix = np.zeros((4 * hidden, hidden), np.float32)
+    weights = layer.Weights(matrix, matrix, None)
+    sizes = layer.sizes_of(solved("lstm", "float32", "wide")[0].cell, matrix, matrix.dtype)
+    with problems.threads(2):
+        layer._SPLIT_FROM, layer._SHARED_FROM = 6, weights.hh.nbytes
+        split = functools.partial(layer.thread_split, steps=8, weights=weights, sizes=sizes, directions=1)
+        assert split(batch=16) == (2, False)
+        assert split(batch=16, crowded=True) == (2, True)
+        assert split(batch=16, forward=False) == (2, True)
+        assert split(batch=64) == (2, True)
+        assert split(batch=4, crowded=True) == (2, False)
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("512K\n", 512 << 10), ("2048K\n", 2 << 20), ("", 1 << 20), (None, 1 << 20)]
 )

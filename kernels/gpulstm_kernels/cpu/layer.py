@@ -35,10 +35,12 @@ NARROW = {"bf16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}  # what weight
 # every use costs more then than to read it in half the bytes saves.
 _WIDE_FROM = 16
 _READ_COST = 8  # multiply-adds in the time it takes to read one weight
-_SPLIT_FROM = 6  # rows a thread has from which threads split the batch rather than share the weights
-# Bytes of recurrent weights from which they share them all the same: a share stays in an L2 cache of 1 MB; one of half
-# a megabyte would hold no share of these, and threads that do not wait for each other are faster.
-_SHARED_FROM = 1 << 19 if L2_BYTES >= 1 << 20 else 1 << 21
+# Rows a thread would have from which threads split the batch rather than share the weights, and then do not wait for
+# each other; and rows below which a tile and a weight that is read are used better if they do not.
+_SPLIT_FROM, _SHARED_TO = 6, 32
+# Bytes of recurrent weights from which they share them all the same: for fewer rows than that going forward, and
+# always. A share stays in an L2 cache of 1 MB; one of half a megabyte would hold none of so many.
+_SHARED_FROM, _ALWAYS_SHARED_FROM = 1 << 19, 1 << 19 if L2_BYTES >= 1 << 20 else 1 << 21
 
 
 class LayerTape(NamedTuple):
@@ -71,15 +73,21 @@ def sizes_of(cell: Cell, hh: np.ndarray, dtype: np.dtype) -> Sizes:
     return Sizes(gates, hidden, hh.shape[1], width, -(-hidden // width) * width)
 
 
-def thread_split(steps: int, batch: int, weights: Weights, sizes: Sizes, directions: int) -> tuple[int, bool]:
-    """How many threads at most a call takes, and whether each direction's threads split the batch (else the units)."""
+def thread_split(
+    steps: int, batch: int, weights: Weights, sizes: Sizes, directions: int, forward: bool = True, crowded: bool = False
+) -> tuple[int, bool]:
+    """How many threads at most a call takes, and whether each direction's threads split the batch (else the units).
+
+    ``forward``: not backward; ``crowded``: others want the cores too, so waiting for each other costs more.
+    """
     read = sum([weight.size for weight in weights if weight is not None])
     work = steps * read * max(batch, _READ_COST) * directions
     at_most = max(1, min(crew.size, work // _WORTH_A_THREAD))
     team = max(1, at_most // directions)
     across = sizes.width // panel_vectors(sizes.gates) * WIDTH
     can_share = -(-sizes.hidden // across) >= team
-    shares = batch < team * _SPLIT_FROM or weights.hh.nbytes >= _SHARED_FROM
+    shared_from = _SHARED_FROM if forward and batch < team * _SHARED_TO else _ALWAYS_SHARED_FROM
+    shares = batch < team * _SPLIT_FROM or (not crowded and weights.hh.nbytes >= shared_from)
     return at_most, not (can_share and shares)
 
 
@@ -101,7 +109,7 @@ def layer_forward(
         return (*_one_step(cell, x, state, weights), None)
     sizes = sizes_of(cell, own[0].hh, dtype)
     wide = own[0].hh.dtype == NARROW["bf16"] and group(own[0].hh) == 1 and batch >= _WIDE_FROM
-    at_most, by_batch = thread_split(steps, batch, own[0], sizes, directions)
+    at_most, by_batch = thread_split(steps, batch, own[0], sizes, directions, crowded=crew.crowded)
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
     if not packs or (by_batch and rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO):
@@ -193,7 +201,7 @@ def layer_backward(
     sizes = sizes_of(cell, own[0].hh, dtype)
     gates, hidden, outputs, width, padded = sizes
     projected = own[0].hr is not None
-    at_most, _ = thread_split(steps, batch, own[0], sizes, directions)
+    at_most, by_batch = thread_split(steps, batch, own[0], sizes, directions, forward=False)
 
     chunk = min(steps, max(1, _ROWS_BACK // batch))
     walks, projections = [], []
@@ -206,7 +214,8 @@ def layer_backward(
         filled = empty(gates * hidden * (inputs + outputs), dtype), empty(padded * gates, dtype)
         dgates = empty((chunk, batch, padded * gates), dtype)
         ih, hh, hr = tape.columns[d]
-        walks.append(sequence.Backward(ih, hh, tape.tapes[d], *filled, dh, dstates, dgates, plans[d]))
+        plan = plans[d]._replace(by_batch=by_batch)
+        walks.append(sequence.Backward(ih, hh, tape.tapes[d], *filled, dh, dstates, dgates, plan))
         if hr is not None:
             dprojected, dhidden = empty((steps, batch, outputs), dtype), empty((1, batch, hidden), dtype)
             projections.append(sequence.ProjectionBack(hr, dprojected, dhidden))
@@ -287,7 +296,6 @@ def tape_of(
     own = [_matrices(w) for w in weights]
     sizes = sizes_of(cell, own[0].hh, x.dtype)
     hidden, outputs = sizes.hidden, sizes.outputs
-    _, by_batch = thread_split(steps, batch, own[0], sizes, directions)
     return LayerTape(
         cell,
         x,
@@ -295,7 +303,8 @@ def tape_of(
         own,
         [_packed_columns(matrices, _contents(w, True), sizes) for w, matrices in zip(weights, own, strict=True)],
         [tuple(w) for w in weights],
-        [Plan(d == 1, d * outputs, True, by_batch, 0, hidden, outputs) for d in range(directions)],
+        # The walk back decides anew how threads share it, and knows no chunks.
+        [Plan(d == 1, d * outputs, True, False, 0, hidden, outputs) for d in range(directions)],
         [Tape(arrays[0], *arrays[1 + 3 * d : 4 + 3 * d]) for d in range(directions)],
     )
 

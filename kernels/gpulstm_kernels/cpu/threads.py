@@ -58,6 +58,11 @@ class Crew:
             raise ValueError(f"GPULSTM_NUM_THREADS: expected a whole number above 0, got {text!r}")
         return int(text)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether calls whose shares wait for each other run alone for now."""
+        return time.monotonic() < self._alone_until
+
     def resize(self, size: int) -> None:
         """Use ``size`` threads from the next call on."""
         with self._lock:
@@ -140,7 +145,7 @@ class Crew:
         ``task`` must return as soon as ``counter[0]`` is above ``posted``: then a call wants the thread. Nothing
         happens while a call has the crew, while it is crowded, or where the thread has not come to the task before.
         """
-        if rank >= self.size or time.monotonic() < self._alone_until or not self._lock.acquire(blocking=False):
+        if rank >= self.size or self.crowded or not self._lock.acquire(blocking=False):
             return
         try:
             self._hire(rank)[rank - 1].lend(task)
