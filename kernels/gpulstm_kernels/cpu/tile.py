@@ -40,8 +40,9 @@ from .vector import (
 
 WIDTH = 4  # vectors of C across a tile; a step along K loads as many from B
 # Products that a loop along K adds up before it counts. Where a core serves two threads, each may start half as many
-# instructions in a cycle, and then every one that is not a product costs time.
-_IN_A_ROW = 48
+# instructions in a cycle, and then every one that is not a product costs time. A step of the highest tile has 12 in 16
+# registers, and 24 in 32, where more of them take longer to compile than they save.
+_IN_A_ROW = 48 if REGISTERS == 16 else 24
 # Rows whose dot products share the loads of a vector, and independent sums of each, so that multiply-adds overlap:
 # of short rows, whose matrix is in the L2 cache; and of long ones, which two streams bring faster from behind it, or
 # four where registers are half as wide.
