@@ -86,12 +86,12 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return llvm_call(builder, f"fmuladd.{suffix(c.type)}", c.type, a, b, c)
 
 
-def _fetch(builder: Any, address: Any) -> None:
-    """Bring the cache line at ``address`` into the L2 cache, if there is memory there."""
-    pointer, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-    to_read, near, data = i32(0), i32(2), i32(1)
-    place = builder.inttoptr(address, pointer)
-    llvm_call(builder, "prefetch.p0i8", ir.VoidType(), place, to_read, near, data)
+def _fetch(builder: Any, address: Any, near: int = 2) -> None:
+    """Bring the cache line at ``address`` into the L2 cache (``near`` 2) or the L1 (3), if there is memory there."""
+    i32 = ir.IntType(32)
+    to_read, data = i32(0), i32(1)
+    place = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    llvm_call(builder, "prefetch.p0i8", ir.VoidType(), place, to_read, i32(near), data)
 
 
 class _Products:
@@ -281,6 +281,10 @@ def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.Vecto
                 [builder.add(at, builder.mul(ld, INT64(r))) for r in range(count)]
                 for at, ld in ((of_a, lda), (of_s, lds), (of_c, ldc))
             ]
+            below = builder.mul(lds, INT64(count))  # where the next tile begins, which does not wait for its S then
+            for row in rows[1]:
+                for line in range(0, w * vector.count * element_bytes(vector), LINE):
+                    _fetch(builder, builder.add(builder.add(row, below), INT64(line)), near=3)
             _emit_tile(builder, products, vector, w, rows[0], n, [(scale, b, *rows[1:])], (there, fetches))
             builder.branch(after)
         builder.position_at_end(after)
