@@ -35,12 +35,13 @@ NARROW = {"bf16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}  # what weight
 # every use costs more then than to read it in half the bytes saves.
 _WIDE_FROM = 16
 _READ_COST = 8  # multiply-adds in the time it takes to read one weight
-# Rows a thread would have from which threads split the batch rather than share the weights, and then do not wait for
-# each other; and rows below which a tile and a weight that is read are used better if they do not.
-_SPLIT_FROM, _SHARED_TO = 6, 32
-# Bytes of recurrent weights from which they share them all the same: for fewer rows than that going forward, and
-# always. A share stays in an L2 cache of 1 MB; one of half a megabyte would hold none of so many.
-_SHARED_FROM, _ALWAYS_SHARED_FROM = 1 << 19, 1 << 19 if L2_BYTES >= 1 << 20 else 1 << 21
+_SPLIT_FROM = 6  # rows a thread has from which threads split the batch rather than share the weights
+# Bytes of recurrent weights from which they share them all the same: a share stays in an L2 cache of 1 MB; one of half
+# a megabyte would hold no share of these, and threads that do not wait for each other are faster.
+_ALWAYS_SHARED_FROM = 1 << 19 if L2_BYTES >= 1 << 20 else 1 << 21
+# Going forward, and with fewer rows each than this, they share them from here on whatever the cache: all rows together
+# fill tiles better, and use a weight more often once it was read.
+_SHARED_TO, _SHARED_FROM = 32, 1 << 19
 
 
 class LayerTape(NamedTuple):
