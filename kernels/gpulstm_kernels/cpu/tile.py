@@ -136,13 +136,14 @@ def _emit_tile(
     cache line is fetched for each step, and whether to do that.
     """
     across = [INT64(v * vector.count * element_bytes(vector)) for v in range(w)]
+    steps = builder.sdiv(builder.add(n, INT64(products.group - 1)), INT64(products.group))
 
-    def multiply(k: Any, steps: int, sums: list[Any]) -> list[Any]:
+    def multiply(k: Any, count: int, sums: list[Any]) -> list[Any]:
         offset = builder.mul(k, INT64(element_bytes(products.lanes)))
         lefts = [builder.add(row, offset) for row in rows]
         offset = builder.mul(k, INT64(w * products.bytes))
         rights = [builder.add(b, offset) for _, b, _, _ in panels]
-        for j in range(steps):
+        for j in range(count):
             sums = add_products(lefts, rights, j, sums)
         return sums
 
@@ -191,7 +192,6 @@ def _emit_tile(
         return counted_loop(builder, builder.sub(steps, done), sums, one_by_one)
 
     first = [load_at(builder, place, vector) for place in places(2)]
-    steps = builder.sdiv(builder.add(n, INT64(products.group - 1)), INT64(products.group))
     if products.element == types.int8:
         sums = along_k([ir.Constant(products.lanes, None)] * len(first))
         columns = [load_at(builder, builder.add(scale, place), vector) for scale, *_ in panels for place in across]
