@@ -103,7 +103,7 @@ class Crew:
             RuntimeError: a share ended with an error.
         """
         began = time.monotonic()
-        alone = work > 0 and began < self._alone_until
+        alone = work > 0 and self.crowded
         if at_most > 1 and not alone and self._lock.acquire(blocking=False):
             try:
                 size = min(self.size, at_most)

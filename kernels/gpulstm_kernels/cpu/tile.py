@@ -178,9 +178,10 @@ def _emit_tile(
             k = builder.mul(i, INT64(several))
             if ahead is not None:
                 begin, fetches = ahead
+                line = builder.add(begin, builder.mul(k, INT64(LINE)))
                 with builder.if_then(fetches):
                     for j in range(several):
-                        _fetch(builder, builder.add(begin, builder.mul(builder.add(k, INT64(j)), INT64(LINE))))
+                        _fetch(builder, builder.add(line, INT64(j * LINE)))
             return multiply(k, several, sums)
 
         def one_by_one(k: Any, sums: list[Any]) -> list[Any]:
