@@ -6,6 +6,7 @@ import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import problems
@@ -17,6 +18,8 @@ from gpulstm_kernels import reference
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cpu import compile as compiling
 from gpulstm_kernels.cpu import layer
+from gpulstm_kernels.cuda.compile import source as cuda_source
+from gpulstm_kernels.cuda.runtime import Kernel
 
 COUPLED = Cell("coupled", gates=("i", "g", "o"), states=("c",), saved=3, maths="coupled_cell")
 MINIMAL = Cell("minimal", gates=("f", "g"), states=("a", "b"), saved=2, maths="minimal_cell")
@@ -94,11 +97,110 @@ def test_names() -> None:
         nn.RNNBase("gru", 3, 5)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"saved": -1}, ValueError, r"cell: 'new': saved: expected an integer >= 0, got -1"),
+        ({"saved": 1.5}, TypeError, r"cell: 'new': saved: expected an integer >= 0, got 1.5"),
+        ({"gates": "igo"}, TypeError, r"cell: 'new': gates: expected a tuple of names, got 'igo'"),
+        ({"gates": ("i", 2)}, TypeError, r"cell: 'new': gates: expected a tuple of names, got \('i', 2\)"),
+        ({"states": ["c"]}, TypeError, r"cell: 'new': states: expected a tuple of names, got \['c'\]"),
+        ({"gates": ("i", "g", "i")}, ValueError, r"gates and states of different names beside h, got \['i'\] twice"),
+        ({"states": ("c", "c")}, ValueError, r"got \['c'\] twice"),
+        ({"states": ("g",)}, ValueError, r"got \['g'\] twice"),
+        ({"states": ("h",)}, ValueError, r"got \['h'\] twice"),
+        ({"maths": None}, TypeError, r"cell: maths: expected a name, got None"),
+    ],
+)
+def test_declarations_that_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        cells.register(replace(COUPLED, **{"name": "new"} | change))
+
+
+def test_what_is_no_cell() -> None:
+    with pytest.raises(TypeError, match=r"cell: expected a gpulstm.cells.Cell, got 'lstm'"):
+        cells.register("lstm")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"cell: unknown cell \[\]; known cells"):
+        cells.get([])  # type: ignore[arg-type]
+
+
+GOOD = """
+def forward(gates, states):
+    a, b = gates
+    return a * b, (a,), (b,)
+
+def backward(dh, dstates, h, saved, states, previous):
+    return (dh, dh), dstates
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("(a,), (b,)", "(a,), (a, b)", "forward: saved: expected a tuple of 1, as declared, got a tuple of 2"),
+        ("(a,), (b,)", "(a,), ()", "forward: saved: expected a tuple of 1, as declared, got a tuple of 0"),
+        ("(a,), (b,)", "(a,), b", r"forward: saved: expected a tuple of 1, as declared, got an array \(2, 3\)"),
+        ("(a,), (b,)", "(a, b), (b,)", "forward: states: expected a tuple of 1, as declared, got a tuple of 2"),
+        ("(a,), (b,)", "(), (b,)", "forward: states: expected a tuple of 1, as declared, got a tuple of 0"),
+        ("a * b, (a,), (b,)", "a * b, (a,)", r"forward: expected forward\(gates, states\) -> h, .*got a tuple of 2"),
+        ("a * b, (", "1.0, (", "forward: h: expected values of the gates' shape, got 1.0"),
+        ("(b,)", "(2.0,)", "forward: saved: expected values of the gates' shape, got 2.0"),
+        ("a, b = gates", "(a,) = gates", r"for NumPy arrays, len\(gates\) = 2, len\(states\) = 1, got ValueError: too"),
+        ("forward(gates, states)", "forward(gates)", r"expected forward\(gates, states\) -> .*got TypeError: forward"),
+        ("a * b", "a * c", "got NameError: name 'c' is not defined"),
+        ("(dh, dh), dstates", "(dh, dh, dh), dstates", "backward: dgates: expected a tuple of 2, as declared, got a"),
+        (
+            "(dh, dh), dstates",
+            "(dh,), dstates",
+            "backward: dgates: expected a tuple of 2, as declared, got a tuple of 1",
+        ),
+        (
+            "(dh, dh), dstates",
+            "(dh, dh), ()",
+            "backward: dprevious: expected a tuple of 1, as declared, got a tuple of 0",
+        ),
+        ("(dh, dh), dstates", "(dh, dh), None", "backward: dprevious: expected a tuple of 1, as declared, got None"),
+        (
+            "(dh, dh), dstates",
+            "dh",
+            r"backward: expected backward\(dh, dstates, .*\) -> dgates, dprevious, got an array",
+        ),
+        ("def backward", "def gradient", r"backward: expected a function backward\(dh, dstates, h, .*, got None"),
+        ("def forward", "forward = 5; def f".replace("; ", "\n"), "forward: expected a function forward.*, got 5"),
+    ],
+)
+def test_maths_of_other_counts_than_declared_never_runs(
+    old: str, new: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels would write past their memory, or read what nobody wrote."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tried_cell", raising=False)
+    cells.register(Cell("tried", gates=("a", "b"), states=("s",), saved=1, maths="tried_cell"))
+    (tmp_path / "tried_cell.py").write_text(GOOD.replace(old, new, 1), encoding="utf-8")
+    importlib.invalidate_caches()
+    net, x = nn.RNNBase("tried", 3, 5, seed=0), np.ones((2, 2, 3), np.float32)
+    for backend in ("numba_cpu", "reference"):
+        with use_backend(backend):
+            for call in (net, net.vjp, lambda x: net.stream(2)(x[0])):
+                with pytest.raises(ValueError, match=f"^cell: 'tried': tried_cell.*{message}"):
+                    call(x)
+    monkeypatch.delitem(sys.modules, "tried_cell")
+
+
+def test_the_cuda_struct_has_the_declared_counts() -> None:
+    """The C++ text ends in an assertion, so that a struct of other counts does not compile."""
+    text = cuda_source(Kernel("step", "step_forward<float, LstmCell, true, 4>", cells.LSTM))
+    expected = "LstmCell::gates == 4 && LstmCell::states == 1 && LstmCell::saved == 4"
+    assert text.endswith(f'static_assert({expected}, "LstmCell: other counts than the cell declares");\n')
+
+
 def test_declaring_a_cell_imports_nothing() -> None:
-    cell = cells.register(Cell("later", gates=("a",), states=(), saved=0, maths="a_module_that_is_not_there"))
-    nn.RNNBase("later", 3, 5)
-    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
-        _ = cell.module
+    cells.register(Cell("later", gates=("a",), states=(), saved=0, maths="a_module_that_is_not_there"))
+    net = nn.RNNBase("later", 3, 5)
+    message = "cell: 'later': maths='a_module_that_is_not_there' could not be imported: No module named"
+    for backend in ("numba_cpu", "reference"):
+        with pytest.raises(ValueError, match=message):
+            net(np.ones((2, 2, 3), np.float32), backend=backend)
 
 
 def test_an_edited_cell_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

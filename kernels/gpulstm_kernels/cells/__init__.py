@@ -11,14 +11,22 @@ NumPy arrays (reference), on vector registers (Numba CPU) and on scalars (Numba 
 All arguments but ``h`` and ``dh`` are tuples: ``gates`` of ``len(cell.gates)``, ``states`` (after the step),
 ``previous`` (before it) and ``dstates`` of ``len(cell.states)``, ``saved`` of ``cell.saved``. The gradient of h
 reaches ``backward`` complete: what came through the output, the next step and a projection is already summed. Both
-functions must be finite where everything is zero: lanes past the last unit of a register compute that.
+functions must be finite where everything is zero: lanes past the last unit of a register compute that. Kernels are
+written for the declared counts and would read and write past their memory for others, so both functions are tried on
+small arrays before anything runs.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+_TRIED_ON = (2, 3)  # rows, units
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,8 @@ class Cell:
         gates: names of its gates in the order of the rows of the weights, such as ``("i", "f", "g", "o")``.
         states: names of the states that it carries beside h, such as ``("c",)``.
         saved: how many values a unit and step its ``forward`` saves for ``backward``.
-        maths: import path of the module that holds ``forward`` and ``backward``; imported at first use, so that
-            declaring a cell costs nothing.
+        maths: import path of the module that holds ``forward`` and ``backward``; imported and checked at first use, so
+            that declaring a cell costs nothing. Numbers that it reads are constants of the kernels compiled from it.
     """
 
     name: str
@@ -42,5 +50,68 @@ class Cell:
 
     @property
     def module(self) -> ModuleType:
-        """The module that holds the maths."""
-        return importlib.import_module(self.maths)
+        """The module that holds the maths.
+
+        Raises:
+            ValueError: it cannot be imported, has no ``forward`` or ``backward``, or one of them fails or returns other
+                counts than declared; the message says which and what was expected.
+        """
+        try:
+            module = importlib.import_module(self.maths)
+        except ImportError as error:
+            raise ValueError(f"cell: {self.name!r}: maths={self.maths!r} could not be imported: {error}") from error
+        return _checked(self, module)
+
+
+@functools.cache
+def _checked(cell: Cell, module: ModuleType) -> ModuleType:
+    """``module``, whose functions return what ``cell`` declares."""
+    gates, states = _values(len(cell.gates)), _values(len(cell.states))
+    h, new, saved = _tried(
+        cell,
+        module,
+        "forward",
+        {"gates": gates, "states": states},
+        {"h": None, "states": len(cell.states), "saved": cell.saved},
+    )
+    arguments = {"dh": h, "dstates": states, "h": h, "saved": saved, "states": new, "previous": states}
+    _tried(cell, module, "backward", arguments, {"dgates": len(cell.gates), "dprevious": len(cell.states)})
+    return module
+
+
+def _values(count: int) -> tuple[np.ndarray, ...]:
+    return tuple(np.full(_TRIED_ON, 0.1 * (k + 1)) for k in range(count))
+
+
+def _tried(
+    cell: Cell, module: ModuleType, name: str, arguments: dict[str, Any], declared: dict[str, int | None]
+) -> tuple[Any, ...]:
+    """What the maths' function ``name`` returns: ``declared`` says of each part how many values (None: one array)."""
+    where = f"cell: {cell.name!r}: {cell.maths}.{name}"
+    form = f"{name}({', '.join(arguments)}) -> {', '.join(declared)}"
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{where}: expected a function {form}, got {function!r}")
+    try:
+        with np.errstate(all="ignore"):
+            result = function(*arguments.values())
+    except Exception as error:
+        counts = [f"len({what}) = {len(value)}" for what, value in arguments.items() if isinstance(value, tuple)]
+        raise ValueError(
+            f"{where}: expected {form} for NumPy arrays, {', '.join(counts)}, got {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(result, tuple) or len(result) != len(declared):
+        raise ValueError(f"{where}: expected {form}, got {_described(result)}")
+    for (what, count), part in zip(declared.items(), result, strict=True):
+        if count is not None and (not isinstance(part, tuple) or len(part) != count):
+            raise ValueError(f"{where}: {what}: expected a tuple of {count}, as declared, got {_described(part)}")
+        for value in (part,) if count is None else part:
+            if np.shape(value) != _TRIED_ON:
+                raise ValueError(f"{where}: {what}: expected values of the gates' shape, got {_described(value)}")
+    return result
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return f"an array {value.shape}" if isinstance(value, np.ndarray) else repr(value)

@@ -51,6 +51,10 @@ def _source(file: str, cell: Cell | None) -> str:
                 "Python module"
             )
         parts.append(_inlined(path, included))
+        counts = {"gates": len(cell.gates), "states": len(cell.states), "saved": cell.saved}
+        struct = struct_name(cell)
+        same = " && ".join(f"{struct}::{what} == {count}" for what, count in counts.items())
+        parts.append(f'static_assert({same}, "{struct}: other counts than the cell declares");\n')
     return "".join(parts)
 
 
