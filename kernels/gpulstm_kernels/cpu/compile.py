@@ -1,9 +1,9 @@
 """How kernels are compiled: cached on disk where that is possible, and specialised on the cell.
 
 A walk takes the cell as an ordinary argument. To Numba its type is :class:`CellType`, which carries the cell's name
-and a digest of its maths. Numba's disk cache watches only the file that holds a kernel, not the tiles and cells that
-are compiled into it; so the names of cached kernels carry a digest of this package, and their argument types one of
-the cell: what changed is compiled anew.
+and a digest of its maths. What is compiled into a kernel is more than its function: so the names of kernels on disk
+(:mod:`.disk_cache`) carry a digest of this package, and their argument types one of all that the cell's maths reads
+(:mod:`.digest`): what changed is compiled anew.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from numba import njit, typeof, types
-from numba.core.caching import FunctionCache
 from numba.core.imputils import lower_getattr_generic
-from numba.core.runtime import rtsys
 from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
 from numba.extending import (
     NativeValue,
@@ -32,7 +30,11 @@ from numba.extending import (
 )
 
 from ..cells import Cell
+from .digest import CannotDigest, maths_digest
+from .disk_cache import NOT_KEPT, DiskCache
 from .features import AMX
+
+logger = logging.getLogger("gpulstm")
 
 # 'contract' lets a*b + c become one fused multiply-add; nothing else is relaxed, so NaN and infinities stay.
 _MATHS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
@@ -41,24 +43,13 @@ _INSIDE = _MATHS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 OPTIONS = _MATHS | {"nogil": True, "no_cfunc_wrapper": True}
 
 
-class _Cache(FunctionCache):
-    """Numba's cache on disk, which reads machine code without all that Numba needs to compile.
-
-    Before it looks into a cache, Numba imports what implements Python and NumPy in it and fills its tables, a third of
-    a second that a process spends in vain where everything comes from the cache. It does so again before it compiles.
-    """
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        rtsys.initialize(target_context)  # machine code calls it
-        with self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)
+def _sources() -> str:
+    """A digest of all that kernels are compiled from, but for the cells."""
+    contents = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.blake2b(b"".join([*contents, bytes([AMX])]), digest_size=8).hexdigest()
 
 
-def _digest(*contents: bytes) -> str:
-    return hashlib.blake2b(b"".join(contents), digest_size=8).hexdigest()
-
-
-_SOURCES = _digest(*(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))), bytes([AMX]))
+_SOURCES = _sources()
 
 
 def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:
@@ -66,7 +57,7 @@ def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     function.__qualname__ += f"_{_SOURCES}"  # which names the cache's files
     compiled = njit(**options)(function)
     with contextlib.suppress(RuntimeError):  # "no locator available": a read-only install without a writable home
-        compiled._cache = _Cache(function)
+        compiled._cache = DiskCache(function)
     return compiled
 
 
@@ -128,8 +119,12 @@ register_model(CellType)(models.OpaqueModel)
 
 @functools.cache
 def _cell_type(cell: Cell) -> CellType:
-    maths = Path(inspect.getfile(cell.module)).read_bytes()
-    typ = CellType(cell.name, _digest(repr(cell).encode(), maths))
+    try:
+        digest = maths_digest(cell).hex()
+    except CannotDigest as error:
+        logger.warning(f"cell {cell.name}: its kernels are compiled in every process, since {error}")
+        digest = f"{NOT_KEPT} {len(_cells)}"
+    typ = CellType(cell.name, digest)
     _cells[typ.name] = cell
     return typ
 
