@@ -16,6 +16,8 @@ import numpy as np
 
 from gpulstm_kernels.memory import empty, poison, zeros
 
+from . import dispatch
+
 __all__ = [
     "add_bias",
     "assign",
@@ -95,9 +97,11 @@ def clear_padding(array: np.ndarray, valid: np.ndarray) -> np.ndarray:
 def gemm(a: np.ndarray, b: np.ndarray, transpose_a: bool = False, transpose_b: bool = False) -> np.ndarray:
     """``a @ b`` of two matrices of one dtype, at most one of them read transposed: (M, K) by (K, N) gives (M, N).
 
-    Runs on the threads of the recurrent kernels: a BLAS would bring a pool of its own, and two pools spin against
-    each other.
+    Runs on the threads of the recurrent kernels, where those run: a BLAS would bring a pool of its own, and two pools
+    spin against each other.
     """
+    if not dispatch.runs("numba_cpu"):
+        return (a.T if transpose_a else a) @ (b.T if transpose_b else b)
     from gpulstm_kernels.cpu import gemm as products
 
     a, b = contiguous(a), contiguous(b)

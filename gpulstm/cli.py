@@ -35,6 +35,7 @@ _USER_ERRORS = (
     ArithmeticError,
     OSError,
     ImportError,
+    EOFError,  # click would say "Aborted!" and no more
     MemoryError,
     dispatch.BackendUnavailable,
 )

@@ -45,11 +45,7 @@ def _probe_reference() -> None:
 
 
 def _probe_numba_cpu() -> str | None:
-    try:
-        importlib.import_module("gpulstm_kernels.cpu.layer")
-    except ImportError as error:
-        return f"Numba could not be imported: {error}"
-    return None
+    return importlib.import_module("gpulstm_kernels.cpu").why_not()
 
 
 def _probe_cupy() -> str | None:
@@ -76,6 +72,11 @@ _BACKENDS = {
 def _why_not(name: str) -> str | None:
     """Why a backend cannot run here (None: it can); probed once a process."""
     return _BACKENDS[name].probe()
+
+
+def runs(name: str) -> bool:
+    """Whether the backend called ``name`` can run here."""
+    return _why_not(name) is None
 
 
 def backends() -> dict[str, str | None]:

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -265,3 +266,79 @@ def test_environment_variable_in_a_fresh_process() -> None:
 def _environment() -> dict[str, str]:
     """This process's, with the paths under test."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def said_by(script: str, **environment: str) -> list[str]:
+    """What a fresh interpreter prints; it may not hang."""
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=_environment() | {"GPULSTM_BACKEND": ""} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_where_numba_may_not_compile_everything_computes_with_numpy() -> None:
+    """Layers, models, quantized ones and streams."""
+    script = """
+        import logging, sys
+        import numpy as np
+        import gpulstm
+
+        logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+        x = np.ones((3, 2, 4), np.float32)
+        lstm = gpulstm.LSTM(4, 5, seed=0)
+        model = gpulstm.nn.Sequential(lstm, gpulstm.nn.Linear(5, 3, seed=1))
+        (y, _), pullback = model.vjp(x)
+        _, _, grads = pullback(np.ones_like(y))
+        h, p = lstm(x, backend="reference")[0], model.params
+        print(np.abs(y - (h @ p["1.weight"].T + p["1.bias"])).max() < 1e-6)
+        print(np.abs(grads["1.weight"] - h.sum((0, 1))).max() < 1e-5, np.abs(grads["1.bias"] - 6).max() < 1e-6)
+        for layer in (gpulstm.quantize(lstm, "int8"), gpulstm.quantize(lstm, "bf16"), lstm):
+            print(np.abs(layer(x)[0] - h).max() < 1e-2, np.abs(layer.stream(2)(x[0]) - h[0]).max() < 1e-2)
+        print(gpulstm.get_num_threads() > 0)
+        try:
+            lstm(x, backend="numba_cpu")
+        except gpulstm.BackendUnavailable as error:
+            print(error)
+    """
+    reason = "NUMBA_DISABLE_JIT is set, so that Numba compiles nothing"
+    assert said_by(script, NUMBA_DISABLE_JIT="1") == [
+        f"backend reference, chosen automatically: the first backend that runs on cpu; numba_cpu passed over: {reason}",
+        "True",
+        *["True True"] * 4,
+        "True",
+        f"backend: 'numba_cpu' cannot run here: {reason}",
+    ]
+
+
+def test_a_subinterpreter_computes_without_numba() -> None:
+    """Its machine code would wait there for a lock that never comes."""
+    inside = """
+        import sys
+        import numpy as np
+        import gpulstm
+
+        lstm, x = gpulstm.LSTM(2, 3, seed=0), np.ones((2, 2, 2), np.float32)
+        print(lstm(x)[0].shape, gpulstm.explain(lstm, x).splitlines()[0], "numba" in sys.modules)
+        print(gpulstm.backends()["numba_cpu"], flush=True)
+    """
+    script = f"""
+        try:
+            import _interpreters as interpreters
+
+            number = interpreters.create("legacy")
+        except ImportError:
+            import _xxsubinterpreters as interpreters
+
+            number = interpreters.create(isolated=False)
+        failed = interpreters.run_string(number, {textwrap.dedent(inside)!r})
+        assert failed is None, failed
+    """
+    assert said_by(script) == [
+        "(2, 2, 3) reference: chosen automatically: the first backend that runs on cpu False",
+        "Numba's machine code asks for the main interpreter's lock, and would wait for ever in a subinterpreter",
+    ]

@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from ..cuda import runtime as runtimes
+from ..interpreter import is_subinterpreter
 
 if TYPE_CHECKING:
     from .launch import NumbaRuntime
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 def why_not() -> str | None:
     """Why the Numba kernels cannot run here; None where they can."""
+    if is_subinterpreter():
+        return "Numba knows the main interpreter only, and this is a subinterpreter"
     try:
         from numba import cuda
         from numba.cuda import types  # noqa: F401 (the CUDA target inside Numba itself, older, has no such module)
