@@ -393,3 +393,13 @@ print([name for name in ("numba", "safetensors", "tqdm", "torch", "tensorboardX"
 def test_a_bug_shows_its_traceback_when_asked(monkeypatch):
     monkeypatch.setenv("GPULSTM_TRACEBACK", "1")
     assert isinstance(train("--hidden", 0).exception, ValueError)
+
+
+def test_a_file_that_ends_early_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Click itself answers such an error with "Aborted!" alone."""
+
+    def ended() -> None:
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr("gpulstm.cli._facts", ended)
+    assert error(invoke("info")) == "Error: Ran out of input"

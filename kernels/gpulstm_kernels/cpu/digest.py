@@ -129,13 +129,13 @@ class _Reader:
             self.add(overload, f"{where}'s overload", frozenset())
 
 
-def _root(name: str | None) -> str:
-    return (name or "").partition(".")[0]
+def _root(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _of_library(value: Any) -> bool:
     """Whether a function, a type or a ufunc is told by its name."""
-    name, module = getattr(value, "__name__", ""), getattr(value, "__module__", None)
+    name, module = getattr(value, "__name__", ""), getattr(value, "__module__", None) or ""
     if isinstance(value, np.ufunc):  # an old one has no module
         module = "numpy"
     return _root(module) in _LIBRARIES and getattr(sys.modules.get(module), name, None) is value
@@ -162,5 +162,5 @@ def _overloads(function: FunctionType) -> Iterator[Callable[..., Any]]:
         if value is function:
             for template in getattr(typ, "templates", ()):
                 overload = getattr(template, "_overload_func", None)
-                if _root(getattr(overload, "__module__", None)) not in (_OWN, "numba", ""):
+                if overload is not None and _root(overload.__module__) not in (_OWN, "numba"):
                     yield overload
