@@ -9,6 +9,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -17,7 +18,7 @@ import pytest
 
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cpu import compile as compiling
-from gpulstm_kernels.cpu import disk_cache
+from gpulstm_kernels.cpu import digest, disk_cache
 from gpulstm_kernels.cpu.compile import CellType, entry
 
 
@@ -154,6 +155,7 @@ def test_a_file_that_cannot_be_read(folder: Path, caplog: pytest.LogCaptureFixtu
 MATHS = """
 import constants_of_cell
 import helpers_of_cell as helpers
+import numpy as np
 import overloads_of_cell
 from constants_of_cell import BIAS, TABLE
 from gpulstm_kernels.cells.activations import tanh
@@ -171,7 +173,7 @@ scale = scaled(2.0)
 def forward(gates, states):
     (a,) = gates
     a = tanh(a * SLOPE + BIAS + TABLE[0]) + hard(a) + constants_of_cell.nested.DEEP
-    return a + helpers.soft(a) + scale(a), (), ()
+    return np.i0(a) + helpers.soft(a) + scale(a), (), ()
 
 def backward(dh, dstates, h, saved, states, previous):
     return (dh * constants_of_cell.BACK,), ()
@@ -239,6 +241,18 @@ def test_what_the_maths_does_not_read_makes_no_other_kernel(type_of: Any) -> Non
     assert disk_cache.NOT_KEPT not in first.name
     assert type_of().name == first.name
     assert type_of({"constants_of_cell": ("OTHER = 7", "OTHER = 8")}).name == first.name
+
+
+def test_an_overload_of_numpys_makes_another_kernel(type_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def registered(by: float) -> Any:
+        template = SimpleNamespace(_overload_func=lambda x: lambda x: x * by)
+        return SimpleNamespace(globals=[(np.i0, SimpleNamespace(templates=[template]))])
+
+    names = set()
+    for by in (0.5, 0.6, 0.5):
+        monkeypatch.setattr(digest, "builtin_registry", registered(by))
+        names.add(type_of().name)
+    assert len(names) == 2
 
 
 def test_what_nobody_can_digest_is_not_kept(

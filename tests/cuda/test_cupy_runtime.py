@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -68,6 +70,27 @@ def test_a_kernel_is_compiled_once_a_device(runtime: Any, cupy: FakeCupy) -> Non
     assert cupy.modules[0]["options"][0] == "-std=c++17"
     assert all(option.startswith("-I") for option in cupy.modules[0]["options"][1:])
     assert runtime.attributes(KERNEL) == Attributes(40, 0, STATIC)
+
+
+def test_a_full_folder_of_compiled_kernels(
+    runtime: Any, cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """CuPy keeps kernels there, and raises where it cannot, unless it is told to keep them in memory."""
+    monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "")
+    compiles = cupy.RawModule
+
+    def writes(**given: Any) -> Any:
+        if os.environ["CUPY_CACHE_IN_MEMORY"] != "1":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return compiles(**given)
+
+    monkeypatch.setattr(cupy, "RawModule", writes)
+    for kernel in (KERNEL, OTHER):
+        runtime.launch(kernel, ONE, ONE, ())
+    assert len(cupy.enqueued) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "CuPy's kernel cache cannot be used, kernels are compiled in every process: [Errno 28] No space left on device"
+    ]
 
 
 def test_every_thread_gets_a_context(runtime: Any, cupy: FakeCupy) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dis
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -86,6 +86,7 @@ class _Reader:
             self._add_module(value, where, names)
         elif _of_library(value):
             self.note("library", getattr(value, "__module__", "numpy"), value.__name__)
+            self._add_overloads(value, where)
         elif isinstance(value, FunctionType):
             self._add_function(value, where)
         else:
@@ -103,9 +104,13 @@ class _Reader:
 
     def _add_module(self, module: ModuleType, where: str, names: frozenset[str]) -> None:
         self.note("module", module.__name__)
-        if _root(module.__name__) not in _LIBRARIES and self._is_new((module, names)):
-            for name in sorted(names & vars(module).keys()):
-                self.note(name)
+        if not self._is_new((module, names)):
+            return
+        for name in sorted(names & vars(module).keys()):
+            self.note(name)
+            if _root(module.__name__) in _LIBRARIES:
+                self._add_overloads(vars(module)[name], f"{where}.{name}")
+            else:
                 self.add(vars(module)[name], f"{where}.{name}", names)
 
     def _add_function(self, function: FunctionType, where: str) -> None:
@@ -125,8 +130,16 @@ class _Reader:
             self.note(name)
             if name in function.__globals__:  # else it is Python's
                 self.add(function.__globals__[name], f"{where}: {name}", names)
-        for overload in _overloads(function):
-            self.add(overload, f"{where}'s overload", frozenset())
+        self._add_overloads(function, where)
+
+    def _add_overloads(self, value: Any, where: str) -> None:
+        """What others than this package and Numba have Numba compile in the place of a function."""
+        for function, typ in builtin_registry.globals:
+            if function is value:
+                for template in getattr(typ, "templates", ()):
+                    overload = getattr(template, "_overload_func", None)
+                    if overload is not None and _root(overload.__module__) not in (_OWN, "numba"):
+                        self.add(overload, f"{where}'s overload", frozenset())
 
 
 def _root(name: str) -> str:
@@ -154,13 +167,3 @@ def _globals_read(code: CodeType) -> Iterator[str]:
             raise CannotDigest(f"{code.co_name} imports {step.argval} when it runs")
         if step.opname.startswith("LOAD_") and step.opname.endswith(("GLOBAL", "GLOBALS", "NAME")):
             yield step.argval
-
-
-def _overloads(function: FunctionType) -> Iterator[Callable[..., Any]]:
-    """What others than this package tell Numba to compile in the place of ``function``."""
-    for value, typ in builtin_registry.globals:
-        if value is function:
-            for template in getattr(typ, "templates", ()):
-                overload = getattr(template, "_overload_func", None)
-                if overload is not None and _root(overload.__module__) not in (_OWN, "numba"):
-                    yield overload

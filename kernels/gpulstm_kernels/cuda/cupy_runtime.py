@@ -9,7 +9,9 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import logging
 import math
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,6 +24,7 @@ import numpy as np
 from . import blas, compile
 from .runtime import Attributes, Device, Graph, Kernel, Runtime, Shape3, arguments
 
+logger = logging.getLogger("gpulstm")
 _GRAPHS = 64  # kept for replay
 _WORKSPACES = 16  # kept for cuBLAS, one a stream
 _INSTALL = "install gpulstm[cuda13] or gpulstm[cuda12]"
@@ -305,15 +308,25 @@ class CuPyRuntime(Runtime):
         found = self._kernels.get(key)
         if found is None:
             with self._lock:
-                module = self._cupy.RawModule(  # CuPy keeps what it compiled on disk
-                    code=compile.source(kernel),
-                    options=("-std=c++17", *(f"-I{folder}" for folder in include_folders())),
-                    name_expressions=(kernel.expression,),
-                )
-                raw = module.get_function(kernel.expression)
+                try:
+                    raw = self._made(kernel)
+                except OSError as error:  # of the folder where CuPy keeps what it compiled: full, or not to be written
+                    logger.warning(
+                        f"CuPy's kernel cache cannot be used, kernels are compiled in every process: {error}"
+                    )
+                    os.environ["CUPY_CACHE_IN_MEMORY"] = "1"
+                    raw = self._made(kernel)
                 found = _Compiled(raw, raw.kernel.ptr, raw.shared_size_bytes, raw.max_dynamic_shared_size_bytes)
                 self._kernels[key] = found
         return found
+
+    def _made(self, kernel: Kernel) -> Any:
+        module = self._cupy.RawModule(
+            code=compile.source(kernel),
+            options=("-std=c++17", *(f"-I{folder}" for folder in include_folders())),
+            name_expressions=(kernel.expression,),
+        )
+        return module.get_function(kernel.expression)
 
     def _grant(self, compiled: _Compiled, shared: int) -> bool:
         """Let a kernel be launched with ``shared`` dynamic bytes; False where a block cannot have them."""
