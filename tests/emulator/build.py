@@ -51,6 +51,13 @@ def headers() -> tuple[str, ...]:
     )
 
 
+@functools.cache
+def _tools() -> str:
+    """What tells one version of the compiler and of CUDA's headers from another."""
+    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout
+    return version + "".join((Path(folder) / "cuda_fp16.h").read_text() for folder in headers())
+
+
 def _run(arguments: Sequence[str]) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True)
     if done.returncode:
@@ -62,7 +69,7 @@ def _cached(name: str, *ingredients: str) -> Path:
     user = os.getuid() if hasattr(os, "getuid") else "user"
     folder = Path(tempfile.gettempdir()) / f"gpulstm-emulator-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    digest = hashlib.sha256("\0".join((compiler(), *_COMMON, *ingredients)).encode()).hexdigest()
+    digest = hashlib.sha256("\0".join((compiler(), _tools(), *_COMMON, *ingredients)).encode()).hexdigest()
     return folder / f"{digest[:24]}-{name}"
 
 
