@@ -197,7 +197,9 @@ def test_the_cuda_struct_has_the_declared_counts() -> None:
 def test_declaring_a_cell_imports_nothing() -> None:
     cells.register(Cell("later", gates=("a",), states=(), saved=0, maths="a_module_that_is_not_there"))
     net = nn.RNNBase("later", 3, 5)
-    message = "cell: 'later': maths='a_module_that_is_not_there' could not be imported: No module named"
+    message = (
+        "cell: 'later': maths: expected a module that can be imported, got 'a_module_that_is_not_there': No module"
+    )
     for backend in ("numba_cpu", "reference"):
         with pytest.raises(ValueError, match=message):
             net(np.ones((2, 2, 3), np.float32), backend=backend)

@@ -59,7 +59,9 @@ class Cell:
         try:
             module = importlib.import_module(self.maths)
         except ImportError as error:
-            raise ValueError(f"cell: {self.name!r}: maths={self.maths!r} could not be imported: {error}") from error
+            raise ValueError(
+                f"cell: {self.name!r}: maths: expected a module that can be imported, got {self.maths!r}: {error}"
+            ) from error
         return _checked(self, module)
 
 
