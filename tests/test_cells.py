@@ -187,6 +187,25 @@ def test_maths_of_other_counts_than_declared_never_runs(
     monkeypatch.delitem(sys.modules, "tried_cell")
 
 
+def test_maths_that_works_in_place_changes_nobody_elses_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In kernels ``c += i`` makes a new number; the reference passes arrays, which its tape holds too."""
+    text = Path(importlib.import_module("coupled_cell").__file__ or "").read_text(encoding="utf-8")
+    for old, new in (("c = (1.0 - i) * c + i * g", "c *= 1.0 - i; c += i * g"), ("dc = dc + dh", "dc += dh")):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "in_place_cell.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    p = problems.layer_problem(COUPLED, ragged=True, directions=2)
+    results = []
+    for cell in (COUPLED, replace(COUPLED, name="in_place", maths="in_place_cell")):
+        found, tape = problems.outputs(reference, p._replace(cell=cell), keep=True)
+        results += [found | problems.gradients(reference, p, tape) for _ in range(2)]
+    for result in results[1:]:
+        for name, expected in results[0].items():
+            np.testing.assert_array_equal(result[name], expected, name)
+    monkeypatch.delitem(sys.modules, "in_place_cell")
+
+
 def test_the_cuda_struct_has_the_declared_counts() -> None:
     """The C++ text ends in an assertion, so that a struct of other counts does not compile."""
     text = cuda_source(Kernel("step", "step_forward<float, LstmCell, true, 4>", cells.LSTM))

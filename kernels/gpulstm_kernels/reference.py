@@ -78,7 +78,7 @@ def _forward_of(cell: Cell, gates: Array, states: tuple[Array, ...]) -> Any:
         return lstm_forward(gates, states)
     if cell.name == "rnn":
         return rnn_forward(gates, states)
-    return cell.module.forward(np.split(gates, len(cell.gates), axis=1), states)
+    return cell.module.forward(_copies(np.split(gates, len(cell.gates), axis=1)), _copies(states))
 
 
 def _backward_of(cell: Cell, dh: Array, dstates: Any, h: Array, saved: Any, states: Any, previous: Any) -> Any:
@@ -86,8 +86,15 @@ def _backward_of(cell: Cell, dh: Array, dstates: Any, h: Array, saved: Any, stat
         return lstm_backward(dh, dstates, h, saved, states, previous)
     if cell.name == "rnn":
         return rnn_backward(dh, dstates, h, saved, states, previous)
-    dgates, dprevious = cell.module.backward(dh, dstates, h, saved, states, previous)
+    dgates, dprevious = cell.module.backward(
+        dh.copy(), _copies(dstates), h.copy(), _copies(saved), _copies(states), _copies(previous)
+    )
     return np.concatenate(dgates, axis=1), dprevious
+
+
+def _copies(values: Sequence[Array]) -> tuple[Array, ...]:
+    """For a cell's own maths: to kernels its arguments are numbers, so that ``c += i`` changes nobody else's."""
+    return tuple(value.copy() for value in values)
 
 
 class Step(NamedTuple):
