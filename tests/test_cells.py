@@ -188,7 +188,7 @@ def test_maths_of_other_counts_than_declared_never_runs(
 
 
 def test_maths_that_works_in_place_changes_nobody_elses_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In kernels ``c += i`` makes a new number; the reference passes arrays, which its tape holds too."""
+    """To kernels ``c += i`` makes a new number; the reference passes arrays, which its tape holds too."""
     text = Path(importlib.import_module("coupled_cell").__file__ or "").read_text(encoding="utf-8")
     for old, new in (("c = (1.0 - i) * c + i * g", "c *= 1.0 - i; c += i * g"), ("dc = dc + dh", "dc += dh")):
         assert old in text

@@ -256,6 +256,26 @@ def _apply(name: str) -> Any:
     return apply
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arithmetic_in_place(dtype: str) -> None:
+    """A cell may say ``c += i`` as well."""
+
+    @njit
+    def apply(out, x):
+        value = vector.load(x, x.ctypes.data, x.size)
+        before = value
+        value += 0.5
+        value *= before
+        value -= 2.0
+        value /= before
+        vector.store(x, value, out.ctypes.data, x.size)
+
+    x = np.array([0.5, -0.25], dtype)
+    out = np.empty_like(x)
+    apply(out, x)
+    np.testing.assert_array_equal(out, ((x + np.dtype(dtype).type(0.5)) * x - 2) / x)
+
+
 def _whole_range(dtype: str) -> np.ndarray:
     """Both signs of numbers over all exponents, and closely where the functions bend."""
     bits = np.arange(0, 0x7F80_0000, 9973, dtype=np.uint32).view(np.float32)

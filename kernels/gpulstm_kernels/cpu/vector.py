@@ -124,10 +124,9 @@ def _arithmetic(symbol: Callable[..., Any], instruction: str) -> None:
         return getattr(builder, instruction)(*args, flags=("contract",))
 
 
-_arithmetic(operator.add, "fadd")
-_arithmetic(operator.sub, "fsub")
-_arithmetic(operator.mul, "fmul")
-_arithmetic(operator.truediv, "fdiv")
+for _name, _instruction in {"add": "fadd", "sub": "fsub", "mul": "fmul", "truediv": "fdiv"}.items():
+    _arithmetic(getattr(operator, _name), _instruction)
+    _arithmetic(getattr(operator, f"i{_name}"), _instruction)
 
 
 @lower_cast(types.Number, Vector)
