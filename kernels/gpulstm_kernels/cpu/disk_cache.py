@@ -3,13 +3,15 @@
 Numba's own cache has an index that processes write over each other's, believes whatever its files hold, and ends a
 call where its folder cannot be written. Here a file is named by a digest of all that it depends on, and begins with a
 digest of what follows. A file that was cut or changed is compiled anew and replaced; where nothing can be written,
-kernels are compiled for the process alone. Either is logged once a folder.
+kernels are compiled for the process alone. Either is logged once a folder. The digest tells damage, not intent: whoever
+may write to the folder may run code, as with Numba's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import pickle
 import uuid
 from pathlib import Path
@@ -72,6 +74,8 @@ class DiskCache(FunctionCache):
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as error:
+            if os.name == "nt" and path.exists():  # where no file is replaced that another process reads
+                return
             self._warn("kernels cannot be written and are compiled in every process", error)
 
     def _place(self, sig: Any, codegen: Any) -> tuple[bytes, Path]:
