@@ -124,6 +124,7 @@ def test_what_is_no_cell() -> None:
         cells.get([])  # type: ignore[arg-type]
 
 
+TRIED = Cell("tried", gates=("a", "b"), states=("s",), saved=1, maths="tried_cell")
 GOOD = """
 def forward(gates, states):
     a, b = gates
@@ -132,6 +133,15 @@ def forward(gates, states):
 def backward(dh, dstates, h, saved, states, previous):
     return (dh, dh), dstates
 """
+
+
+def tried(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, like: Cell = TRIED) -> Cell:
+    """A registered cell, declared as ``like``, whose maths is ``text``."""
+    (folder / f"{like.maths}.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, like.maths, raising=False)
+    compiling._cell_type.cache_clear()
+    return cells.register(like)
 
 
 @pytest.mark.parametrize(
@@ -173,18 +183,30 @@ def test_maths_of_other_counts_than_declared_never_runs(
     old: str, new: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kernels would write past their memory, or read what nobody wrote."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "tried_cell", raising=False)
-    cells.register(Cell("tried", gates=("a", "b"), states=("s",), saved=1, maths="tried_cell"))
-    (tmp_path / "tried_cell.py").write_text(GOOD.replace(old, new, 1), encoding="utf-8")
-    importlib.invalidate_caches()
+    tried(GOOD.replace(old, new, 1), tmp_path, monkeypatch)
     net, x = nn.RNNBase("tried", 3, 5, seed=0), np.ones((2, 2, 3), np.float32)
     for backend in ("numba_cpu", "reference"):
         with use_backend(backend):
             for call in (net, net.vjp, lambda x: net.stream(2)(x[0])):
                 with pytest.raises(ValueError, match=f"^cell: 'tried': tried_cell.*{message}"):
                     call(x)
-    monkeypatch.delitem(sys.modules, "tried_cell")
+
+
+@pytest.mark.parametrize(
+    ("new", "got"),
+    [
+        ("abs(a) * b", r"got abs\(Vector\(float32, \d+\)\)"),
+        ("a * b ** 2", r"got pow\(Vector\(float32, \d+\), Literal\[int\]\(2\)\)"),
+        ("helper(a) * b", "got Untyped global name 'helper': .*"),
+    ],
+)
+def test_maths_without_code_for_the_cpu(new: str, got: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence that names the operation and its line, where Numba has a hundred."""
+    tried(GOOD.replace("a * b", new) + "\ndef helper(x):\n    return x\n", tmp_path, monkeypatch)
+    net, x = nn.RNNBase("tried", 3, 5, seed=0), np.ones((1, 1, 3), np.float32)
+    assert net(x, backend="reference")[0].shape == (1, 1, 5)
+    with pytest.raises(ValueError, match=rf"^cell: 'tried': tried_cell.forward: .*{got} \(File .*, line 4\)$"):
+        net(x, backend="numba_cpu")
 
 
 def test_maths_that_works_in_place_changes_nobody_elses_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,17 +215,15 @@ def test_maths_that_works_in_place_changes_nobody_elses_values(tmp_path: Path, m
     for old, new in (("c = (1.0 - i) * c + i * g", "c *= 1.0 - i; c += i * g"), ("dc = dc + dh", "dc += dh")):
         assert old in text
         text = text.replace(old, new)
-    (tmp_path / "in_place_cell.py").write_text(text, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    in_place = tried(text, tmp_path, monkeypatch, replace(COUPLED, name="in_place", maths="in_place_cell"))
     p = problems.layer_problem(COUPLED, ragged=True, directions=2)
     results = []
-    for cell in (COUPLED, replace(COUPLED, name="in_place", maths="in_place_cell")):
+    for cell in (COUPLED, in_place):
         found, tape = problems.outputs(reference, p._replace(cell=cell), keep=True)
         results += [found | problems.gradients(reference, p, tape) for _ in range(2)]
     for result in results[1:]:
         for name, expected in results[0].items():
             np.testing.assert_array_equal(result[name], expected, name)
-    monkeypatch.delitem(sys.modules, "in_place_cell")
 
 
 def test_the_cuda_struct_has_the_declared_counts() -> None:

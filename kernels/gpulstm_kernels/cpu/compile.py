@@ -12,11 +12,13 @@ import contextlib
 import functools
 import hashlib
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from numba import njit, typeof, types
+from numba.core.errors import NumbaError
 from numba.core.imputils import lower_getattr_generic
 from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
 from numba.extending import (
@@ -187,16 +189,33 @@ def cell_backward(cell: Cell, dh: Any, dstates: Any, h: Any, saved: Any, states:
     return cell.module.backward(dh, dstates, h, saved, states, previous)
 
 
+def _maths_of(typ: CellType, name: str, *arguments: types.Type) -> Any:
+    """A function of a cell's maths, as a part of the kernels that call it for arguments of these types."""
+    function = always_inline(getattr(typ.cell.module, name))
+    try:
+        function.compile(arguments)
+    except NumbaError as error:  # of a hundred lines, were it left to the kernels that are compiled around it
+        lines = [line.strip() for line in str(error).splitlines() if line and not line.startswith("Failed in")]
+        call = re.search(r">>> (.+)", str(error))
+        place = re.search(r'File "(.+)", line (\d+)', str(error))
+        raise ValueError(
+            f"cell: {typ.cell_name!r}: {typ.cell.maths}.{name}: expected + - * /, the functions of "
+            "gpulstm_kernels.cells.activations and helpers under numba.extending.register_jitable, for which there is "
+            f"code for the CPU, got {call[1] if call else lines[0]}{f' ({place[0]})' if place else ''}"
+        ) from error
+    return function
+
+
 # Numba wants an overload's parameters to be those of its implementation, annotations included: hence none.
 
 
 @overload(cell_forward)
 def _cell_forward(cell, gates, states):
-    function = always_inline(cell.cell.module.forward)
+    function = _maths_of(cell, "forward", gates, states)
     return lambda cell, gates, states: function(gates, states)
 
 
 @overload(cell_backward)
 def _cell_backward(cell, dh, dstates, h, saved, states, previous):
-    function = always_inline(cell.cell.module.backward)
+    function = _maths_of(cell, "backward", dh, dstates, h, saved, states, previous)
     return lambda cell, dh, dstates, h, saved, states, previous: function(dh, dstates, h, saved, states, previous)
