@@ -18,7 +18,7 @@ from gpulstm_kernels.cuda.precision import allow_tf32
 from gpulstm_kernels.memory import release as release_memory
 
 from . import cells, io, nn, optim
-from .dispatch import BackendUnavailable, backends, use_backend
+from .dispatch import BackendUnavailable, backends, set_backend, use_backend
 from .nn import LSTM, RNN, quantize
 from .threads import get_num_threads, set_num_threads
 
@@ -37,6 +37,7 @@ __all__ = [
     "optim",
     "quantize",
     "release_memory",
+    "set_backend",
     "set_num_threads",
     "use_backend",
 ]

@@ -2,8 +2,8 @@
 
 A backend is a module with ``layer_forward`` and ``layer_backward`` (:mod:`gpulstm_kernels.reference` documents them)
 and a probe that says why it cannot run here. The order of choice: an explicit ``backend=``; else the innermost
-``with use_backend(...)``; else the last plain ``use_backend(...)``; else the environment variable ``GPULSTM_BACKEND``;
-else the first backend in the list that runs on the device. A backend that was asked for by any of these but the last
+``with use_backend(...)``; else the last ``set_backend(...)``; else the environment variable ``GPULSTM_BACKEND``; else
+the first backend in the list that runs on the device. A backend that was asked for by any of these but the last
 raises when it cannot run; the automatic choice is logged once with its reason.
 """
 
@@ -14,8 +14,9 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
 
@@ -99,39 +100,65 @@ def check_backend(name: str) -> Backend:
     return _BACKENDS[name]
 
 
-_in_context: ContextVar[str | None] = ContextVar("gpulstm_backend", default=None)
+_in_context: ContextVar[tuple[use_backend, ...]] = ContextVar("gpulstm_backend", default=())  # the innermost is last
 _for_process: str | None = None
 
 
-class use_backend:  # a function with a context manager's face, as numpy.errstate
-    """Compute with the backend called ``name``; None goes back to automatic choice.
-
-    As a plain call it holds for the whole process, until the next one. As a context manager it holds inside the
-    ``with`` block and its thread only.
+def set_backend(name: str | None) -> None:
+    """Compute with the backend called ``name`` in the whole process, until the next call; None: automatic choice.
 
     Raises:
         ValueError: no such backend; the message lists the known ones.
         BackendUnavailable: it cannot run here; the message says why. The choice stays as it was.
     """
+    global _for_process
+    if name is not None:
+        check_backend(name)
+    _for_process = name
+
+
+class use_backend:  # a function with a context manager's face, as numpy.errstate
+    """Compute with the backend called ``name`` inside a ``with`` block, and in its thread only; None: automatic choice.
+
+    ``with gpulstm.use_backend(name): ...``; blocks nest, and one object may serve several. Outside of ``with`` it
+    changes nothing, and warns: :func:`set_backend` is for the whole process.
+
+    Raises:
+        ValueError: no such backend; the message lists the known ones.
+        BackendUnavailable: it cannot run here; the message says why.
+    """
 
     def __init__(self, name: str | None) -> None:
-        global _for_process
+        self._entered = True  # nothing to warn of where the name is refused
         if name is not None:
             check_backend(name)
-        self._name, self._before = name, _for_process
-        self._token: Token[str | None] | None = None
-        _for_process = name
+        self.name = name
+        self._entered = False
 
     def __enter__(self) -> None:
-        global _for_process
-        _for_process = self._before
-        self._token = _in_context.set(self._name or "auto")
+        self._entered = True
+        _in_context.set((*_in_context.get(), self))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._token is not None:
-            _in_context.reset(self._token)
+        blocks = list(_in_context.get())[::-1]
+        if self in blocks:  # a generator may be closed in another context than it was begun in
+            blocks.remove(self)
+            _in_context.set(tuple(blocks[::-1]))
+
+    def __del__(self) -> None:
+        if not self._entered:
+            warnings.warn(f"{self!r}: not entered, so it changed nothing", RuntimeWarning, stacklevel=2)
+
+    def __repr__(self) -> str:
+        return f"use_backend({self.name!r}), for `with`; set_backend is for the whole process"
+
+
+def _in_block() -> str | None:
+    """The choice of the innermost ``with use_backend``, ``"auto"`` if that is None; None outside of any."""
+    blocks = _in_context.get()
+    return (blocks[-1].name or "auto") if blocks else None
 
 
 def select(device: str = "cpu", backend: str | None = None) -> tuple[Backend, str]:
@@ -143,8 +170,8 @@ def select(device: str = "cpu", backend: str | None = None) -> tuple[Backend, st
     """
     asked = (
         (backend, "asked for by backend="),
-        (_in_context.get(), "asked for by `with use_backend`"),
-        (_for_process, "asked for by use_backend"),
+        (_in_block(), "asked for by `with use_backend`"),
+        (_for_process, "asked for by set_backend"),
         (os.environ.get("GPULSTM_BACKEND"), "asked for by the environment variable GPULSTM_BACKEND"),
     )
     for name, why in asked:
@@ -177,7 +204,7 @@ def choose_device(device: str) -> str:
     """``device`` as :func:`check_device`; for ``"auto"`` that of the backend asked for, else a GPU where one runs."""
     if device != "auto":
         return check_device(device)
-    asked = (_in_context.get() or _for_process or os.environ.get("GPULSTM_BACKEND") or "auto").strip()
+    asked = (_in_block() or _for_process or os.environ.get("GPULSTM_BACKEND") or "auto").strip()
     if asked != "auto":
         return check_backend(asked).device
     on_gpu = any(backend.device == "cuda" and _why_not(name) is None for name, backend in _BACKENDS.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -66,15 +68,15 @@ def test_a_probe_that_fails_to_import_says_so(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_order_of_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """backend=, then with, then the plain call, then the environment, then the first that runs."""
+    """backend=, then with, then set_backend, then the environment, then the first that runs."""
     assert dispatch.select()[0].name == "numba_cpu"
     assert "chosen automatically" in dispatch.select()[1]
     monkeypatch.setenv("GPULSTM_BACKEND", "reference")
     assert chosen() == "reference"
     assert "environment variable GPULSTM_BACKEND" in dispatch.select()[1]
-    gpulstm.use_backend("numba_cpu")
+    gpulstm.set_backend("numba_cpu")
     assert chosen() == "numba_cpu"
-    assert dispatch.select()[1] == "asked for by use_backend"
+    assert dispatch.select()[1] == "asked for by set_backend"
     with gpulstm.use_backend("reference"):
         assert chosen() == "reference"
         assert dispatch.select()[1] == "asked for by `with use_backend`"
@@ -82,7 +84,7 @@ def test_order_of_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (backend.name, why) == ("numba_cpu", "asked for by backend=")
         with gpulstm.use_backend(None):
             assert "chosen automatically" in dispatch.select()[1]
-    gpulstm.use_backend(None)
+    gpulstm.set_backend(None)
     assert chosen() == "reference"  # the environment's again
     monkeypatch.setenv("GPULSTM_BACKEND", "")
     assert chosen() == "numba_cpu"
@@ -100,8 +102,8 @@ def test_with_blocks_nest_and_end_on_exceptions() -> None:
     assert "chosen automatically" in dispatch.select()[1]
 
 
-def test_a_with_block_leaves_the_plain_choice_alone() -> None:
-    gpulstm.use_backend("reference")
+def test_a_with_block_leaves_the_choice_for_the_process_alone() -> None:
+    gpulstm.set_backend("reference")
     with gpulstm.use_backend("numba_cpu"):
         assert dispatch._for_process == "reference"
     assert chosen() == "reference"
@@ -113,11 +115,76 @@ def test_a_with_block_holds_in_its_thread_only() -> None:
         thread = threading.Thread(target=lambda: seen.append(chosen()))
         thread.start()
         thread.join()
-    gpulstm.use_backend("reference")
+    gpulstm.set_backend("reference")
     thread = threading.Thread(target=lambda: seen.append(chosen()))
     thread.start()
     thread.join()
     assert seen == ["numba_cpu", "reference"]
+
+
+def test_no_moment_of_a_with_block_is_another_threads() -> None:
+    """Not even between making the context manager and entering it: a thread looks on at every line that runs."""
+    seen: list[object] = []
+
+    def look(frame: object, event: str, argument: object) -> object:
+        seen.append(dispatch._for_process)
+        with ThreadPoolExecutor(1) as pool:
+            seen.append(pool.submit(chosen).result())
+        return look
+
+    def run() -> None:
+        with gpulstm.use_backend("reference"), gpulstm.use_backend(None):
+            pass
+
+    sys.settrace(look)
+    try:
+        run()
+    finally:
+        sys.settrace(None)
+    assert len(seen) > 20
+    assert set(seen) == {None, "numba_cpu"}
+
+
+def test_one_context_manager_serves_several_blocks_and_threads() -> None:
+    reference = gpulstm.use_backend("reference")
+    with reference, gpulstm.use_backend("numba_cpu"), reference:
+        assert chosen() == "reference"
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(chosen).result() == "numba_cpu"
+            pool.submit(reference.__enter__).result()
+            assert pool.submit(chosen).result() == "reference"
+            pool.submit(reference.__exit__, None, None, None).result()
+            assert pool.submit(chosen).result() == "numba_cpu"
+        assert chosen() == "reference"
+    assert chosen() == "numba_cpu"
+
+
+def test_blocks_that_end_in_another_order_or_context() -> None:
+    """As those of generators may: each takes its own choice with it."""
+
+    def within(name: str) -> Iterator[None]:
+        with gpulstm.use_backend(name):
+            yield
+
+    first, second = within("reference"), within("numba_cpu")
+    next(first)
+    next(second)
+    first.close()
+    assert chosen() == "numba_cpu"
+    assert dispatch.select()[1] == "asked for by `with use_backend`"
+    contextvars.Context().run(second.close)  # which knows of no block
+    third = within("reference")
+    contextvars.copy_context().run(next, third)
+    third.close()
+    assert dispatch.select()[1] == "asked for by `with use_backend`"
+    dispatch._in_context.set(())
+
+
+def test_a_context_manager_that_is_not_entered_changes_nothing_and_says_so() -> None:
+    message = r"use_backend\('reference'\), for `with`; set_backend is for the whole process: not entered"
+    with pytest.warns(RuntimeWarning, match=message):
+        gpulstm.use_backend("reference")
+    assert chosen() == "numba_cpu"
 
 
 def test_the_choice_reaches_the_computation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +204,9 @@ def test_the_choice_reaches_the_computation(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("ask", [gpulstm.use_backend, lambda name: gpulstm.LSTM(4, 5)(X, backend=name)])
+@pytest.mark.parametrize(
+    "ask", [gpulstm.set_backend, gpulstm.use_backend, lambda name: gpulstm.LSTM(4, 5)(X, backend=name)]
+)
 def test_an_unknown_backend_lists_the_known_ones(ask: object, monkeypatch: pytest.MonkeyPatch) -> None:
     message = "backend: unknown backend 'tpu'; known backends: cupy, numba_cpu, numba_cuda, reference"
     with pytest.raises(ValueError, match=message):
@@ -150,17 +219,17 @@ def test_an_unknown_backend_lists_the_known_ones(ask: object, monkeypatch: pytes
 
 def test_an_unavailable_backend_raises_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "cupy", "the moon is full")
-    gpulstm.use_backend("reference")
+    gpulstm.set_backend("reference")
     message = "backend: 'cupy' cannot run here: the moon is full"
     with pytest.raises(gpulstm.BackendUnavailable, match=message):
-        gpulstm.use_backend("cupy")
+        gpulstm.set_backend("cupy")
     assert chosen() == "reference"  # as it was
     with pytest.raises(gpulstm.BackendUnavailable, match=message), gpulstm.use_backend("cupy"):
         pass
     assert chosen() == "reference"
     with pytest.raises(gpulstm.BackendUnavailable, match=message):
         gpulstm.LSTM(4, 5)(X, backend="cupy")
-    gpulstm.use_backend(None)
+    gpulstm.set_backend(None)
     monkeypatch.setenv("GPULSTM_BACKEND", "cupy")
     with pytest.raises(gpulstm.BackendUnavailable, match=message):
         gpulstm.LSTM(4, 5)(X)

@@ -78,3 +78,13 @@ def test_poison(shape: tuple[int, ...]) -> None:
         assert np.isnan(memory.empty(shape, np.float32)).all()
         assert (memory.zeros(shape, np.float32) == 0).all()
     memory.empty(shape, np.float32).fill(0)
+
+
+def test_poison_of_two_threads_that_overlap_ends_with_both() -> None:
+    first, second = memory.poison(), memory.poison()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert np.isnan(memory.empty((3,), np.float32)).all()
+    second.__exit__(None, None, None)
+    assert not memory._poisoned

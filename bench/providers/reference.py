@@ -9,7 +9,7 @@ from . import gpulstm as provider
 
 
 def setup(threads: int) -> None:
-    gpulstm.use_backend("reference")
+    gpulstm.set_backend("reference")
 
 
 def inference(problem: Problem) -> Runner:

@@ -22,7 +22,7 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 _SMALL = 4096  # bytes below which alignment costs more than it brings
 _LARGE = 1 << 18  # bytes from which blocks are kept; what is smaller, the C library keeps itself
 _GRAIN = 1 << 16  # bytes that the sizes of blocks are rounded up to
-_poisoned = False
+_poisoned: list[None] = []  # one entry for each context of poison(), whichever thread it is in
 
 
 class _Idle:
@@ -120,9 +120,8 @@ def zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
 @contextmanager
 def poison() -> Iterator[None]:
     """Fill every array of :func:`empty` with NaN while the context lasts: what is not written then shows."""
-    global _poisoned
-    before, _poisoned = _poisoned, True
+    _poisoned.append(None)
     try:
         yield
     finally:
-        _poisoned = before
+        _poisoned.pop()
