@@ -1,4 +1,7 @@
-"""How many CPU threads the kernels use: all cores of the process, or ``GPULSTM_NUM_THREADS``, or what is set here."""
+"""How many CPU threads the kernels use: all cores of the process, or ``GPULSTM_NUM_THREADS``, or what is set here.
+
+Never more than the cores that the process may use: those that it is bound to, less where its control group has a quota.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(count: int) -> None:
-    """Use at most ``count`` threads from the next call on.
+    """Use at most ``count`` threads from the next call on, and no more than there are cores, which is logged once.
 
     Raises:
         ValueError: ``count`` is not a whole number above 0.
     """
+    from gpulstm_kernels.cpu.cores import limited
     from gpulstm_kernels.cpu.threads import crew
 
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count: expected a whole number above 0, got {count!r}")
-    crew.resize(count)
+    crew.resize(limited(count, "count"))

@@ -29,8 +29,7 @@ from gpulstm import arrays, cells, ops
 from gpulstm_kernels import reference
 from gpulstm_kernels.cells import lstm as lstm_maths
 from gpulstm_kernels.cells import rnn as rnn_maths
-from gpulstm_kernels.cpu import layer, sequence, threads
-from gpulstm_kernels.cpu.team import new_team
+from gpulstm_kernels.cpu import layer, sequence, team, threads
 
 
 def agree(found: Arrays, expected: Arrays, what: str) -> bool:
@@ -256,7 +255,7 @@ TERMS = [
     ("first + 2 * batch if plan.reverse else", "first + 2 * batch if plan.reverse and NOW else"),
     ("plan.hidden, s0 > 0", "plan.hidden, s0 > 0 and NOW"),
 ]
-PLACE = 120  # bytes from a barrier to where a kernel with TERMS reads which of them is missing
+PLACE = team._MAIN  # bytes from a barrier to where a kernel with TERMS reads which of them is missing
 
 
 def walk_with_terms() -> ModuleType:
@@ -280,9 +279,9 @@ def test_every_term_of_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     def without(number: int) -> bool:
         """Whether the walk still agrees when it lacks the term of that number."""
 
-        team = new_team([])
-        team[1:] = number  # the barriers of a thread that works alone, which it does not use
-        monkeypatch.setattr(threads, "_ALONE", team)
+        alone = team.new_team([])
+        alone[1] = number  # in the place of the thread in which handlers of signals run
+        monkeypatch.setattr(threads, "_ALONE", alone)
         return kernels_agree()
 
     monkeypatch.setattr(layer, "_ROWS_BACK", 10)  # several chunks

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ import pytest
 from numba import njit
 
 import gpulstm
-from gpulstm_kernels.cpu import team, threads
+from gpulstm_kernels.cpu import cores, team, threads
 from gpulstm_kernels.cpu.atomics import fetch_add
+from gpulstm_kernels.cpu.cores import available_cores
 from gpulstm_kernels.cpu.team import meet
-from gpulstm_kernels.cpu.threads import Crew, available_cores, crew
+from gpulstm_kernels.cpu.threads import Crew, crew
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,9 +51,9 @@ def python(script: str, cwd: Path, **environment: str | None) -> str:
 @pytest.fixture
 def size() -> Iterator[int]:
     """The number of threads, put back after the test."""
-    before = gpulstm.get_num_threads()
+    before = crew.size
     yield before
-    gpulstm.set_num_threads(before)
+    crew.resize(before)
 
 
 @njit(nogil=True)
@@ -79,9 +82,91 @@ def note(crew: Crew, at_most: int, work: int = 0, raiser: int = -1, waited: int 
 
 
 def test_set_and_get(size: int) -> None:
-    for count in (1, 5):
+    for count in (1, 2):
         gpulstm.set_num_threads(count)
-        assert gpulstm.get_num_threads() == count
+        assert gpulstm.get_num_threads() == min(count, available_cores())
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What was logged, that nothing else has said before."""
+    cores._say.cache_clear()
+    caplog.set_level(logging.INFO, "gpulstm")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("count", [1000, 10**400, 10**5000], ids=["1000", "400 digits", "5000 digits"])
+def test_more_threads_than_cores_are_not_started(count: int, size: int, logged: Callable[[], list[str]]) -> None:
+    for _ in range(3):
+        gpulstm.set_num_threads(count)
+    assert gpulstm.get_num_threads() == available_cores()
+    shown = "1000" if count == 1000 else "over a billion"
+    used = f"{available_cores()} used: the process may use no more cores"
+    assert logged() == [f"count: {shown} threads asked for, {used}"]
+
+
+@pytest.mark.parametrize("text", ["1000", "9" * 5000, "0" * 5000 + "1000"], ids=["1000", "5000 digits", "many zeros"])
+def test_the_environment_asks_for_more_threads_than_cores(
+    text: str, monkeypatch: pytest.MonkeyPatch, logged: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setenv("GPULSTM_NUM_THREADS", text)
+    assert [Crew().size for _ in range(3)] == [available_cores()] * 3
+    (said,) = logged()
+    assert said.startswith("GPULSTM_NUM_THREADS: ")
+    assert said.endswith(f" threads asked for, {available_cores()} used: the process may use no more cores")
+
+
+CGROUPS = {
+    "no quota": ("0::/a/b\n", "29 23 0:26 / {at} rw - cgroup2 cgroup2 rw", {"a/cpu.max": "max 100000"}, None),
+    "version 2": ("0::/a/b\n", "29 23 0:26 / {at} rw - cgroup2 cgroup2 rw", {"a/b/cpu.max": "350000 100000"}, 3),
+    "a parent's": (
+        "0::/a/b\n",
+        "29 23 0:26 / {at} rw - cgroup2 cgroup2 rw",
+        {"a/cpu.max": "200000 100000", "a/b/cpu.max": "900000 100000", "cpu.max": "max 100000"},
+        2,
+    ),
+    "a container": ("0::/\n", "29 23 0:26 / {at} rw - cgroup2 cgroup2 rw", {"cpu.max": "150000 100000"}, 1),
+    "less than a core": ("0::/\n", "29 23 0:26 / {at} rw - cgroup2 cgroup2 rw", {"cpu.max": "50000 100000"}, 1),
+    "version 1": (
+        "4:memory:/c\n3:cpu,cpuacct:/a\n0::/\n",
+        "30 23 0:27 / /elsewhere rw - cgroup cgroup rw,memory\n31 23 0:28 / {at} rw shared:5 - cgroup cgroup rw,cpu",
+        {"a/cpu.cfs_quota_us": "400000", "a/cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "-1"},
+        4,
+    ),
+    "version 1 in a container": (
+        "3:cpu,cpuacct:/docker/abc\n",
+        "31 23 0:28 /docker/abc {at} rw - cgroup cgroup rw,cpu",
+        {"cpu.cfs_quota_us": "600000", "cpu.cfs_period_us": "200000"},
+        3,
+    ),
+    "outside of what is mounted": (
+        "0::/../..\n",
+        "29 23 0:26 / {at} rw - cgroup2 cgroup2 rw",
+        {"cpu.max": "500000 100000"},
+        5,
+    ),
+    "nonsense": ("0::/\n", "29 23 0:26 / {at} rw - cgroup2 cgroup2 rw", {"cpu.max": "ten of 0"}, None),
+}
+
+
+@pytest.mark.parametrize("case", CGROUPS)
+def test_a_control_groups_quota(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, mounts, files, expected = CGROUPS[case]
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    monkeypatch.setattr(cores.os, "process_cpu_count", lambda: 64, raising=False)
+    place = tmp_path / "a place"
+    for name, text in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text + "\n")
+    (tmp_path / "cgroup").write_text(groups)
+    (tmp_path / "mountinfo").write_text(mounts.format(at=str(place).replace(" ", r"\040")) + "\n")
+    assert available_cores(tmp_path) == (expected or 64)
+
+
+def test_the_cores_that_a_process_is_bound_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda process: {3, 5, 9}, raising=False)
+    monkeypatch.setattr(cores.os, "process_cpu_count", lambda: 64, raising=False)
+    assert available_cores(tmp_path / "no such system") == 3
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, "2", None, True])
@@ -91,16 +176,17 @@ def test_a_bad_count_is_refused(count: Any, size: int) -> None:
     assert gpulstm.get_num_threads() == size
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "²", " "])
+@pytest.mark.parametrize("text", ["0", "000", "-1", "two", "1.5", "²", " ", "10**400"])
 def test_a_bad_environment_variable_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPULSTM_NUM_THREADS", text)
-    with pytest.raises(ValueError, match=f"GPULSTM_NUM_THREADS: expected a whole number above 0, got {text!r}"):
+    with pytest.raises(ValueError, match=re.escape(f"expected a whole number above 0, got {text!r}")):
         Crew()
 
 
 def test_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPULSTM_NUM_THREADS", "3")
-    assert Crew().size == 3
+    for text in ("1", "2", "02"):
+        monkeypatch.setenv("GPULSTM_NUM_THREADS", text)
+        assert Crew().size == min(int(text), available_cores())
     monkeypatch.setenv("GPULSTM_NUM_THREADS", "")
     assert Crew().size == available_cores() >= 1
 
@@ -178,9 +264,9 @@ def test_a_thread_leaves_its_callers_core_to_the_caller() -> None:
     for _ in range(3):
         note(own, 2)
         time.sleep(0.01)  # the first call may come before the thread has begun
-    cores = len(os.sched_getaffinity(own._workers[0]._thread.native_id))
+    cores = len(os.sched_getaffinity(own._hands[0][0]._thread.native_id))
     own.close()
-    assert cores == max(1, available_cores() - 1)
+    assert cores == max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 # --- lent threads -------------------------------------------------------------------------------------------------
@@ -399,5 +485,7 @@ def test_a_share_that_nobody_began_is_taken_back() -> None:
     own = Crew()
     own.resize(2)
     note(own, 2)
-    own._workers[0].end()  # it will never come
+    (worker,), _ = own._hands
+    worker.end()  # it will never come
+    worker.join()
     assert note(own, 2) == [2, 2]

@@ -14,9 +14,9 @@ from torch._dynamo import testing
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
-import gpulstm
 from gpulstm import arrays, cells
 from gpulstm.torch import LSTM, RNN, autograd, equations, operator
+from gpulstm_kernels.cpu.threads import crew
 
 torch.set_num_threads(1)  # for problems this small its pool only spins against ours
 
@@ -340,14 +340,14 @@ def test_the_same_bits_on_every_run_and_number_of_threads() -> None:
     torch.manual_seed(0)
     lstm = LSTM(40, 70, num_layers=2, bidirectional=True)
     x = torch.randn(30, 20, 40)
-    before, results = gpulstm.get_num_threads(), []
+    before, results = crew.size, []
     try:
         for threads in (1, 2, 3, 1):
-            gpulstm.set_num_threads(threads)
+            crew.resize(threads)
             y, (h, c) = lstm(x)
             results.append((y, h, c, *torch.autograd.grad(y.sum() + c.sum(), list(lstm.parameters()))))
     finally:
-        gpulstm.set_num_threads(before)
+        crew.resize(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

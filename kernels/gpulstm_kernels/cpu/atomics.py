@@ -10,7 +10,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .compile import inline
 from .features import IS_X86
 from .vector import INT64
 
@@ -78,7 +77,7 @@ def pause(typing: Any) -> Any:
 
 
 @intrinsic
-def _sleep(typing: Any) -> Any:
+def sleep(typing: Any) -> Any:
     """Leave the core to other threads for as short as the system does, where its C library is at hand by name."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -100,19 +99,3 @@ def clock(typing: Any) -> Any:
         return builder.call(cgutils.get_or_insert_function(builder.module, function_type, "llvm.readcyclecounter"), [])
 
     return types.int64(), codegen
-
-
-@inline
-def wait_for(counter, n):
-    """Wait until the number at ``counter`` is ``n`` or more, or the one behind it is not 0.
-
-    Returns the clock's ticks since it took long, 0 if it did not.
-    """
-    spins, began = 0, 0
-    while read(counter) < n and read(counter + 8) == 0:
-        spins += 1
-        pause()
-        if spins > SPINS:
-            began = began or clock()
-            _sleep()
-    return clock() - began if began else 0

@@ -17,7 +17,7 @@ from ..memory import empty, zeros
 from . import packing
 from .atomics import LINE
 from .compile import inline, kernel
-from .team import meet, share
+from .team import is_over, meet, of_all, share
 from .threads import crew
 from .tile import ROWS, WIDTH, tile_rows
 from .vector import lanes, load, store, transpose
@@ -76,22 +76,24 @@ def edges(threads: int, dtype: np.dtype) -> np.ndarray:
 
 
 @inline
-def multiply_rows(c, offset, n, add, a, a_offset, lda, packed, m, k, edges, rank, size):
+def multiply_rows(c, offset, n, add, a, a_offset, lda, packed, m, k, edges, rank, size, barrier):
     """C (m, n) = or, if ``add``, += A (m, k) · B for a packed B and flat C and A, from ``offset`` and ``a_offset`` on.
 
-    Threads split the rows of C, and blocks of them stay in the cache.
+    Threads split the rows of C, and blocks of them stay in the cache. They stop where the call is over.
     """
     across = WIDTH * lanes(c)
     top, bottom = share(m, rank, size)
     for r0 in range(top, bottom, _BLOCK):
         to, source, rows = offset + r0 * n, a_offset + r0 * lda, min(_BLOCK, bottom - r0)
         for p in range((n + across - 1) // across):
+            if is_over(barrier, rank, rows * across * k):
+                return
             multiply_panel(c, to, n, n, add, a, source, lda, packed, p, rows, k, edges[rank])
 
 
 @kernel
 def _multiply(c, n, a, lda, packed, m, k, edges, rank, size, barrier):
-    multiply_rows(c, 0, n, True, a, 0, lda, packed, m, k, edges, rank, size)
+    multiply_rows(c, 0, n, True, a, 0, lda, packed, m, k, edges, rank, size, barrier)
 
 
 def multiply_packed(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
@@ -135,8 +137,8 @@ def outer_rows(c, sums, a, b, d, gates, units, width, k, add, room, edges, met, 
 
     All three are added to what is there if ``add``. A's columns are in panels, (units / width, gates, width); what
     lies past the last one is not read. ``room``: :func:`outer_room`. Threads split A's panels, which they transpose,
-    and the work of packing B and D, for which they meet: ``met``, how often they had met at ``barrier`` before,
-    becomes what is returned.
+    and the work of packing B and D, for which all meet: ``met``, how often they had met before, becomes what is
+    returned. They stop where the call is over.
     """
     packed_a, packed_bd = room
     item, lane = c.itemsize, lanes(c)
@@ -163,8 +165,10 @@ def outer_rows(c, sums, a, b, d, gates, units, width, k, add, room, edges, met, 
                 to = left + column // width % gates * of_gate + row * lda + j0 * item
                 transpose(c, source, a.at[1] * item, depth - j0, a.columns - column, to, lda)
         met += 1
-        meet(barrier, met, size)
+        meet(of_all(barrier), met, size)
         for p in range(of_b + of_d):
+            if is_over(barrier, rank, gates * own * across * depth):
+                return met
             n, start, p0 = (b.columns, 0, 0) if p < of_b else (d.columns, gates * units * b.columns, of_b)
             column = (p - p0) * across
             for g in range(gates):

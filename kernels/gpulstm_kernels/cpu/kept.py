@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 
 from .atomics import fetch_add
 from .compile import kernel
+from .team import is_over
 from .threads import crew
 from .vector import INT64, REGISTER_BYTES, counted_loop
 
@@ -101,6 +102,8 @@ def _digest(arrays, found, segment, rank, size, barrier):
         found[0, n] = address
         for start in range(0, length, segment):
             if turn % size == rank:
+                if is_over(barrier, rank, segment):
+                    return
                 number = _mix(address + start, min(segment, length - start), start)
                 fetch_add(found.ctypes.data + (found.shape[1] + n) * 8, number)
             turn += 1

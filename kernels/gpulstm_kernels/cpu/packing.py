@@ -15,11 +15,12 @@ import numpy as np
 from ..memory import empty, zeros
 from .compile import kernel
 from .narrow import group, packed_depth
-from .team import share
+from .team import is_over, share
 from .threads import crew
 from .tile import WIDTH
 from .vector import lanes, load, store
 
+_ELEMENT = 8  # multiply-adds in the time it takes to move one element, or more
 _WORTH_A_THREAD = 100_000  # elements to move below which a further thread costs more than it brings
 
 
@@ -41,6 +42,8 @@ def pack_rows(packed, weight, k, gates, units, width, count, rank, size, barrier
     groups = packed_depth(packed, k) // pair
     first, last = share(count, rank, size)
     for p in range(first, last):
+        if is_over(barrier, rank, groups * stride * _ELEMENT):
+            return
         for j0 in range(0, groups, 32):  # short runs, so that the part of the panel being written stays in L1
             j1 = min(groups, j0 + 32)
             for g in range(gates):
@@ -68,6 +71,8 @@ def pack_columns(packed, weight, columns, gates, units, width, count, rank, size
     depth = (units + width - 1) // width * gates * width
     first, last = share(count, rank, size)
     for p in range(first, last):
+        if is_over(barrier, rank, depth * across * _ELEMENT):
+            return
         for k in range(depth):
             unit, g = k // (gates * width) * width + k % width, k // width % gates
             valid = columns - p * across if unit < units else 0

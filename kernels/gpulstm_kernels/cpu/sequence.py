@@ -34,7 +34,7 @@ from . import activations  # noqa: F401 - what cells call
 from .compile import always_inline, cell_backward, cell_forward, inline, kernel
 from .gemm import Rows, multiply_panel, multiply_rows, outer_rows
 from .narrow import in_blocks, narrowed, packed_depth, row_bytes
-from .team import BARRIER, DIRECTIONS, meet, share
+from .team import BARRIER, is_over, meet, of_all, share
 from .tile import WIDTH, dots, tile_row, tile_row_twice, tile_rows, units
 from .vector import lanes, load, load_gates, load_saved, load_states, store, store_tuple
 
@@ -270,6 +270,7 @@ def forward(cell, x, lengths, directions, unpacked, projections, count, rank, si
         of_x = rows16.ctypes.data + place * rows16.shape[1]
         of_h = of_x + row_bytes(packed.ih, inputs) * batch * max(1, plan.chunk)
         own, meetings = barrier + d * BARRIER, 0
+        of_panel = (b1 - b0) * across * (inputs + outputs)  # multiply-adds
 
         for s in range(steps):
             t = steps - 1 - s if plan.reverse else s
@@ -293,6 +294,8 @@ def forward(cell, x, lengths, directions, unpacked, projections, count, rank, si
             alone = (batch if in_blocks(packed.hh) else b1 - b0) == 1
             in_pairs = alone and plan.chunk > 0  # and takes two panels in a loop
             for i in range(p1 - p0):
+                if is_over(barrier, rank, of_panel):
+                    return
                 p = p0 + i if forth > 0 else p1 - 1 - i  # back and forth: what was read last is still in the cache
                 for r0 in range(b0, b1, block):
                     rows = min(block, b1 - r0)
@@ -392,7 +395,7 @@ def backward(cell, x, dx, dy, lengths, directions, projections, count, room, edg
     """
     (steps, batch, inputs), width = x.shape, units(cell, x)
     chunk = directions[0].dgates.shape[0]
-    met_in_team, met, together = 0, 0, barrier + DIRECTIONS * BARRIER
+    met_in_team, met = 0, 0
     for s0 in range(0, steps, chunk):
         s1 = min(steps, s0 + chunk)
         for d in range(count):
@@ -407,8 +410,11 @@ def backward(cell, x, dx, dy, lengths, directions, projections, count, room, edg
             p0, p1 = u0 // width, (u1 + width - 1) // width
             o0, o1 = _own(dy, outputs, plan.by_batch, place, team)
             m = b1 - b0
+            of_step = m * depth * (o1 - o0)  # multiply-adds
 
             for s in range(s0, s1):
+                if is_over(barrier, rank, of_step):
+                    return
                 t, slot = (s, s - s0) if plan.reverse else (steps - 1 - s, s1 - 1 - s)
                 before, after = (t + 1, t) if plan.reverse else (t, t + 1)
                 if projections is not None:
@@ -444,18 +450,20 @@ def backward(cell, x, dx, dy, lengths, directions, projections, count, room, edg
                 flat, left = dgates.reshape(-1), (slot * batch + b0) * depth
                 _multiply_panels(dh, b0 * outputs, outputs, masked > 0, flat, left, depth, hh, o0, o1, m, edges[rank])
         met += 1
-        meet(together, met, size)
+        meet(of_all(barrier), met, size)
         for d in range(count):  # whose last meeting lets nobody begin the next chunk too early
             ih, _, tape, dw, dbias, _, _, dgates, plan = directions[d]
             depth, features = dgates.shape[2], tape.ys.shape[2]
             rows, first = (s1 - s0) * batch, (s0 if plan.reverse else steps - s1) * batch
             flat, ys = dgates.reshape(-1), tape.ys.reshape(-1)
-            multiply_rows(dx, first * inputs, inputs, count > 1, flat, 0, depth, ih, rows, depth, edges, rank, size)
+            multiply_rows(
+                dx, first * inputs, inputs, count > 1, flat, 0, depth, ih, rows, depth, edges, rank, size, barrier
+            )
             h_before = (first + 2 * batch if plan.reverse else first) * features + plan.column
             left = Rows(flat, (0, depth), depth)
             of_x = Rows(x.reshape(-1), (first * inputs, inputs), inputs)
             of_h = Rows(ys, (h_before, features), plan.outputs)
             gates, hidden, add = cell.n_gates, plan.hidden, s0 > 0
             met = outer_rows(
-                dw, dbias, left, of_x, of_h, gates, hidden, width, rows, add, room, edges, met, rank, size, together
+                dw, dbias, left, of_x, of_h, gates, hidden, width, rows, add, room, edges, met, rank, size, barrier
             )

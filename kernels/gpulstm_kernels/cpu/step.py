@@ -20,11 +20,12 @@ from numba.extending import overload
 from ..cells import Cell
 from ..memory import empty, zeros
 from . import packing
-from .atomics import LINE, fetch_add, publish, wait_for
+from .atomics import LINE, fetch_add, publish
 from .claims import claim, next_step, open_claims
 from .compile import always_inline, cell_forward, entry, entry_point, inline, kernel
 from .narrow import narrowed, packed_depth, row_bytes
 from .sequence import dot_gates
+from .team import wait_for
 from .threads import crew
 from .tile import panel_vectors, tile_row, tile_rows, units
 from .vector import REGISTER_BYTES, lanes, load, load_gates, load_states, store, store_tuple
@@ -187,7 +188,7 @@ def _walk(cell, like, weights, batch, program, shared, number, rank):
             _some_units(cell, like, weights, i, batch, row, x, ldx, h, ldh, gates)
             own, i = own + 1, claim(claims, number, count, rank, size)
         fetch_add(done, own)
-        waited += wait_for(done, number * count)
+        waited += wait_for(done, number * count, 0)
     return waited
 
 

@@ -13,32 +13,45 @@ TAKEN     by either    number of the last call that was taken; a share that its 
 DONE      by thread    number of the last share that it ran
 ========= ============ ==================================================================================
 
-A team is an array: how many threads, the address of each one's box, and room for barriers.
+A team is an array: how many threads, which one Python's handlers of signals run in, the address of each one's box, and
+room for the words of a call. Those begin with its barriers, so that kernels know them by that name: each has a count,
+whether the call is aborted, and where the words begin. Whoever waits or works for long asks from time to time whether
+the call is aborted; the thread that Python called has Python run handlers before. One that raises aborts the call.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import typeof, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .atomics import LINE, SPINS, clock, exchange, fetch_add, pause, publish, read, wait_for
+from .atomics import LINE, SPINS, clock, exchange, fetch_add, pause, publish, read, sleep
 from .compile import entry, entry_point, inline, kernel, machine_code
 from .record import Record, address_of, share_of
+from .signals import milliseconds, raise_pending, run_handlers, thread_ident
 from .vector import INT64
 
 POSTED, GO, TAKEN, DONE = range(0, 4 * LINE, LINE)  # bytes from the beginning of a box
 _SHARE, _ARGUMENTS, _SIZE, _BARRIER, _FOR_PYTHON = range(GO + 16, GO + 56, 8)
-_ABORTED, _WAITED = 8, LINE  # bytes from a barrier's count; who waits writes another cache line
+_ABORTED, _WORDS, _WAITED = 8, 16, LINE  # bytes from a barrier's count; who waits writes another cache line
+_LEADS = 24  # bytes from a call's words: the rank whose share is run by the thread that Python called
 BARRIER = 2 * LINE  # bytes of one
 DIRECTIONS = 2  # of a layer: each may have a team of its own, with a barrier
 BARRIERS = DIRECTIONS + 1  # in a team: the last one is for all
+# Bytes from a call's words, on a line of that thread: work left until it looks at the clock, when it had handlers run,
+# the thread that these run in, and whether one raised.
+_LEFT, _LOOKED, _MAIN, _RAISED = range(BARRIERS * BARRIER, BARRIERS * BARRIER + 32, 8)
+_SIZE_OF_WORDS = BARRIERS * BARRIER + LINE
+_OFTEN = 1 << 24  # multiply-adds: less than a hundredth of a second on most machines
+_EVERY = 100  # milliseconds from one time that handlers are run to the next: it takes Python's lock
 _TOO_LONG = 0.3  # the part of a call's time that threads may wait for each other before it counts as crowded
-FAILED, CROWDED = 1, 2  # what a call returns, added up
+FAILED, CROWDED, _INTERRUPTED = 1, 2, 4  # what a call returns, added up
 
 
 def new_box() -> np.ndarray:
@@ -47,8 +60,8 @@ def new_box() -> np.ndarray:
 
 def new_team(boxes: list[np.ndarray]) -> np.ndarray:
     """For the calling thread and one at each of ``boxes``."""
-    head = [1 + len(boxes), *(box.ctypes.data for box in boxes)]
-    return np.array(head + [0] * (LINE // 8 + BARRIERS * BARRIER // 8), np.int64)
+    head = [1 + len(boxes), threading.main_thread().ident, *(box.ctypes.data for box in boxes)]
+    return np.array(head + [0] * (LINE // 8 + _SIZE_OF_WORDS // 8), np.int64)
 
 
 @inline
@@ -58,13 +71,71 @@ def share(count, rank, size):
 
 
 @inline
+def _abort(words):
+    """Whoever waits goes on and ends."""
+    for d in range(BARRIERS):
+        publish(words + d * BARRIER + _ABORTED, 1)
+
+
+@inline
+def _look(words):
+    """Have Python run the handlers of signals, if this is their thread and it is time; abort the call if one raises."""
+    publish(words + _LEFT, _OFTEN)
+    if thread_ident() == read(words + _MAIN) and read(words + _RAISED) == 0:
+        now = milliseconds()
+        if read(words + _LOOKED) == 0:
+            publish(words + _LOOKED, now)
+        elif now - read(words + _LOOKED) >= _EVERY:
+            if run_handlers():
+                publish(words + _RAISED, 1)
+                _abort(words)
+            publish(words + _LOOKED, milliseconds())
+
+
+@inline
+def is_over(barrier, rank, work):
+    """Whether a share is to end early: its call is aborted. ``work``: multiply-adds since this was asked last."""
+    if read(barrier + _LEADS) == rank:
+        left = read(barrier + _LEFT) - work
+        publish(barrier + _LEFT, left)
+        if left < 0:
+            _look(barrier)
+    return read(barrier + _ABORTED) != 0
+
+
+@inline
+def wait_for(counter, n, words):
+    """Wait until the number at ``counter`` is ``n`` or more, or the one behind it is not 0.
+
+    ``words``: of the call for which the thread waits, 0 for none. Returns the clock's ticks since it took long, 0 if it
+    did not.
+    """
+    spins, began = 0, 0
+    while read(counter) < n and read(counter + 8) == 0:
+        spins += 1
+        pause()
+        if spins > SPINS:
+            began = began or clock()
+            sleep()
+            if words:
+                _look(words)
+    return clock() - began if began else 0
+
+
+@inline
 def meet(barrier, times, size):
     """Wait until all ``size`` threads have been here ``times`` times; what they wrote before is then visible."""
     if size > 1:
         fetch_add(barrier, 1)
-        waited = wait_for(barrier, times * size)
+        waited = wait_for(barrier, times * size, read(barrier + _WORDS))
         if waited:
             fetch_add(barrier + _WAITED, waited)
+
+
+@inline
+def of_all(barrier):
+    """The barrier of all threads of a call, whatever its directions."""
+    return barrier + DIRECTIONS * BARRIER
 
 
 @intrinsic
@@ -81,9 +152,8 @@ def _call(typing: Any, function: Any, arguments: Any, rank: Any, size: Any, barr
 @inline
 def _run_share(function, arguments, rank, size, barrier):
     failed = _call(function, arguments, rank, size, barrier)
-    if failed:  # whoever waits for this share goes on and ends
-        for d in range(BARRIERS):
-            publish(barrier + d * BARRIER + _ABORTED, 1)
+    if failed:
+        _abort(barrier)
     return failed
 
 
@@ -94,32 +164,50 @@ def _take(box, number):
     return taken < number and exchange(box + TAKEN, taken, number)
 
 
+@intrinsic
+def _words_on_stack(typing: Any) -> Any:
+    """Byte address of room for the words of a call on the caller's stack."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        place = cgutils.alloca_once(builder, ir.ArrayType(INT64, _SIZE_OF_WORDS // 8))
+        place.align = LINE
+        return builder.ptrtoint(place, INT64)
+
+    return types.int64(), codegen
+
+
 @kernel
 def _lead(team, function, arguments):
-    """Run every share of a record, one on each thread of ``team``. FAILED, CROWDED or 0."""
+    """Run every share of a record, one on each thread of ``team``. FAILED, CROWDED or 0; or _INTERRUPTED."""
     size, began = team[0], clock()
-    barrier = (team.ctypes.data + team.size * 8 - BARRIERS * BARRIER) // LINE * LINE
-    if size == 1:
-        return _call(function, arguments, 0, 1, barrier)
-    for at in range(barrier, barrier + BARRIERS * BARRIER, 8):
+    words = (team.ctypes.data + team.size * 8 - _SIZE_OF_WORDS) // LINE * LINE
+    if size == 1:  # several threads may work alone at a time
+        words = _words_on_stack()
+    for at in range(words, words + _SIZE_OF_WORDS, 8):
         publish(at, 0)
+    for at in range(words, words + BARRIERS * BARRIER, BARRIER):
+        publish(at + _WORDS, words)
+    publish(words + _MAIN, team[1])
     for rank in range(1, size):
-        box = team[rank]
+        box = team[1 + rank]
         publish(box + _SHARE, function)
         publish(box + _ARGUMENTS, arguments)
         publish(box + _SIZE, size)
-        publish(box + _BARRIER, barrier)
+        publish(box + _BARRIER, words)
         publish(box + GO, read(box + POSTED))
-    failed = _run_share(function, arguments, 0, size, barrier)
+    failed = _run_share(function, arguments, 0, size, words)
     for rank in range(1, size):
-        box = team[rank]
+        box = team[1 + rank]
         number = read(box + POSTED)
         if _take(box, number):
-            failed |= _run_share(function, arguments, rank, size, barrier)
+            publish(words + _LEADS, rank)
+            failed |= _run_share(function, arguments, rank, size, words)
         else:
-            wait_for(box + DONE, number)
+            wait_for(box + DONE, number, words)
+    if read(words + _RAISED):
+        return _INTERRUPTED
     waited = 0
-    for at in range(barrier, barrier + BARRIERS * BARRIER, BARRIER):
+    for at in range(words, words + BARRIERS * BARRIER, BARRIER):
         failed |= read(at + _ABORTED)
         waited = max(waited, read(at + _WAITED))
     return FAILED * failed + CROWDED * (waited > _TOO_LONG * (clock() - began))
@@ -141,7 +229,9 @@ def _call_lead(typing: Any, lead: Any, team: Any, function: Any, arguments: Any)
 @entry
 def _start(team, lead, record):
     """Run what ``record`` says on ``team``, by the code of :func:`_lead`."""
-    return _call_lead(lead, team, share_of(record), address_of(record))
+    result = _call_lead(lead, team, share_of(record), address_of(record))
+    raise_pending(result & _INTERRUPTED)
+    return result
 
 
 _prepared: dict[tuple[Any, Any], tuple[Callable[..., int], int, int]] = {}
@@ -149,6 +239,8 @@ _prepared: dict[tuple[Any, Any], tuple[Callable[..., int], int, int]] = {}
 
 def run_shares(team: np.ndarray, function: Any, key: Any, arguments: tuple[Any, ...]) -> int:
     """Run ``function(*arguments, rank, size, barrier)`` on every thread of ``team``. FAILED, CROWDED or 0.
+
+    What a signal's handler raises meanwhile ends the call and is raised: no thread is in it any more.
 
     Numba looks at the type of every argument at every call, which takes longer than a small kernel: here they follow
     from ``key``.
@@ -181,7 +273,7 @@ def attend(box, rank):
             continue
         polls = 0
         if read(at + GO) < number:  # announced: in a moment, or when the kernel is compiled
-            wait_for(at + GO, number)
+            wait_for(at + GO, number, 0)
         elif _take(at, number):
             if read(at + _FOR_PYTHON) >= number:
                 return True

@@ -14,23 +14,17 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
+from .cores import available_cores, limited
 from .team import CROWDED, FAILED, POSTED, TAKEN, attend, for_python, new_box, new_team, run_shares
 
 _PAUSE, _LONGEST_PAUSE = 0.1, 3.2  # seconds for which a crowded crew is left alone, doubled as long as it stays so
 _ALONE = new_team([])
-
-
-def available_cores() -> int:
-    """How many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 _libc = ctypes.PyDLL(None) if os.name == "posix" else None
@@ -41,9 +35,11 @@ class Crew:
     """Threads that are handed shares of one call; the calling thread takes the first share."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._workers: list[_Worker] = []
-        self._team = _ALONE
+        self._lock = threading.RLock()  # which tells whether the caller has it, whatever ended what it did
+        self._hands: tuple[list[_Worker], np.ndarray] = (
+            [],
+            _ALONE,
+        )  # threads, and the team that they are with the caller
         self._crowded, self._pause = 0, _PAUSE
         self._alone_until = self._together_until = 0.0
         self._crowded_call: tuple[Any, float] = None, 0.0  # the last one's kernel, and its seconds for a unit of work
@@ -54,9 +50,11 @@ class Crew:
         text = os.environ.get("GPULSTM_NUM_THREADS", "")
         if not text:
             return available_cores()
-        if not text.isdecimal() or int(text) < 1:
+        # What has more than 18 digits is too many, whatever they are.
+        count = int(text.lstrip("0")[:18] or 0) if text.isdecimal() else 0
+        if count < 1:
             raise ValueError(f"GPULSTM_NUM_THREADS: expected a whole number above 0, got {text!r}")
-        return int(text)
+        return limited(count, "GPULSTM_NUM_THREADS")
 
     @property
     def crowded(self) -> bool:
@@ -65,31 +63,48 @@ class Crew:
 
     def resize(self, size: int) -> None:
         """Use ``size`` threads from the next call on."""
-        with self._lock:
-            self.size = size
-            self._dismiss()
+        self.size = size
+        self.close()
 
     def close(self) -> None:
-        """End the threads; the next call starts new ones."""
-        with self._lock:
-            self._dismiss()
-
-    def _dismiss(self) -> None:
-        for worker in self._workers:
-            worker.end()
-        self._workers = []
+        """End the threads; the next call starts new ones. Nothing happens in a signal's handler during a call."""
+        if not self._owned:
+            with self._lock:
+                (workers, _), self._hands = self._hands, ([], _ALONE)
+                for worker in workers:
+                    worker.end()
+                for worker in workers:
+                    worker.join()
 
     def after_fork(self) -> None:
         """Forget threads and lock: a forked child has neither."""
-        self._lock = threading.Lock()
-        self._workers = []
+        self._lock = threading.RLock()
+        self._hands = [], _ALONE
+        _ALONE[:] = new_team([])  # another thread may be the main one now
 
-    def _hire(self, count: int) -> list[_Worker]:
-        """``count`` threads, whose boxes are in the team's array."""
-        if len(self._workers) < count:
-            self._workers += [_Worker(rank) for rank in range(len(self._workers) + 1, count + 1)]
-            self._team = new_team([worker.box for worker in self._workers])
-        return self._workers[:count]
+    @property
+    def _owned(self) -> bool:
+        """Whether the calling thread is in a call already: then this is a signal's handler."""
+        return self._lock._is_owned()  # type: ignore[attr-defined]
+
+    @contextmanager
+    def _if_free(self) -> Iterator[bool]:
+        """Keep calls away from the threads while it lasts, unless one has them; whether it does."""
+        if self._owned:
+            yield False
+            return
+        try:
+            yield self._lock.acquire(blocking=False)
+        finally:
+            with suppress(RuntimeError):  # another thread has it
+                self._lock.release()
+
+    def _hire(self, count: int) -> tuple[list[_Worker], np.ndarray]:
+        """``count`` threads or more, and the team with room for them."""
+        while len(self._hands[0]) < count:
+            workers = [*self._hands[0], _Worker(len(self._hands[0]) + 1)]
+            self._hands = workers, new_team([worker.box for worker in workers])
+        return self._hands
 
     def run(self, kernel: Any, key: Any, arguments: tuple[Any, ...], at_most: int, work: int = 0) -> None:
         """Run ``kernel(*arguments, rank, size, barrier)`` for each rank, on at most ``at_most`` threads.
@@ -99,37 +114,44 @@ class Crew:
         would wait for a thread that does not run; once that was seen, such calls run alone for a while, unless that
         turns out to be no faster.
 
+        Signals' handlers run meanwhile. What one raises ends the call early; no thread is in it any more then.
+
         Raises:
             RuntimeError: a share ended with an error.
         """
         began = time.monotonic()
         alone = work > 0 and self.crowded
-        if at_most > 1 and not alone and self._lock.acquire(blocking=False):
+        if at_most > 1 and not alone and not self._owned:
+            # A signal's handler may raise between any two instructions: hence the lock is given back whoever has it.
             try:
-                size = min(self.size, at_most)
-                if size > 1:
-                    result = self._run_together(kernel, key, arguments, size)
-                    if work:
-                        if result & CROWDED:
-                            self._crowded_call = kernel, (time.monotonic() - began) / work
-                        self.look_back(bool(result & CROWDED))
-                    _check(kernel, result)
-                    return
+                if self._lock.acquire(blocking=False):
+                    size = min(self.size, at_most)
+                    if size > 1:
+                        result = self._run_together(kernel, key, arguments, size)
+                        if work:
+                            if result & CROWDED:
+                                self._crowded_call = kernel, (time.monotonic() - began) / work
+                            self.look_back(bool(result & CROWDED))
+                        _check(kernel, result)
+                        return
             finally:
-                self._lock.release()
+                try:  # noqa: SIM105 - a handler could run in the call of suppress
+                    self._lock.release()
+                except RuntimeError:  # another call has it
+                    pass
         _check(kernel, run_shares(_ALONE, kernel, key, arguments))
         if alone and at_most > 1:
             self._compare(kernel, (time.monotonic() - began) / work)
 
     def _run_together(self, kernel: Any, key: Any, arguments: tuple[Any, ...], size: int) -> int:
-        workers = self._hire(size - 1)
-        for worker in workers:
-            worker.announce()
-        self._team[0] = size
+        workers, team = self._hire(size - 1)
         try:
-            return run_shares(self._team, kernel, key, arguments)
-        except BaseException:  # it could not be compiled: nothing comes
-            for worker in workers:
+            for worker in workers[: size - 1]:
+                worker.announce()
+            team[0] = size
+            return run_shares(team, kernel, key, arguments)
+        except BaseException:  # it could not be compiled, or a signal's handler raised: nothing comes any more
+            for worker in workers[: size - 1]:
                 for_python(worker.box)
             raise
 
@@ -145,21 +167,18 @@ class Crew:
         ``task`` must return as soon as ``counter[0]`` is above ``posted``: then a call wants the thread. Nothing
         happens while a call has the crew, while it is crowded, or where the thread has not come to the task before.
         """
-        if rank >= self.size or self.crowded or not self._lock.acquire(blocking=False):
+        if rank >= self.size or self.crowded:
             return
-        try:
-            self._hire(rank)[rank - 1].lend(task)
-        finally:
-            self._lock.release()
+        with self._if_free() as free:
+            if free:
+                self._hire(rank)[0][rank - 1].lend(task)
 
     def _recall(self) -> None:
         """Have lent threads come back, unless a call has the crew, which has recalled them."""
-        if self._lock.acquire(blocking=False):
-            try:
-                for worker in self._workers:
+        with self._if_free() as free:
+            if free:
+                for worker in self._hands[0]:
                     worker.recall()
-            finally:
-                self._lock.release()
 
     def look_back(self, crowded: bool) -> None:
         """Two crowded calls in a row, and threads are not used for a while: one may be bad luck."""
@@ -189,7 +208,11 @@ class _Worker:
         self._cores: set[int] = set()  # that the thread may run on, where that can be said
         self._caller = -1  # the one among them that it leaves to the thread that it works for
         self._thread = threading.Thread(target=self._work, name="gpulstm", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # of a signal's handler, perhaps when the thread had begun
+            self.end()
+            raise
 
     def announce(self) -> None:
         """Wake the thread for a call or a task of Python's that is about to begin; what was before is over, or lent."""
@@ -221,9 +244,12 @@ class _Worker:
         for_python(self.box)
 
     def end(self) -> None:
-        """End the thread, which is in no call."""
+        """Have the thread end, which is in no call."""
         self._ends = True
         self.recall()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
         self._thread.join()
 
     @property
@@ -247,6 +273,13 @@ class _Worker:
 
 
 crew = Crew()
-atexit.register(crew.close)
+
+
+@atexit.register
+def _close() -> None:
+    with suppress(KeyboardInterrupt):  # the process ends anyway, and so do daemon threads
+        crew.close()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=crew.after_fork)

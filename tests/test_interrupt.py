@@ -1,0 +1,221 @@
+"""Signals during a long call: handlers run at once, what they raise ends the call, and nothing is left half done."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import problems
+import pytest
+from numba import njit
+
+import gpulstm
+from gpulstm import arrays
+from gpulstm_kernels.cpu import kept, layer
+from gpulstm_kernels.cpu.team import meet
+from gpulstm_kernels.cpu.threads import Crew, crew
+
+LIMIT = 3  # seconds; each call would take several times as long
+
+
+@contextmanager
+def interrupted(after: float = 0.3, handler: Any = None) -> Iterator[None]:
+    """As Ctrl-C so many seconds later, with another handler than Python's if one is given."""
+    before = signal.getsignal(signal.SIGINT)
+    if handler is not None:
+        signal.signal(signal.SIGINT, handler)
+    timer = threading.Timer(after, _thread.interrupt_main)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
+
+
+def ends_early(call: Callable[[], Any], error: type[BaseException] = KeyboardInterrupt, handler: Any = None) -> None:
+    """That the handler's ``error`` ends a long ``call``."""
+    began = time.perf_counter()
+    with pytest.raises(error), interrupted(handler=handler):
+        call()
+    assert time.perf_counter() - began < LIMIT
+
+
+def forward(steps: int, batch: int, hidden: int = 512, train: bool = False, **options: Any) -> Callable[[], Any]:
+    """A call of a layer, whose kernels are compiled; memory that it does not come to is none."""
+    lstm = gpulstm.LSTM(8, hidden, seed=0, **options)
+    x = np.zeros((steps, batch, 8), np.float32)
+    call = lstm.vjp if train else lstm
+    call(x[:20])
+    return lambda: call(x)
+
+
+def backward(steps: int, batch: int, hidden: int = 256, projection: int = 0) -> Callable[[], Any]:
+    """The same of a layer's gradient, from a tape of zeros, which need no memory until they are read."""
+    if steps > 20:
+        backward(20, batch, hidden, projection)()
+    p = problems.layer_problem("lstm", "float32", steps=1, batch=batch, inputs=8, hidden=hidden, projection=projection)
+    outputs = projection or hidden
+    layout = layer.tape_layout(p.cell, "float32", steps, batch, hidden, outputs, 1, projection > 0)
+    tape = [np.zeros(shape, dtype) for shape, dtype in layout]
+    x, dy = (np.zeros((steps, batch, n), np.float32) for n in (8, outputs))
+    made = layer.tape_of(p.cell, x, p.weights, None, tape)
+    return lambda: layer.layer_backward(made, dy, p.dstate)
+
+
+CALLS = {
+    "inference": lambda: forward(100_000, 16),
+    "few rows": lambda: forward(200_000, 1),
+    "training": lambda: forward(30_000, 16, train=True),
+    "both directions": lambda: forward(100_000, 16, bidirectional=True),
+    "a projection": lambda: forward(100_000, 16, proj_size=100),
+    "backward": lambda: backward(30_000, 16),
+    "backward of a projection": lambda: backward(30_000, 16, projection=50),
+}
+
+
+@pytest.mark.parametrize("split", ["one thread", "batch", "units"])
+@pytest.mark.parametrize("kind", CALLS)
+def test_ctrl_c_ends_a_call(kind: str, split: str) -> None:
+    threads = (1, "batch") if split == "one thread" else (2, split)
+    call = CALLS[kind]()
+    small = problems.network(gpulstm.LSTM(5, 40, seed=0), steps=9, batch=5)
+    expected = problems.network_gradients(small)
+    with problems.threads(*threads):
+        ends_early(call)
+        assert not crew._owned
+        for found, same in zip(problems.network_gradients(small).values(), expected.values(), strict=True):
+            np.testing.assert_array_equal(found, same)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_ctrl_c_ends_a_product(transposed: bool) -> None:
+    m, k, n = (2000, 400_000, 1000) if transposed else (20_000, 20_000, 2000)
+    a, b = np.zeros((k, m) if transposed else (m, k), np.float32), np.zeros((k, n), np.float32)
+    arrays.gemm(a[:20], b[:20] if transposed else b[:, :8].copy(), transpose_a=transposed)  # which compiles it
+    ends_early(lambda: arrays.gemm(a, b, transpose_a=transposed))
+
+
+def test_what_another_handler_raises_ends_a_call() -> None:
+    def handler(number: int, frame: Any) -> None:
+        raise ZeroDivisionError
+
+    ends_early(CALLS["inference"](), ZeroDivisionError, handler)
+
+
+@pytest.mark.parametrize("split", ["batch", "units"])
+def test_a_handler_that_raises_nothing_changes_nothing(split: str) -> None:
+    """It may compute itself, and change the number of threads, which waits until the call is over."""
+    seen = []
+    small = problems.network(gpulstm.LSTM(5, 40, seed=0), steps=9, batch=5)
+    expected_inside = problems.network_gradients(small)
+    lstm = gpulstm.LSTM(8, 512, seed=0)
+    x = np.random.default_rng(0).standard_normal((800, 16, 8)).astype("f4")
+
+    def handler(number: int, frame: Any) -> None:
+        gpulstm.set_num_threads(1)
+        crew.resize(2)
+        for found, same in zip(problems.network_gradients(small).values(), expected_inside.values(), strict=True):
+            np.testing.assert_array_equal(found, same)
+        seen.append(number)
+
+    with problems.threads(2, split):
+        expected, _ = lstm(x)
+        with interrupted(0.12, handler):
+            found, _ = lstm(x)
+        np.testing.assert_array_equal(found, expected)
+        assert seen == [signal.SIGINT]
+
+
+def test_a_call_of_another_thread_is_none_of_ctrl_cs() -> None:
+    lstm = gpulstm.LSTM(8, 512, seed=0)
+    x = np.zeros((600, 16, 8), np.float32)
+    expected, _ = lstm(x)
+    found: list[np.ndarray] = []
+    thread = threading.Thread(target=lambda: found.append(lstm(x)[0]))
+    thread.start()
+    with pytest.raises(KeyboardInterrupt), interrupted(0.1):
+        time.sleep(LIMIT)
+    thread.join()
+    np.testing.assert_array_equal(found[0], expected)
+
+
+@njit(nogil=True)
+def _count(ran, rank, size, barrier):
+    meet(barrier, 1, size)
+    ran[rank] += 1
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_handler_that_raises_between_two_instructions_leaves_the_crew_whole(fresh: bool) -> None:
+    """At each moment of a call at which Python looks for signals, with threads that are there or begin then."""
+    own = Crew()
+    own.resize(2)
+    ran = np.zeros(2, np.int64)
+    moment, finished = 0, False
+    while not finished:
+        moment += 1
+        left = moment
+
+        def look(frame: Any, event: str, argument: Any) -> None:
+            nonlocal left
+            if event in ("call", "c_return"):
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+
+        if fresh:
+            own.close()
+        sys.setprofile(look)
+        try:
+            own.run(_count, None, (ran,), 2, 1)
+            finished = True
+        except (KeyboardInterrupt, RuntimeError):  # the latter from a lock of the threading module's
+            pass
+        finally:
+            sys.setprofile(None)
+        assert not own._owned
+        before = ran.copy()
+        own.run(_count, None, (ran,), 2)
+        assert (ran - before).tolist() == [1, 1]
+    assert moment > (40 if fresh else 10)
+    own.close()
+
+
+def test_what_could_not_be_packed_is_not_kept() -> None:
+    weight = np.ones((64, 64), np.float32)
+
+    def stopped() -> tuple[np.ndarray]:
+        raise KeyboardInterrupt
+
+    def made() -> tuple[np.ndarray]:
+        return (weight.copy(),)
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            kept.kept(kept.contents((weight,)), "here", stopped)
+    first = kept.kept(kept.contents((weight,)), "here", made)
+    assert kept.kept(kept.contents((weight,)), "here", stopped) is first
+
+
+def test_ctrl_c_while_the_process_ends_prints_nothing() -> None:
+    script = """
+        import signal
+        from gpulstm_kernels.cpu import threads
+
+        threads.crew.resize(2)
+        threads.crew._hire(1)
+        threads._Worker.join = lambda self: signal.raise_signal(signal.SIGINT)
+        print("the end")
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "the end\n", "")
