@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import problems
 import pytest
+import torch
 
 import gpulstm
+import gpulstm.torch
+from gpulstm_kernels import memory
 from gpulstm_kernels.cpu import kept, packing
 
 
@@ -72,7 +75,7 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "_MOST_BYTES", 9000)
     for weight in weights:
         packed(weight)
-    assert 0 < cache._bytes == sum(array.nbytes for _, made in cache._entries.values() for array in made) <= 9000
+    assert 0 < sum(array.nbytes for entry in cache._entries.values() for array in entry.made) <= 9000
 
 
 @pytest.mark.parametrize("steps", [1, 3, 30])
@@ -120,3 +123,109 @@ def test_a_layer_computes_with_what_its_weights_are_now(change: str) -> None:
     for found, expected, old in zip(changed, outputs(), first, strict=True):
         np.testing.assert_array_equal(found, expected)
         assert not np.array_equal(found, old)
+
+
+# --- what was packed goes with what it was packed from
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> kept._Cache:
+    """An empty one in the place of the process's."""
+    empty = kept._Cache()
+    monkeypatch.setattr(kept, "_cache", empty)
+    return empty
+
+
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A name for each matrix that is packed."""
+    done: list[str] = []
+    for name in ("rows", "columns"):
+        pack = getattr(packing, name)
+        monkeypatch.setattr(packing, name, lambda *a, name=name, pack=pack: done.append(name) or pack(*a))
+    return done
+
+
+def trained(layer: Any, x: np.ndarray) -> None:
+    (y, _), pullback = layer.vjp(x)
+    pullback(y)
+
+
+def test_packed_weights_go_with_their_layer(cache: kept._Cache) -> None:
+    x = np.ones((20, 4, 64), np.float32)
+    stays = gpulstm.LSTM(64, 300, seed=0)
+    trained(stays, x)
+    own, used = set(cache._entries), memory._idle.used
+    assert own
+    for _ in range(3):
+        layer = gpulstm.LSTM(64, 300, num_layers=2, bidirectional=True, proj_size=90, seed=0)
+        trained(layer, x)
+        layer(x)
+        quantized = gpulstm.quantize(layer, "int8")
+        quantized(x)
+        assert len(cache._entries) > len(own)
+        del layer, quantized
+        assert set(cache._entries) == own
+        assert memory._idle.used == used
+    gpulstm.release_memory()
+    assert memory._idle.idle == 0
+    assert set(cache._entries) == own  # of a layer that is there
+
+
+def test_packed_weights_go_with_a_parameter_that_is_replaced(cache: kept._Cache) -> None:
+    layer = gpulstm.LSTM(64, 100, seed=0)
+    x = np.ones((20, 4, 64), np.float32)
+    for _ in range(3):
+        trained(layer, x)
+        assert len(cache._entries) == 2
+        layer.params["weight_hh_l0"] = layer.params["weight_hh_l0"].copy()
+        assert len(cache._entries) == 0
+
+
+def test_weights_in_another_order_are_packed_once_and_go_with_their_layer(cache: kept._Cache, packs: list[str]) -> None:
+    layer = gpulstm.LSTM(64, 100, seed=0)
+    layer.params = {name: np.asfortranarray(value) for name, value in layer.params.items()}
+    for _ in range(5):
+        trained(layer, np.ones((20, 4, 64), np.float32))
+    assert sorted(packs) == ["columns"] * 2 + ["rows"] * 2
+    del layer
+    assert not cache._entries
+
+
+def test_weights_of_a_torch_module_are_packed_once_and_go_with_it(cache: kept._Cache, packs: list[str]) -> None:
+    """Its tensors are other objects at every call."""
+    module, x = gpulstm.torch.LSTM(64, 100), torch.ones(20, 4, 64)
+    for _ in range(5):
+        module(x)[0].sum().backward()
+    assert sorted(packs) == ["columns"] * 2 + ["rows"] * 2
+    with torch.no_grad():
+        module(x)
+    assert len(packs) == 4
+    del module
+    assert not cache._entries
+
+
+def test_what_has_no_owner_stays_until_memory_is_released(cache: kept._Cache) -> None:
+    weight = np.frombuffer(bytearray(4 * 64 * 64), np.float32).reshape(64, 64)
+    before = packed(weight)
+    owned = np.ones((64, 64), np.float32)
+    packed(owned)
+    again = weight[:]
+    del weight
+    assert packed(again) is before
+    gpulstm.release_memory()
+    assert len(cache._entries) == 1
+    assert packed(again) is not before
+    del owned
+    assert len(cache._entries) == 1
+
+
+def test_an_owner_that_goes_while_the_cache_is_in_use(cache: kept._Cache) -> None:
+    first, second = (np.full((64, 64), k, np.float32) for k in range(2))
+    packed(first)
+    packed(second)
+    with cache._lock:  # as if the garbage collector came here
+        del first
+        assert len(cache._entries) == 2
+    packed(second)
+    assert len(cache._entries) == 1

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,16 +66,24 @@ class _Idle:
 
 
 _idle = _Idle()
+_holders: list[Callable[[], None]] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.new_lock)
 
 
+def also_release(let_go: Callable[[], None]) -> None:
+    """Have :func:`release` call ``let_go`` first."""
+    _holders.append(let_go)
+
+
 def release() -> None:
-    """Hand every block that no array uses back to the system."""
+    """Hand every block that no array uses back to the system, and what is kept for arrays that nobody owns here."""
+    for let_go in _holders:
+        let_go()
     _idle.release()
 
 
-class _Lease:
+class Lease:
     """Stands between a block and the arrays over it: when the last of them is gone, so is this, and the block idle."""
 
     def __init__(self, size: int) -> None:
@@ -104,7 +112,7 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         start = -raw.ctypes.data % ALIGNMENT
         array = raw[start : start + size].view(dtype).reshape(shape)
     else:
-        array = np.asarray(_Lease(size)).view(dtype).reshape(shape)
+        array = np.asarray(Lease(size)).view(dtype).reshape(shape)
     if _poisoned:
         array.fill(np.nan if dtype.kind == "f" else np.iinfo(dtype).max)
     return array

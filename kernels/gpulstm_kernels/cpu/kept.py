@@ -1,4 +1,4 @@
-"""What is made of parameters, kept until they change.
+"""What is made of parameters, kept until they change or are gone.
 
 Parameters are plain arrays that an optimizer or a user may change in place at any time, so every use compares a digest
 of what they hold with that of what was made of them: reading them once costs little beside packing or multiplying.
@@ -6,9 +6,12 @@ of what they hold with that of what was made of them: reading them once costs li
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import threading
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .. import memory
 from .atomics import fetch_add
 from .compile import kernel
 from .team import is_over
@@ -114,62 +118,110 @@ class Contents(NamedTuple):
 
     place: tuple[Any, ...]
     digest: bytes
+    arrays: tuple[np.ndarray, ...]
 
 
-def contents(arrays: tuple[np.ndarray, ...]) -> Contents:
-    """Those of C-contiguous ``arrays``."""
+def contents(arrays: tuple[np.ndarray, ...], copied: tuple[np.ndarray, ...] | None = None) -> Contents:
+    """Those of C-contiguous ``arrays``; ``copied``: what they are, or were copied from for this call alone."""
     found = np.zeros((2, len(arrays)), np.int64)
     kinds = tuple([(array.dtype, array.ndim) for array in arrays])
     at_most = sum([array.nbytes for array in arrays]) // _WORTH_A_THREAD
     if arrays:
         crew.run(_digest, kinds, (arrays, found, _SEGMENT), at_most)
-    return Contents((found[0].tobytes(), kinds), found[1].tobytes())
+    if copied is not None and not all(map(operator.is_, arrays, copied)):
+        found[0] = [array.ctypes.data for array in copied]
+    return Contents((found[0].tobytes(), kinds), found[1].tobytes(), copied or arrays)
+
+
+def _owner(array: np.ndarray) -> Any:
+    """What lives as long as the memory of ``array``; None where that cannot be said."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    if array.base is None:
+        return array
+    if hasattr(array.base, "untyped_storage"):  # a tensor, which torch makes anew over the same memory at every call
+        return array.base.untyped_storage()
+    return array.base if isinstance(array.base, memory.Lease) else None
+
+
+class _Entry(NamedTuple):
+    digest: bytes
+    made: tuple[np.ndarray | None, ...]
+    owners: list[weakref.ref[Any]]
+    owned: bool  # whether every array's owner is known
+
+    @property
+    def size(self) -> int:
+        return sum([array.nbytes for array in self.made if array is not None])
 
 
 class _Cache:
-    """What was made, by where the arrays lie and how it is made; the longest unused goes first."""
+    """What was made, by where the arrays lie and how it is made.
+
+    It goes with any of the arrays that it was made of, whose memory then belongs to nobody or to others; what has no
+    owner here stays until :meth:`release`. The longest unused goes first where there is too much.
+    """
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[tuple[Any, ...], tuple[bytes, tuple[np.ndarray | None, ...]]] = OrderedDict()
-        self._bytes = 0
+        self._entries: OrderedDict[tuple[Any, ...], _Entry] = OrderedDict()
+        self._gone: deque[tuple[tuple[Any, ...], weakref.ref[Any]]] = deque()
         self.new_lock()
 
     def new_lock(self) -> None:
         self._lock = threading.Lock()
 
     def get(self, of: Contents, how: Hashable, make: Callable[[], Made]) -> Made:
-        key, digest = (*of.place, how), of.digest
+        key = *of.place, how
+        if self._gone:
+            self._sweep()
         with self._lock:
             known: Any = self._entries.get(key)
-            if known is not None and known[0] == digest:
+            if known is not None and known.digest == of.digest:
                 self._entries.move_to_end(key)
-                return known[1]
+                return known.made
         made = make()  # of new arrays: another call may be reading the old ones
+        owners = [_owner(array) for array in of.arrays]
+        watched = [weakref.ref(owner, functools.partial(self._forget, key)) for owner in owners if owner is not None]
         with self._lock:
-            self._drop(key)
-            self._entries[key] = digest, made
-            self._bytes += _bytes_of(made)
-            while len(self._entries) > _MOST_ENTRIES or (self._bytes > _MOST_BYTES and len(self._entries) > 1):
-                self._drop(next(iter(self._entries)))
+            self._entries[key] = _Entry(of.digest, made, watched, len(watched) == len(owners))
+            self._entries.move_to_end(key)
+            size = sum([entry.size for entry in self._entries.values()])
+            while len(self._entries) > _MOST_ENTRIES or (size > _MOST_BYTES and len(self._entries) > 1):
+                size -= self._entries.popitem(last=False)[1].size
         return made
 
-    def _drop(self, key: tuple[Any, ...]) -> None:
-        known = self._entries.pop(key, None)
-        if known is not None:
-            self._bytes -= _bytes_of(known[1])
+    def _forget(self, key: tuple[Any, ...], owner: weakref.ref[Any]) -> None:
+        """An owner is gone. It may go at any moment, also while this thread has the lock."""
+        self._gone.append((key, owner))
+        self._sweep()
 
+    def _sweep(self) -> None:
+        """Drop what has lost an owner, unless a thread has the lock: what it leaves, the next one finds."""
+        while self._gone and self._lock.acquire(blocking=False):
+            try:
+                key, owner = self._gone.popleft()
+                entry = self._entries.get(key)
+                if entry is not None and any(watched is owner for watched in entry.owners):
+                    del self._entries[key]
+            finally:
+                self._lock.release()
 
-def _bytes_of(made: tuple[np.ndarray | None, ...]) -> int:
-    return sum(array.nbytes for array in made if array is not None)
+    def release(self) -> None:
+        """Drop what has no owner here."""
+        self._sweep()
+        with self._lock:
+            for key in [key for key, entry in self._entries.items() if not entry.owned]:
+                del self._entries[key]
 
 
 _cache = _Cache()
+memory.also_release(lambda: _cache.release())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_cache.new_lock)
 
 
 def kept(of: Contents, how: Hashable, make: Callable[[], Made]) -> Made:
-    """``make()``, or what it gave before if the arrays it is made of lie where they did and hold the same.
+    """``make()``, or what it gave before if the arrays it is made of lie where they did, are there and hold the same.
 
     ``how``: all else that it depends on, the shapes of the arrays too. Nobody may write to what is returned.
     """

@@ -102,7 +102,7 @@ def layer_forward(
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], LayerTape | None]:
     """See :func:`gpulstm_kernels.reference.layer_forward`. ``y`` is a view of the tape's ``ys``."""
     steps, batch, inputs = x.shape
-    weights = [_contiguous(w) for w in weights]
+    given, weights = weights, [_contiguous(w) for w in weights]
     own = [_matrices(w) for w in weights]
     dtype, directions, projected = x.dtype, len(weights), own[0].hr is not None
     packs = _packs(steps, batch, own[0], dtype)
@@ -125,7 +125,7 @@ def layer_forward(
     walks, projections, columns = [], [], []
     for d in range(directions):
         plan = Plan(d == 1, d * sizes.outputs, keep, by_batch, chunk, sizes.hidden, sizes.outputs)
-        of = _contents(weights[d], packs or keep)
+        of = _contents(weights[d], given[d], packs or keep)
         packed = _packed_rows(weights[d], of, sizes, dtype, packs, wide)
         if keep:
             columns.append(_packed_columns(own[d], of, sizes))
@@ -293,7 +293,7 @@ def tape_of(
     """See :func:`gpulstm_kernels.reference.tape_of`."""
     steps, batch, _ = x.shape
     directions = len(weights)
-    weights = [_contiguous(w) for w in weights]
+    given, weights = weights, [_contiguous(w) for w in weights]
     own = [_matrices(w) for w in weights]
     sizes = sizes_of(cell, own[0].hh, x.dtype)
     hidden, outputs = sizes.hidden, sizes.outputs
@@ -302,7 +302,7 @@ def tape_of(
         x,
         np.full(batch, steps, np.int64) if lengths is None else lengths,
         own,
-        [_packed_columns(matrices, _contents(w, True), sizes) for w, matrices in zip(weights, own, strict=True)],
+        [_packed_columns(own[d], _contents(weights[d], given[d], True), sizes) for d in range(directions)],
         [tuple(w) for w in weights],
         # The walk back decides anew how threads share it, and knows no chunks.
         [Plan(d == 1, d * outputs, True, False, 0, hidden, outputs) for d in range(directions)],
@@ -341,11 +341,10 @@ def _packs(steps: int, batch: int, weights: Weights, dtype: np.dtype) -> bool:
     return steps * batch >= _PACKS_FROM or weights.hh.dtype != dtype or weights.hr is not None
 
 
-def _contents(weights: Mapping[str, np.ndarray], whole: bool) -> Contents:
-    """Of what is packed of one direction: without ``whole`` neither ih nor hh."""
-    return contents(
-        tuple([value for name, value in weights.items() if whole or name not in ("weight_ih", "weight_hh")])
-    )
+def _contents(weights: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], whole: bool) -> Contents:
+    """Of what is packed of one direction: without ``whole`` neither ih nor hh. ``given``: before they were copied."""
+    names = [name for name in weights if whole or name not in ("weight_ih", "weight_hh")]
+    return contents(tuple([weights[name] for name in names]), tuple([given[name] for name in names]))
 
 
 def _packed_rows(
