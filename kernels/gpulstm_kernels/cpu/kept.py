@@ -7,7 +7,6 @@ of what they hold with that of what was made of them: reading them once costs li
 from __future__ import annotations
 
 import functools
-import operator
 import os
 import threading
 import weakref
@@ -118,19 +117,17 @@ class Contents(NamedTuple):
 
     place: tuple[Any, ...]
     digest: bytes
-    arrays: tuple[np.ndarray, ...]
+    given: Callable[[], tuple[np.ndarray, ...]]  # the arrays themselves, where these are copies for one call
 
 
-def contents(arrays: tuple[np.ndarray, ...], copied: tuple[np.ndarray, ...] | None = None) -> Contents:
-    """Those of C-contiguous ``arrays``; ``copied``: what they are, or were copied from for this call alone."""
+def contents(arrays: tuple[np.ndarray, ...], given: Callable[[], tuple[np.ndarray, ...]] | None = None) -> Contents:
+    """Those of C-contiguous ``arrays``, which are, or for this call are copies of, what ``given`` returns."""
     found = np.zeros((2, len(arrays)), np.int64)
     kinds = tuple([(array.dtype, array.ndim) for array in arrays])
     at_most = sum([array.nbytes for array in arrays]) // _WORTH_A_THREAD
     if arrays:
         crew.run(_digest, kinds, (arrays, found, _SEGMENT), at_most)
-    if copied is not None and not all(map(operator.is_, arrays, copied)):
-        found[0] = [array.ctypes.data for array in copied]
-    return Contents((found[0].tobytes(), kinds), found[1].tobytes(), copied or arrays)
+    return Contents((found[0].tobytes(), kinds), found[1].tobytes(), given or (lambda: arrays))
 
 
 def _owner(array: np.ndarray) -> Any:
@@ -171,24 +168,36 @@ class _Cache:
         self._lock = threading.Lock()
 
     def get(self, of: Contents, how: Hashable, make: Callable[[], Made]) -> Made:
-        key = *of.place, how
         if self._gone:
             self._sweep()
-        with self._lock:
-            known: Any = self._entries.get(key)
-            if known is not None and known.digest == of.digest:
-                self._entries.move_to_end(key)
-                return known.made
+        addresses, kinds = of.place
+        found: Any = self._found((addresses, kinds, how), of.digest)
+        if found is not None:
+            return found
+        arrays = of.given()
+        key = np.array([array.ctypes.data for array in arrays], np.int64).tobytes(), kinds, how
+        if key[0] != addresses:
+            found = self._found(key, of.digest)
+            if found is not None:
+                return found
         made = make()  # of new arrays: another call may be reading the old ones
-        owners = [_owner(array) for array in of.arrays]
+        owners = [_owner(array) for array in arrays]
         watched = [weakref.ref(owner, functools.partial(self._forget, key)) for owner in owners if owner is not None]
         with self._lock:
-            self._entries[key] = _Entry(of.digest, made, watched, len(watched) == len(owners))
+            self._entries[key] = _Entry(of.digest, made, watched, 0 < len(watched) == len(owners))
             self._entries.move_to_end(key)
             size = sum([entry.size for entry in self._entries.values()])
             while len(self._entries) > _MOST_ENTRIES or (size > _MOST_BYTES and len(self._entries) > 1):
                 size -= self._entries.popitem(last=False)[1].size
         return made
+
+    def _found(self, key: tuple[Any, ...], digest: bytes) -> tuple[np.ndarray | None, ...] | None:
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or entry.digest != digest:
+                return None
+            self._entries.move_to_end(key)
+            return entry.made
 
     def _forget(self, key: tuple[Any, ...], owner: weakref.ref[Any]) -> None:
         """An owner is gone. It may go at any moment, also while this thread has the lock."""

@@ -456,12 +456,11 @@ def backward(cell, x, dx, dy, lengths, directions, projections, count, room, edg
             depth, features = dgates.shape[2], tape.ys.shape[2]
             rows, first = (s1 - s0) * batch, (s0 if plan.reverse else steps - s1) * batch
             flat, ys = dgates.reshape(-1), tape.ys.reshape(-1)
-            multiply_rows(
-                dx, first * inputs, inputs, count > 1, flat, 0, depth, ih, rows, depth, edges, rank, size, barrier
-            )
+            start = first * inputs
+            multiply_rows(dx, start, inputs, count > 1, flat, 0, depth, ih, rows, depth, edges, rank, size, barrier)
             h_before = (first + 2 * batch if plan.reverse else first) * features + plan.column
             left = Rows(flat, (0, depth), depth)
-            of_x = Rows(x.reshape(-1), (first * inputs, inputs), inputs)
+            of_x = Rows(x.reshape(-1), (start, inputs), inputs)
             of_h = Rows(ys, (h_before, features), plan.outputs)
             gates, hidden, add = cell.n_gates, plan.hidden, s0 > 0
             met = outer_rows(

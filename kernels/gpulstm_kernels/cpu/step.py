@@ -188,7 +188,7 @@ def _walk(cell, like, weights, batch, program, shared, number, rank):
             _some_units(cell, like, weights, i, batch, row, x, ldx, h, ldh, gates)
             own, i = own + 1, claim(claims, number, count, rank, size)
         fetch_add(done, own)
-        waited += wait_for(done, number * count, 0)
+        waited += wait_for(done, number * count, None)
     return waited
 
 

@@ -107,8 +107,7 @@ def is_over(barrier, rank, work):
 def wait_for(counter, n, words):
     """Wait until the number at ``counter`` is ``n`` or more, or the one behind it is not 0.
 
-    ``words``: of the call for which the thread waits, 0 for none. Returns the clock's ticks since it took long, 0 if it
-    did not.
+    ``words``: of the call for which the thread waits, or None. Returns the clock's ticks since it took long, or 0.
     """
     spins, began = 0, 0
     while read(counter) < n and read(counter + 8) == 0:
@@ -117,7 +116,7 @@ def wait_for(counter, n, words):
         if spins > SPINS:
             began = began or clock()
             sleep()
-            if words:
+            if words is not None:
                 _look(words)
     return clock() - began if began else 0
 
@@ -180,13 +179,16 @@ def _words_on_stack(typing: Any) -> Any:
 def _lead(team, function, arguments):
     """Run every share of a record, one on each thread of ``team``. FAILED, CROWDED or 0; or _INTERRUPTED."""
     size, began = team[0], clock()
-    words = (team.ctypes.data + team.size * 8 - _SIZE_OF_WORDS) // LINE * LINE
-    if size == 1:  # several threads may work alone at a time
+    if size == 1:  # several threads may work alone at a time, and meet nobody
         words = _words_on_stack()
-    for at in range(words, words + _SIZE_OF_WORDS, 8):
-        publish(at, 0)
-    for at in range(words, words + BARRIERS * BARRIER, BARRIER):
-        publish(at + _WORDS, words)
+        for at in (_ABORTED, _LEADS, _LEFT, _LOOKED, _RAISED):
+            publish(words + at, 0)
+    else:
+        words = (team.ctypes.data + team.size * 8 - _SIZE_OF_WORDS) // LINE * LINE
+        for at in range(words, words + _SIZE_OF_WORDS, 8):
+            publish(at, 0)
+        for at in range(words, words + BARRIERS * BARRIER, BARRIER):
+            publish(at + _WORDS, words)
     publish(words + _MAIN, team[1])
     for rank in range(1, size):
         box = team[1 + rank]
@@ -206,6 +208,8 @@ def _lead(team, function, arguments):
             wait_for(box + DONE, number, words)
     if read(words + _RAISED):
         return _INTERRUPTED
+    if size == 1:
+        return FAILED * failed
     waited = 0
     for at in range(words, words + BARRIERS * BARRIER, BARRIER):
         failed |= read(at + _ABORTED)
@@ -273,7 +277,7 @@ def attend(box, rank):
             continue
         polls = 0
         if read(at + GO) < number:  # announced: in a moment, or when the kernel is compiled
-            wait_for(at + GO, number, 0)
+            wait_for(at + GO, number, None)
         elif _take(at, number):
             if read(at + _FOR_PYTHON) >= number:
                 return True
