@@ -183,8 +183,11 @@ def _dot_panel(cell, to, bias, x, h, ih, hh, p):
 
 
 @inline
-def _input_gates(cell, x, packed, gates, scratch, t0, n, b0, b1, p0, p1):
-    """gates = bias + x[t0 : t0 + n]·W_ihᵀ, for rows b0 to b1 and panels p0 to p1; ``scratch``: a byte address."""
+def _input_gates(cell, x, packed, gates, scratch, t0, n, b0, b1, p0, p1, barrier, rank):
+    """gates = bias + x[t0 : t0 + n]·W_ihᵀ, for rows b0 to b1 and panels p0 to p1; ``scratch``: a byte address.
+
+    It stops where the call is over.
+    """
     size, batch, inputs = x.itemsize, x.shape[1], x.shape[2]
     ldg, depth = gates.shape[2] * size, packed_depth(packed.ih, inputs)
     left, ldx = narrowed(packed.ih, x, scratch, _at(x, t0, b0, 0), inputs * size, b1 - b0, inputs)
@@ -199,6 +202,8 @@ def _input_gates(cell, x, packed, gates, scratch, t0, n, b0, b1, p0, p1):
     else:
         times, m, ldc, lda, next_c, next_a = own, n, of_gates, of_x, ldg, ldx
     for p in range(p0, p1):
+        if is_over(barrier, rank, n * own * inputs * gates.shape[2]):
+            return
         start, scale = packed.bias.ctypes.data + p * ldg, packed.scale_ih.ctypes.data + p * ldg
         to = _at(gates, p, b0, 0)
         panel = depth * gates.shape[2] * packed.ih.itemsize
@@ -270,14 +275,14 @@ def forward(cell, x, lengths, directions, unpacked, projections, count, rank, si
         of_x = rows16.ctypes.data + place * rows16.shape[1]
         of_h = of_x + row_bytes(packed.ih, inputs) * batch * max(1, plan.chunk)
         own, meetings = barrier + d * BARRIER, 0
-        of_panel = (b1 - b0) * across * (inputs + outputs)  # multiply-adds
+        of_panel = (b1 - b0) * across * (outputs + (0 if plan.chunk else inputs))  # multiply-adds
 
         for s in range(steps):
             t = steps - 1 - s if plan.reverse else s
             if plan.chunk and s % plan.chunk == 0:
                 n = min(plan.chunk, steps - s)
                 t0 = t - n + 1 if plan.reverse else t
-                _input_gates(cell, x, packed, gates, of_x, t0, n, b0, b1, p0, p1)
+                _input_gates(cell, x, packed, gates, of_x, t0, n, b0, b1, p0, p1, barrier, rank)
             last = t + 2 if plan.reverse else t  # where ys holds h of the step before
             before = (t + 1 if plan.reverse else t) * plan.keep
             after = (t if plan.reverse else t + 1) * plan.keep
@@ -338,20 +343,23 @@ def forward(cell, x, lengths, directions, unpacked, projections, count, rank, si
                 hr, edges = projections[d]
                 flat, left = tape.hidden.reshape(-1), (t * plan.keep * batch + b0) * hidden
                 to = ((t + 1) * batch + b0) * ys.shape[2] + plan.column
-                _multiply_panels(ys, to, outputs, True, flat, left, hidden, hr, o0, o1, b1 - b0, edges[place])
+                edge = edges[place]
+                _multiply_panels(ys, to, outputs, True, flat, left, hidden, hr, o0, o1, b1 - b0, edge, barrier, rank)
             if not plan.by_batch:
                 meetings += 1
                 meet(own, meetings, team)
 
 
 @inline
-def _multiply_panels(c, offset, columns, add, a, a_offset, k, packed, first, last, m, edge):
+def _multiply_panels(c, offset, columns, add, a, a_offset, k, packed, first, last, m, edge, barrier, rank):
     """Columns ``first`` to ``last`` of C = A·B, or C += A·B if ``add``, for ``m`` rows of ``columns`` columns.
 
-    Rows of flat A have ``k`` elements, those of C as many as its last axis.
+    Rows of flat A have ``k`` elements, those of C as many as its last axis. It stops where the call is over.
     """
     across = WIDTH * lanes(c)
     for p in range(first // across, (last + across - 1) // across):
+        if is_over(barrier, rank, m * across * k):
+            return
         multiply_panel(c.reshape(-1), offset, c.shape[2], columns, add, a, a_offset, k, packed, p, m, k, edge)
 
 
@@ -409,11 +417,10 @@ def backward(cell, x, dx, dy, lengths, directions, projections, count, room, edg
             u0, u1 = _own(dy, hidden, plan.by_batch, place, team)
             p0, p1 = u0 // width, (u1 + width - 1) // width
             o0, o1 = _own(dy, outputs, plan.by_batch, place, team)
-            m = b1 - b0
-            of_step = m * depth * (o1 - o0)  # multiply-adds
+            m, edge = b1 - b0, edges[rank]
 
             for s in range(s0, s1):
-                if is_over(barrier, rank, of_step):
+                if is_over(barrier, rank, m * depth):
                     return
                 t, slot = (s, s - s0) if plan.reverse else (steps - 1 - s, s1 - 1 - s)
                 before, after = (t + 1, t) if plan.reverse else (t, t + 1)
@@ -427,7 +434,7 @@ def backward(cell, x, dx, dy, lengths, directions, projections, count, room, edg
                         meet(own, met_in_team, team)
                     flat, left = dprojected.reshape(-1), (t * batch + b0) * outputs
                     _multiply_panels(
-                        dhidden, b0 * hidden, hidden, False, flat, left, outputs, hr, u0, u1, m, edges[rank]
+                        dhidden, b0 * hidden, hidden, False, flat, left, outputs, hr, u0, u1, m, edge, barrier, rank
                     )
                 masked = 0
                 for b in range(b0, b1):
@@ -447,8 +454,8 @@ def backward(cell, x, dx, dy, lengths, directions, projections, count, room, edg
                 if not plan.by_batch:
                     met_in_team += 1
                     meet(own, met_in_team, team)
-                flat, left = dgates.reshape(-1), (slot * batch + b0) * depth
-                _multiply_panels(dh, b0 * outputs, outputs, masked > 0, flat, left, depth, hh, o0, o1, m, edges[rank])
+                flat, left, to = dgates.reshape(-1), (slot * batch + b0) * depth, b0 * outputs
+                _multiply_panels(dh, to, outputs, masked > 0, flat, left, depth, hh, o0, o1, m, edge, barrier, rank)
         met += 1
         meet(of_all(barrier), met, size)
         for d in range(count):  # whose last meeting lets nobody begin the next chunk too early
