@@ -1,11 +1,51 @@
-"""Files written whole or not at all: beside their place, synced, and then renamed."""
+"""Files: read within bounds, and written whole or not at all (beside their place, synced, and then renamed)."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe with nobody at its other end would be waited for
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def read(file: Path, most: int, *, offset: int = 0, length: int | None = None, alone: bool = False) -> bytes:
+    """The bytes of ``file`` from ``offset`` on, ``length`` of them, or all that follow.
+
+    Args:
+        file: its path.
+        most: bytes that the whole file may have. Its size is looked at before anything is read.
+        offset, length: the part that is wanted; one that is not in the file is an OSError.
+        alone: whether to refuse a file that is a symbolic link, or that has another name besides (a hard link).
+
+    Raises:
+        OSError: no such file, one that is no regular file, that is too large, or that cannot be read.
+    """
+    if alone and file.is_symlink():
+        raise OSError(errno.ELOOP, "a symbolic link, expected the file itself")
+    if not stat.S_ISREG(os.stat(file).st_mode):  # asked before it is opened, which on a device may do something
+        raise OSError(errno.EINVAL, "not a regular file")
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | _NO_WAIT | (_NO_LINK if alone else 0)
+    with open(os.open(file, flags), "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if alone and status.st_nlink > 1:
+            raise OSError(errno.EMLINK, f"a hard link, one of {status.st_nlink}; expected a file of one name")
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"holds {status.st_size} bytes; expected at most {most}")
+        end = status.st_size if length is None else offset + length
+        if not 0 <= offset <= end <= status.st_size:
+            raise OSError(errno.EINVAL, f"holds {status.st_size} bytes; expected bytes {offset} to {end} in it")
+        stream.seek(offset)
+        data = stream.read(end - offset)
+    if len(data) < end - offset:
+        raise OSError(errno.EIO, f"ended after {offset + len(data)} bytes of {end}")
+    return data
 
 
 def write_synced(file: Path, data: bytes) -> None:

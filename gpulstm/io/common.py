@@ -16,6 +16,7 @@ from .. import arrays, checks, files, nn, ops
 
 Arrays = dict[str, np.ndarray]
 PathLike = str | os.PathLike[str]
+_MOST = 1 << 33  # bytes of a file; 2·10⁹ parameters of float32
 
 
 class WeightsError(ValueError):
@@ -47,19 +48,19 @@ def path_of(value: Any, name: str = "path") -> Path:
     return Path(value)
 
 
-def read(path: PathLike) -> bytes:
-    """The bytes of a file.
+def read(path: PathLike, most: int = _MOST) -> bytes:
+    """The bytes of a file, ``most`` of them at most.
 
     Raises:
-        WeightsError: no such file, a directory, or one that cannot be read.
+        WeightsError: no such file, a directory, one that is larger, or one that cannot be read.
     """
     path = path_of(path)
     try:
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EISDIR if path.is_dir() else errno.EINVAL, "not a regular file")
-        return path.read_bytes()
+        return files.read(path, most)
     except OSError as error:
         raise WeightsError(f"{path}: could not be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise WeightsError(f"{path}: could not be read: {error}") from error
 
 
 def write(path: PathLike, data: bytes) -> None:
@@ -78,6 +79,17 @@ def write(path: PathLike, data: bytes) -> None:
             f"{path}: could not be written: {error.strerror or error}; expected a writable directory with room for "
             f"{len(data)} bytes; nothing was changed"
         ) from error
+
+
+def free_name(name: str, taken: dict[str, int]) -> str:
+    """``name``, or the first of ``name_1``, ``name_2``, ... that is not in ``taken``, which holds it then."""
+    found, number = name, taken.get(name, 0)
+    while found in taken:
+        number += 1
+        found = f"{name}_{number}"
+    taken[name] = number  # a name that comes a thousand times begins where it stopped
+    taken.setdefault(found, 0)
+    return found
 
 
 def finite(array: np.ndarray, name: str) -> np.ndarray:

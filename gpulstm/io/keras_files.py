@@ -1,14 +1,13 @@
 """Keras's files: ``.keras`` archives and HDF5 weights, of Keras 3 and of Keras 2, as recurrent layers of plain arrays.
 
-Read with zipfile, json and h5py: no class is looked up and nothing in a file is run. A file cannot lead to another one
-(links, external and virtual data sets are refused) nor declare much more than it holds.
+Archives are read with zipfile and json here, HDF5 in a process of its own (:mod:`gpulstm.io.hdf5`).
 """
 
 from __future__ import annotations
 
 import io
-import json
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from .. import parsing
+from . import hdf5
 from .common import PathLike, WeightsError, read, require
+from .hdf5_child import allowed
 
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ZIP = b"PK"
-_RATIO = 64  # times its own size is the most that a file may declare
-_ROOM = 1 << 20  # bytes that any file may declare
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others may take gigabytes to unpack
 
 
 @dataclass(frozen=True)
@@ -50,30 +51,27 @@ def found_in(path: PathLike) -> list[Found]:
         WeightsError: it is cut short, damaged, not one of Keras's, or leads or declares too far.
         ImportError: h5py is not installed.
     """
-    h5py = require("h5py", "keras")
+    require("h5py", "keras")
     data = read(path)
-    words: Any = None
+    text: str | bytes | None = None
     try:
         if data.startswith(_ZIP):
-            data, words = _unpacked(data)
+            data, text = _unpacked(data)
         if not data.startswith(_HDF5):
             raise WeightsError("expected a .keras archive or an HDF5 file")
-        with h5py.File(h5py.h5f.open_file_image(data)) as file:
-            reader = _Reader(h5py, len(data))
-            if "model_config" in file.attrs:
-                words = json.loads(file.attrs["model_config"])
-            root = reader.child(file, "model_weights") if "model_weights" in file else file
-            configs = dict(_configurations(words, ""))
-            if "layer_names" in root.attrs:
-                return list(_legacy(reader, root, configs))
+        layers, inside = hdf5.layers(data)
+        text = inside or text
+        configs = {} if text is None else dict(_configurations(_words(text), ""))
+        found = [_found(entry, configs) for entry in layers]
+        if any(entry["path"] is not None for entry in layers):  # the model's order, if it is there
             places = {id(entry): place for place, entry in enumerate(configs.values())}
-            found = list(_current(reader, file, configs))  # the model's order, if it is there
-            return sorted(found, key=lambda entry: places.get(id(entry.words), len(places)))
-    # what zipfile and h5py raise for damaged files
-    except (ValueError, OSError, LookupError, RuntimeError, TypeError, ArithmeticError, EOFError) as error:
+            found.sort(key=lambda entry: places.get(id(entry.words), len(places)))
+        return found
+    # what zipfile raises for damaged files
+    except (zipfile.BadZipFile, zlib.error, OSError, LookupError, RuntimeError, EOFError, struct.error) as error:
+        raise WeightsError(f"{path}: expected a whole .keras archive, got {error!r}") from error
+    except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise WeightsError(f"{path}: expected a whole .keras archive, got {error}") from error
 
 
 def snake_case(name: str) -> str:
@@ -88,17 +86,34 @@ def unique(name: str, taken: dict[str, int]) -> str:
     return f"{name}_{taken[name]}" if taken[name] else name
 
 
-def _unpacked(data: bytes) -> tuple[bytes, Any]:
+def _unpacked(data: bytes) -> tuple[bytes, bytes]:
     """The weights and the configuration in an archive."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         for name in (WEIGHTS, CONFIG):
             if names.count(name) != 1:
                 raise WeightsError(f"expected {name} in the archive, got {names[:12]}")
-            size = archive.getinfo(name).file_size
-            if size > _RATIO * len(data) + _ROOM:
-                raise WeightsError(f"{name}: declares {size} bytes in an archive of {len(data)}")
-        return archive.read(WEIGHTS), json.loads(archive.read(CONFIG))
+            part = archive.getinfo(name)
+            if part.file_size > allowed(len(data)):
+                raise WeightsError(f"{name}: declares {part.file_size} bytes in an archive of {len(data)}")
+            if part.compress_type not in _METHODS:
+                raise WeightsError(f"{name}: expected it stored or deflated, got method {part.compress_type}")
+        return archive.read(WEIGHTS), archive.read(CONFIG)
+
+
+def _words(text: str | bytes) -> Any:
+    try:
+        return parsing.loads(text)
+    except ValueError as error:
+        raise WeightsError(f"configuration: {error}") from error
+
+
+def _found(entry: dict[str, Any], configs: dict[str, dict[str, Any]]) -> Found:
+    """The layer, with its entry in the configuration."""
+    path, given = entry["path"], entry["name"]
+    words = configs.get(path) or configs.get(f"name {given}")
+    name = given or str((words or {}).get("config", {}).get("name", "")) or path.rpartition("/")[2]
+    return Found(name, tuple(entry["weights"]), words, entry["why_not"])
 
 
 def _configurations(words: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -115,102 +130,3 @@ def _configurations(words: Any, path: str) -> Iterator[tuple[str, dict[str, Any]
             yield from _configurations(entry, f"{path}/layers/{unique(snake_case(entry['class_name']), taken)}")
     if words.get("class_name") != "Bidirectional" and "layer" in config:
         yield from _configurations(config["layer"], f"{path}/layer")
-
-
-class _Reader:
-    """Access to a file of ``size`` bytes that stays inside it."""
-
-    def __init__(self, h5py: Any, size: int) -> None:
-        self.h5py, self.size = h5py, size
-        self.seen: set[int] = set()
-
-    def child(self, group: Any, name: str) -> Any:
-        """A member of ``group``, None where it has no such."""
-        for part in name.split("/"):
-            link = group.get(part, getlink=True) if isinstance(group, self.h5py.Group) else None
-            if link is None:
-                return None
-            if not isinstance(link, self.h5py.HardLink):
-                raise WeightsError(f"{group.name}/{part}: leads out of its place; expected data")
-            group = group[part]
-        return group
-
-    def groups(self, group: Any) -> Iterator[tuple[str, Any]]:
-        """The groups in ``group``, each once in the whole file, so that a ring of links ends."""
-        for name in sorted(group, key=_natural):
-            child = self.child(group, name)
-            if isinstance(child, self.h5py.Group):
-                address = self.h5py.h5o.get_info(child.id).addr
-                if address not in self.seen:
-                    self.seen.add(address)
-                    yield name, child
-
-    def array(self, dataset: Any) -> np.ndarray:
-        """The values of a data set of floating point."""
-        if not isinstance(dataset, self.h5py.Dataset):
-            raise WeightsError(f"expected a data set, got {dataset}")
-        if dataset.external or dataset.is_virtual:
-            raise WeightsError(f"{dataset.name}: its values are in another file; expected them here")
-        if dataset.nbytes > _RATIO * self.size + _ROOM:
-            raise WeightsError(f"{dataset.name}: declares {dataset.nbytes} bytes in a file of {self.size}")
-        if dataset.dtype.kind != "f":
-            raise WeightsError(f"{dataset.name}: expected floating point, got dtype {dataset.dtype}")
-        return np.asarray(dataset[()]).astype(dataset.dtype.newbyteorder("="), copy=False)
-
-    def variables(self, group: Any) -> list[np.ndarray]:
-        """The variables of a layer, in order; none where it has none."""
-        own = self.child(group, "vars") if group is not None else None
-        count = 0 if own is None else len(own)
-        return [self.array(self.child(own, str(position))) for position in range(count)]
-
-
-def _current(reader: _Reader, group: Any, configs: dict[str, dict[str, Any]], path: str = "") -> Iterator[Found]:
-    """Layers as Keras 3 saves them: a group a layer, its weights in ``cell/vars``."""
-    own = reader.child(group, "vars")
-    given = "" if own is None else str(own.attrs.get("name", ""))
-    words = configs.get(path) or configs.get(f"name {given}")
-    name = given or str((words or {}).get("config", {}).get("name", "")) or path.rpartition("/")[2]
-    both = [reader.child(group, side) for side in ("forward_layer", "backward_layer")]
-    if all(side is not None for side in both):
-        sides = tuple(reader.variables(reader.child(side, "cell")) for side in both)
-        yield Found(name, sides, words, "" if all(sides) else "a Bidirectional of another kind of layer")
-    elif reader.child(group, "cell/cells") is not None:
-        yield Found(name, (), words, "StackedRNNCells")
-    elif weights := reader.variables(reader.child(group, "cell")) or _cudnn(reader, group, path):
-        yield Found(name, (weights,), words)
-    else:
-        for label, child in reader.groups(group):
-            yield from _current(reader, child, configs, f"{path}/{label}")
-
-
-def _cudnn(reader: _Reader, group: Any, path: str) -> list[np.ndarray]:
-    """The variables of a CuDNNLSTM, which has no cell."""
-    return reader.variables(group) if path.rpartition("/")[2].startswith("cu_dnnlstm") else []
-
-
-def _legacy(reader: _Reader, root: Any, configs: dict[str, dict[str, Any]]) -> Iterator[Found]:
-    """Layers as Keras 2 saved them to HDF5: a group a layer that lists the names of its weights."""
-    for name in map(_text, root.attrs["layer_names"]):
-        group = reader.child(root, name)
-        names = [] if group is None else [_text(entry) for entry in group.attrs.get("weight_names", [])]
-        kinds = [entry.rpartition("/")[2].partition(":")[0] for entry in names]
-        count = kinds.count("recurrent_kernel")
-        if not count:
-            continue
-        weights = [reader.array(reader.child(group, entry)) for entry in names]
-        half = len(weights) // count
-        expected = ["kernel", "recurrent_kernel", "bias"][:half] * count
-        one = count == 1 or (count == 2 and all("backward" in entry for entry in names[half:]))
-        why_not = "" if kinds == expected and one else f"a layer of the weights {names}"
-        parts = tuple(weights[at : at + half] for at in range(0, len(weights), half))
-        yield Found(name, parts, configs.get(f"name {name}"), why_not)
-
-
-def _natural(name: str) -> tuple[str, int]:
-    """Sorts ``lstm_10`` behind ``lstm_9``."""
-    stem, _, number = name.rpartition("_")
-    return (stem, int(number)) if number.isdecimal() else (name, 0)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

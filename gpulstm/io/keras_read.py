@@ -10,7 +10,7 @@ import numpy as np
 from .. import nn, ops
 from ..cells import LSTM, RNN
 from . import layout as layouts
-from .common import Arrays, PathLike, WeightsError, finite, path_of, recurrent
+from .common import Arrays, PathLike, WeightsError, finite, free_name, path_of, recurrent
 from .keras_files import Found, found_in
 
 LAYOUTS = ("keras", "cudnn")
@@ -51,13 +51,8 @@ def load_keras(
     path = path_of(path)
     if layout not in (None, *LAYOUTS):
         raise ValueError(f"layout: expected None or one of {', '.join(LAYOUTS)}, got {layout!r}")
-    found: dict[str, Found] = {}
-    for entry in found_in(path):
-        name, number = entry.name, 0
-        while name in found:  # of an inner model, where names may come again
-            number += 1
-            name = f"{entry.name}_{number}"
-        found[name] = entry
+    taken: dict[str, int] = {}  # of an inner model, where names may come again
+    found = {free_name(entry.name, taken): entry for entry in found_in(path)}
     if not found:
         raise WeightsError(f"{path}: expected a model with LSTM or SimpleRNN layers, found none")
     wanted = list(found) if layers is None else list(layers)
@@ -151,36 +146,40 @@ def _torch_names(weights: list[np.ndarray], gates: int, hidden: int, layout: str
 
 def _checked(words: dict[str, Any], directions: int) -> list[dict[str, Any]]:
     """The entries of a layer's directions, if gpulstm computes what they say."""
-    config = words["config"]
     if directions == 1:
         return [_direction(words, backwards=False)]
     if words.get("class_name") != "Bidirectional":
         raise WeightsError(f"{words.get('class_name')} is not supported; expected Bidirectional")
+    config = _config(words)
     if config.get("merge_mode", "concat") != "concat":
         raise WeightsError(f"merge_mode = {config['merge_mode']!r} is not supported; expected 'concat'")
-    entries = [_direction(config["layer"], backwards=False)]
+    entries = [_direction(config.get("layer"), backwards=False)]
     if "backward_layer" in config:
         entries.append(_direction(config["backward_layer"], backwards=True))
     return entries
 
 
-def _direction(words: dict[str, Any], *, backwards: bool) -> dict[str, Any]:
-    config = words["config"]
-    if words.get("class_name") == "RNN":  # of one cell
-        _cell({"class_name": None} | config.get("cell", {}))
-    else:
-        _cell(words)
+def _direction(words: Any, *, backwards: bool) -> dict[str, Any]:
+    config = _config(words)
+    _cell(config.get("cell") if words.get("class_name") == "RNN" else words)  # an RNN is one of one cell
     if bool(config.get("go_backwards", False)) != backwards:
         raise WeightsError(f"go_backwards = {config.get('go_backwards')} is not supported here; expected {backwards}")
     return words
 
 
-def _cell(words: dict[str, Any]) -> None:
-    name = words.get("class_name")
-    if name not in _CLASSES or words.get("registered_name") not in (None, name):
+def _cell(words: Any) -> None:
+    config, name = _config(words), words.get("class_name")
+    if name not in tuple(_CLASSES) or words.get("registered_name") not in (None, name):
         raise WeightsError(f"{words.get('registered_name') or name} is not supported; expected LSTM or SimpleRNN")
     for key, expected in _ACTIVATIONS.items():
-        value = words["config"].get(key, expected)
+        value = config.get(key, expected)
         value = value.get("config", value) if isinstance(value, dict) else value
         if value != expected:
             raise WeightsError(f"{key} = {value!r} is not supported; expected {expected!r}")
+
+
+def _config(words: Any) -> dict[str, Any]:
+    config = words.get("config") if isinstance(words, dict) else None
+    if not isinstance(config, dict):
+        raise WeightsError(f"configuration: expected a layer's class_name and config, got {str(words)[:80]}")
+    return config

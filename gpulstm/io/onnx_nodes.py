@@ -6,6 +6,8 @@ by its name. Weights come from initializers (inside the file, or in files beside
 
 from __future__ import annotations
 
+import math
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import ops
+from .. import files, ops
 from ..cells import LSTM, RNN, Cell
 from . import layout
-from .common import Arrays, WeightsError, finite, path_of, read, require
+from .common import Arrays, WeightsError, finite, free_name, path_of, read, require
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
@@ -25,6 +27,9 @@ _OTHERS = {("", "GRU"), ("com.microsoft", "DynamicQuantizeLSTM"), ("com.microsof
 _ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "RNN": ("Tanh",)}
 _KNOWN = (1, 7, 14, 22)  # the opsets that changed LSTM and RNN
 _MAIN = ("", "ai.onnx")
+Constants = ChainMap[str, Any]  # TensorProto by name of the graph, None for a name that has no value known
+_MOST = (1 << 31) - 1  # bytes that protobuf reads; larger models have their weights in files beside them
+_MOST_BESIDE = 1 << 33
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Node:
     hidden_size: int | None
     inputs: Mapping[str, str]  # from X, W, R, ... to names of the graph
     outputs: tuple[str, ...]  # Y, Y_h, Y_c; "" where one is not connected
-    constants: Mapping[str, Any]  # TensorProto by name of the graph
+    constants: Constants
 
     def error(self, text: str) -> WeightsError:
         return self.model.error(f"node {self.name!r}: {text}")
@@ -65,7 +70,7 @@ class Node:
         name = self.inputs.get(role)
         if name is None:
             return None
-        if name not in self.constants:
+        if self.constants.get(name) is None:
             raise self.error(
                 f"{role}: expected an initializer or a Constant, but {name!r} is computed by the graph or an input of "
                 f"it; fold constants first"
@@ -123,7 +128,7 @@ def load(source: Any) -> Model:
         protobuf = require("google.protobuf.message", "onnx")
         path = path_of(source, "path_or_model_proto")
         try:
-            model = Model(onnx.ModelProto.FromString(read(path)), str(path), path.parent)
+            model = Model(onnx.ModelProto.FromString(read(path, _MOST)), str(path), path.parent)
         except protobuf.DecodeError as error:
             raise WeightsError(f"{path}: expected a whole ONNX model, got {error}") from error
     if not model.proto.HasField("graph") or not model.proto.opset_import:
@@ -131,23 +136,17 @@ def load(source: Any) -> Model:
     return model
 
 
-def nodes(model: Model) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+def nodes(model: Model) -> Iterator[tuple[str, Any, Constants]]:
     """Every recurrent node, also of subgraphs: a name of its own, its ``NodeProto``, the constants that it can see."""
     for function in model.proto.functions:
         if any(_is_recurrent(node) for node in function.node):
             raise model.error(f"function {function.name!r}: recurrent nodes inside functions are not supported")
-    taken: set[str] = set()
-    for proto, constants in _walk(model.proto.graph, {}):
-        name = proto.name or proto.op_type
-        count = 0
-        while name in taken:
-            count += 1
-            name = f"{proto.name or proto.op_type}_{count}"
-        taken.add(name)
-        yield name, proto, constants
+    taken: dict[str, int] = {}
+    for proto, constants in _walk(model.proto.graph, ChainMap()):
+        yield free_name(proto.name or proto.op_type, taken), proto, constants
 
 
-def checked(model: Model, name: str, proto: Any, constants: Mapping[str, Any]) -> Node:
+def checked(model: Model, name: str, proto: Any, constants: Constants) -> Node:
     """The node as one that gpulstm can compute.
 
     Raises:
@@ -199,7 +198,7 @@ def checked(model: Model, name: str, proto: Any, constants: Mapping[str, Any]) -
         constants,
     )
     if "P" in inputs and (
-        inputs["P"] not in constants or np.any(_to_array(model, constants[inputs["P"]]))
+        constants.get(inputs["P"]) is None or np.any(_to_array(model, constants[inputs["P"]]))
     ):  # some exporters write zeros
         raise error(f"input P ({inputs['P']!r}): peepholes are not supported")
     return node
@@ -215,7 +214,7 @@ def _is_recurrent(proto: Any) -> bool:
     return (main and proto.op_type in _CELLS) or ("" if main else proto.domain, proto.op_type) in _OTHERS
 
 
-def _walk(graph: Any, outer: Mapping[str, Any]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+def _walk(graph: Any, outer: Constants) -> Iterator[tuple[Any, Constants]]:
     """Recurrent nodes in order, each with the constants in sight."""
     from onnx import AttributeProto
 
@@ -229,13 +228,12 @@ def _walk(graph: Any, outer: Mapping[str, Any]) -> Iterator[tuple[Any, Mapping[s
                 yield from _walk(subgraph, constants)
 
 
-def constants_of(graph: Any, outer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a graph knows before it runs, as ``TensorProto`` by name."""
+def constants_of(graph: Any, outer: Constants) -> Constants:
+    """What a graph knows before it runs, over what is known around it; None hides a name of that."""
     from onnx import helper
 
-    shadowed = {entry.name for entry in graph.input}
-    constants = {name: tensor for name, tensor in outer.items() if name not in shadowed}
-    constants |= {tensor.name: tensor for tensor in graph.initializer}
+    constants = outer.new_child({entry.name: None for entry in graph.input})
+    constants.update((tensor.name, tensor) for tensor in graph.initializer)
     for node in graph.node:
         if node.domain not in _MAIN or len(node.output) != 1:
             continue
@@ -243,7 +241,7 @@ def constants_of(graph: Any, outer: Mapping[str, Any]) -> dict[str, Any]:
             value = helper.get_attribute_value(node.attribute[0])
             if node.attribute[0].name == "value":
                 constants[node.output[0]] = value
-        elif node.op_type == "Identity" and node.input and node.input[0] in constants:
+        elif node.op_type == "Identity" and node.input and constants.get(node.input[0]) is not None:
             constants[node.output[0]] = constants[node.input[0]]
     return constants
 
@@ -269,21 +267,28 @@ def _to_array(model: Model, tensor: Any) -> np.ndarray:
 
 def _external(model: Model, tensor: Any) -> bytes:
     """The bytes of a tensor that lie in another file, which must be in the folder of the model or below it."""
+    from onnx import helper
+
     entries = {entry.key: entry.value for entry in tensor.external_data}
     where = f"tensor {tensor.name!r}: external data"
     if model.folder is None:
         raise model.error(f"{where}: expected a path to the model, since its weights are in files beside it")
     location = entries.get("location", "")
     folder = model.folder.resolve()
-    file = (folder / location).resolve()
+    try:
+        file = (folder / location).resolve()
+    except (OSError, ValueError) as error:  # a ring of links, a NUL
+        raise model.error(f"{where}: expected a file in the folder of the model, got {location!r}: {error}") from error
     if not location or not file.is_relative_to(folder):
         raise model.error(f"{where}: expected a file in the folder of the model, got {location!r}")
     numbers = [entries.get("offset", "0"), entries.get("length", "0")]
-    if not all(number.isdecimal() for number in numbers):
+    if not all(number.isascii() and number.isdecimal() and len(number) < 20 for number in numbers):
         raise model.error(f"{where}: expected an offset and a length in bytes, got {entries}")
     offset, length = map(int, numbers)
-    data = read(file)
-    end = offset + length if "length" in entries else len(data)
-    if not offset <= end <= len(data):
-        raise model.error(f"{where}: expected bytes {offset} to {end} of {location!r}, which holds {len(data)}")
-    return data[offset:end]
+    needed = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * math.prod(tensor.dims)
+    if "length" in entries and length != needed:
+        raise model.error(f"{where}: expected {needed} bytes for shape {tuple(tensor.dims)}, got length {length}")
+    try:
+        return files.read(folder / location, _MOST_BESIDE, offset=offset, length=needed, alone=True)
+    except OSError as error:
+        raise model.error(f"{where}: {location!r} could not be read: {error.strerror or error}") from error

@@ -86,11 +86,11 @@ class OnnxNode:
     def __init__(self, node: onnx_nodes.Node) -> None:
         graph = node.model.proto.graph
         self._node = node
-        known = {role for role, name in node.inputs.items() if name in node.constants}
+        known = {role for role, name in node.inputs.items() if node.constants.get(name) is not None}
         self._constants = {role: node.constant(role) for role in known}
         given = [entry.name for entry in graph.input]
-        self.inputs = tuple(name for name in given if name not in node.constants)
-        self.optional = tuple(name for name in given if name in node.constants)
+        self.inputs = tuple(name for name in given if node.constants.get(name) is None)
+        self.optional = tuple(name for name in given if name not in self.inputs)
         self.outputs = tuple(entry.name for entry in graph.output)
         if lost := sorted({name for role, name in node.inputs.items() if role not in known} - set(given)):
             raise node.error(f"expected inputs of the graph or constants, got {lost}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 import gpulstm
 from gpulstm import io
+from gpulstm.io import hdf5
 
 LAYER = gpulstm.LSTM(3, 2, bidirectional=True, seed=0)
 LOADS: dict[str, Callable[[Any], Any]] = {
@@ -42,33 +44,86 @@ def test_cut_short_at_any_byte(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     whole = _write(path)
     cuts = range(len(whole)) if len(whole) < 4000 else [*range(64), *range(64, len(whole), 61), len(whole) - 1]
+    if path.suffix == ".h5":  # each takes a process
+        cuts = [0, 7, 8, *range(9, len(whole), 2999), len(whole) - 1]
     for cut in cuts:
         path.write_bytes(whole[:cut])
         with pytest.raises(io.WeightsError, match=name):
             LOADS[name](path)
 
 
-@pytest.mark.parametrize("name", ["m.safetensors", "m.onnx", "m.keras"])
-def test_bytes_changed(name: str, tmp_path: Path) -> None:
-    """Whatever a byte becomes, a file loads or is refused: no other error comes out.
-
-    Not for bare HDF5, whose own library may turn in circles on a structure that was altered.
-    """
+@pytest.mark.parametrize(
+    ("name", "count", "at_once"), [(name, *((12, 8) if "h5" in name else (300, 1))) for name in LOADS]
+)
+def test_bytes_changed(name: str, count: int, at_once: int, tmp_path: Path) -> None:
+    """Whatever a byte becomes, a file loads or is refused: no other error comes out."""
     path = tmp_path / name
     whole = _write(path)
     rng = np.random.default_rng(0)
     errors = []
-    for _ in range(300):
+    for _ in range(count):
         changed = bytearray(whole)
-        at, value = int(rng.integers(len(whole))), int(rng.integers(256))
-        changed[at] = value
+        for _ in range(at_once):
+            at, value = int(rng.integers(len(whole))), int(rng.integers(256))
+            changed[at] = value
         path.write_bytes(changed)
         try:
             LOADS[name](path)
         except io.WeightsError as error:
             errors.append(str(error))
-    assert len(errors) > 10
+    assert len(errors) > count // 30
     assert all(name in error for error in errors)
+
+
+def test_hdf5_that_turns_in_circles(tmp_path: Path) -> None:
+    """This bit makes HDF5's own library read an attribute for ever."""
+    path = tmp_path / "m.weights.h5"
+    io.save_keras(gpulstm.LSTM(3, 5, bidirectional=True, batch_first=True, seed=0), path)
+    changed = bytearray(path.read_bytes())
+    changed[1953] ^= 1 << 3
+    path.write_bytes(changed)
+    begun = time.monotonic()
+    with pytest.raises(io.WeightsError, match=r"m.weights.h5: took longer than 5 seconds to read"):
+        io.load_keras(path)
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.abort()", r"HDF5's library failed on it \(exit code -?\d+\)"),
+        ("print('ready')", r"HDF5's library failed on it \(exit code 0\)"),
+        ("raise ImportError", r"HDF5's library failed on it \(exit code 1\)"),
+        ("print('ready\\n' + 'x' * (1 << 24))", "takes more than 16777216 bytes to describe"),
+        ("print('ready\\n' + '{' * 5000)", "expected JSON"),
+        ("import time; time.sleep(60)", "took longer than 1 seconds to read"),
+    ],
+)
+def test_whatever_becomes_of_the_process(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "m.weights.h5")
+    (tmp_path / "child.py").write_text(code)
+    monkeypatch.setattr(hdf5.hdf5_child, "__file__", str(tmp_path / "child.py"))
+    monkeypatch.setattr(hdf5, "_START", 1.0 if "sleep" in code else 60.0)
+    with pytest.raises(io.WeightsError, match=rf"m.weights.h5: {message}"):
+        io.load_keras(tmp_path / "m.weights.h5")
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_files_that_are_never_read(name: str, tmp_path: Path) -> None:
+    """A pipe with nobody at its other end, and a file that is larger than memory."""
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(io.WeightsError, match=f"{name}: could not be read: not a regular file"):
+        LOADS[name](path)
+    path.unlink()
+    path.touch()
+    os.truncate(path, 1 << 34)
+    with pytest.raises(io.WeightsError, match=rf"{name}: could not be read: holds 17179869184 bytes; expected at most"):
+        LOADS[name](path)
+    with pytest.raises(io.WeightsError, match="could not be read: embedded null"):
+        LOADS[name](Path(f"a\0b{path.suffix}"))
 
 
 @pytest.mark.parametrize("name", LOADS)

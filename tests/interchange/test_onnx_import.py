@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ import gpulstm
 from gpulstm import io
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
+X = np.zeros((3, 2, 3), np.float32)
 # of a sequence of 0 steps, ONNX Runtime's RNN read outside its memory in versions before pull request 28052
 SHORTEST = {"LSTM": 0, "RNN": 1}
 
@@ -211,8 +215,73 @@ def test_external_data(tmp_path: Any) -> None:
     with pytest.raises(io.WeightsError, match="expected a path to the model"):
         io.load_onnx(onnx.load(tmp_path / "m.onnx", load_external_data=False))
     (tmp_path / "weights.bin").write_bytes((tmp_path / "weights.bin").read_bytes()[:-4])
-    with pytest.raises(io.WeightsError, match=r"external data: expected bytes .* of 'weights.bin', which holds"):
+    with pytest.raises(io.WeightsError, match=r"external data: 'weights.bin' could not be read: holds .* bytes"):
         io.load_onnx(tmp_path / "m.onnx")
+
+
+def _external(folder: Path, **entries: str) -> Path:
+    """A model whose W, 96 bytes of zeros, lies in another file."""
+    model = onnx_models.model("LSTM", {"X": X}, onnx_models.weights("LSTM", 2, 3), hidden_size=2)
+    tensor = model.graph.initializer[0]
+    assert tensor.name == "W"
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    return folder / "m.onnx"
+
+
+def _hard_link(folder: Path) -> None:
+    (folder / "other.bin").write_bytes(bytes(96))
+    (folder / "w.bin").hardlink_to(folder / "other.bin")
+
+
+def _symbolic_link(folder: Path) -> None:
+    (folder / "other.bin").write_bytes(bytes(96))
+    (folder / "w.bin").symlink_to("other.bin")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_hard_link, "a hard link, one of 2; expected a file of one name"),
+        (_symbolic_link, "a symbolic link, expected the file itself"),
+        (lambda folder: os.mkfifo(folder / "w.bin"), "not a regular file"),
+        (lambda folder: (folder / "w.bin").mkdir(), "not a regular file"),
+        (lambda folder: os.truncate(folder / _touched(folder, "w.bin"), 1 << 34), "expected at most 8589934592"),
+    ],
+)
+def test_external_data_that_is_no_file_of_its_own(tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:
+    make(tmp_path)
+    with pytest.raises(io.WeightsError, match=rf"tensor 'W': external data: 'w.bin' could not be read: .*{message}"):
+        io.load_onnx(_external(tmp_path, location="w.bin"))
+
+
+def _touched(folder: Path, name: str) -> str:
+    (folder / name).touch()
+    return name
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({}, None),
+        ({"offset": "4", "length": "96"}, None),
+        ({"offset": "8"}, "holds 100 bytes; expected bytes 8 to 104"),
+        ({"length": "1000000000000"}, r"expected 96 bytes for shape \(1, 8, 3\), got length 1000000000000"),
+        ({"offset": "-4"}, "expected an offset and a length in bytes"),
+        ({"offset": "9" * 5000}, "expected an offset and a length in bytes"),
+    ],
+)
+def test_external_data_in_part(tmp_path: Path, entries: dict[str, str], message: str | None) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(100))
+    path = _external(tmp_path, location="w.bin", **entries)
+    if message is None:
+        io.load_onnx(path)
+    else:
+        with pytest.raises(io.WeightsError, match=message):
+            io.load_onnx(path)
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "link/secret.bin", ""])
@@ -221,20 +290,11 @@ def test_external_data_outside_the_folder(tmp_path: Any, location: str) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
-    x = np.zeros((3, 2, 7), np.float32)
-    model = onnx_models.model("LSTM", {"X": x}, onnx_models.weights("LSTM", 8, 7), hidden_size=8)
-    tensor = model.graph.initializer[0]
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=location)
-    (folder / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(io.WeightsError, match="expected a file in the folder of the model"):
-        io.load_onnx(folder / "m.onnx")
+        io.load_onnx(_external(folder, location=location))
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
-
-X = np.zeros((3, 2, 3), np.float32)
 
 
 @pytest.mark.parametrize(
