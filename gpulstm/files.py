@@ -6,8 +6,11 @@ import errno
 import os
 import stat
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
 
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe with nobody at its other end would be waited for
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -46,6 +49,13 @@ def read(file: Path, most: int, *, offset: int = 0, length: int | None = None, a
     if len(data) < end - offset:
         raise OSError(errno.EIO, f"ended after {offset + len(data)} bytes of {end}")
     return data
+
+
+def of_tensors(tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
+    """The tensors as a safetensors file; its library writes the memory of an array as if it were C-contiguous."""
+    from safetensors.numpy import save
+
+    return save({name: np.asarray(value, order="C") for name, value in tensors.items()}, metadata)
 
 
 def write_synced(file: Path, data: bytes) -> None:

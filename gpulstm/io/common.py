@@ -48,15 +48,15 @@ def path_of(value: Any, name: str = "path") -> Path:
     return Path(value)
 
 
-def read(path: PathLike, most: int = _MOST) -> bytes:
-    """The bytes of a file, ``most`` of them at most.
+def read(path: PathLike, most: int = _MOST, *, offset: int = 0, length: int | None = None) -> bytes:
+    """The bytes of a file of ``most`` bytes at most, or a part of them, as :func:`gpulstm.files.read` gives them.
 
     Raises:
         WeightsError: no such file, a directory, one that is larger, or one that cannot be read.
     """
     path = path_of(path)
     try:
-        return files.read(path, most)
+        return files.read(path, most, offset=offset, length=length)
     except OSError as error:
         raise WeightsError(f"{path}: could not be read: {error.strerror or error}") from error
     except ValueError as error:  # a NUL in the name
@@ -109,14 +109,25 @@ def widened(array: np.ndarray) -> np.ndarray:
 
 
 def recurrent(
-    config: ops.Config, params: Mapping[str, np.ndarray], *, dtype: Any = None, device: str | None = None
+    config: ops.Config,
+    params: Mapping[str, np.ndarray],
+    *,
+    kind: type[nn.RNNBase] | None = None,
+    dtype: Any = None,
+    device: str | None = None,
 ) -> nn.RNNBase:
     """A layer of the shape ``config`` that holds ``params``, all of one dtype unless ``dtype`` is given.
+
+    It is of the class ``kind``; by default of the one that has the cell's name.
 
     Raises:
         ValueError: names, shapes or values that do not fit; the message names the parameter.
     """
-    kind = {"lstm": nn.LSTM, "rnn": nn.RNN}.get(config.cell.name)
+    cell = config.cell.name
+    usual = {"lstm": nn.LSTM, "rnn": nn.RNN}.get(cell, nn.RNNBase)
+    kind = usual if kind is None else kind
+    if kind not in (usual, nn.RNNBase):
+        raise WeightsError(f"cell: expected that of {kind.__name__}, got {cell!r}")
     dtypes = {widened(value).dtype if device in (None, "cpu") else value.dtype for value in params.values()}
     if dtype is None and len(dtypes) != 1:
         raise WeightsError(f"dtype: expected one for all parameters, or dtype=..., got {sorted(map(str, dtypes))}")
@@ -126,13 +137,13 @@ def recurrent(
     }
     options |= {"dtype": dtypes.pop() if dtype is None else dtype, "device": device, "seed": 0}
     sizes = config.input_size, config.hidden_size
-    layer = nn.RNNBase(config.cell.name, *sizes, **options) if kind is None else kind(*sizes, **options)
+    layer = nn.RNNBase(cell, *sizes, **options) if kind is nn.RNNBase else kind(*sizes, **options)
     layer.load_state_dict(params)
     return layer
 
 
 def on_host(layer: nn.Layer, dtype: Any = None) -> Arrays:
-    """The parameters of ``layer`` as NumPy arrays, half types widened, or all in ``dtype``.
+    """The parameters of ``layer`` as C-contiguous native NumPy arrays, half types widened, or all in ``dtype``.
 
     Raises:
         ValueError: a value that is not finite, in ``dtype`` neither.
@@ -140,6 +151,7 @@ def on_host(layer: nn.Layer, dtype: Any = None) -> Arrays:
     params = {}
     for name, value in layer.params.items():
         host = widened(arrays.on_host(value, name))
+        host = np.asarray(host, host.dtype.newbyteorder("="), order="C")
         with np.errstate(over="ignore"):  # refused below
             params[name] = finite(host if dtype is None else host.astype(checks.dtype(dtype)), name)
     return params

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import nn
 from . import layout
-from .common import Arrays, PathLike, WeightsError, on_host, path_of, require, write
+from .common import Arrays, PathLike, WeightsError, free_name, on_host, path_of, require, write
 from .keras_files import CONFIG, WEIGHTS, snake_case, unique
 
 _CLASSES = {"lstm": "LSTM", "rnn": "SimpleRNN"}
@@ -60,8 +60,10 @@ def save_keras(layers: nn.Layer | Mapping[str, nn.RNNBase], path: PathLike) -> N
     for name, layer in named.items():
         if not isinstance(layer, nn.Layer) or not isinstance(name, str):
             raise TypeError(f"layers: expected layers of gpulstm.nn by name, got {name!r}: {type(layer).__name__}")
+        if "\0" in name:
+            raise WeightsError(f"layers: expected names without NUL, got {name!r}")
         for entry in _entries(layer, on_host(layer), "", entries):
-            entry.config["name"] = unique(name or snake_case(entry.kind), taken)
+            entry.config["name"] = free_name(name or snake_case(entry.kind), taken)
             entries.append(entry)
     if not any(entry.variables for entry in entries):
         raise WeightsError("layers: expected layers with parameters, got none")

@@ -11,30 +11,45 @@ from typing import Any
 
 import numpy as np
 
-from .. import cells, nn
+from .. import cells, nn, parsing
 from .common import Arrays, WeightsError, finite, recurrent, widened
 from .torch_names import infer, under
 
+_RECURRENT = {"LSTM": nn.LSTM, "RNN": nn.RNN, "RNNBase": nn.RNNBase}
 _HEADS = {"Linear": nn.Linear, "EveryStepHead": nn.EveryStepHead, "LastStepHead": nn.LastStepHead}
+_KNOWN = (*_RECURRENT, *_HEADS, "Dropout", "Embedding", "Quantized", "Reversed", "Sequential")
+_NARROW = {"bf16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}
+_SHOWN = 12  # names in a message
 
 
-def describe(layer: Any) -> dict[str, Any]:
+def describe(layer: Any) -> str:
     """What :func:`restore` needs beside the tensors.
 
     Raises:
         TypeError: no layer, or one of a class that is not gpulstm's.
+        ValueError: models inside each other deeper than a file can say.
     """
+    text = json.dumps(_describe(layer, 0))
+    parsing.loads(text)
+    return text
+
+
+def _describe(layer: Any, depth: int) -> dict[str, Any]:
     kind = type(layer).__name__
-    if type(layer) is not getattr(nn, kind, None):
+    if kind not in _KNOWN or type(layer) is not getattr(nn, kind):
         raise TypeError(f"layer: expected a layer or model of gpulstm.nn, got {kind}")
+    if depth > parsing.DEPTH:
+        raise ValueError(f"layer: expected models that nest at most {parsing.DEPTH // 2} deep, got more")
     words: dict[str, Any] = {"layer": kind}
     if isinstance(layer, nn.Sequential):
-        words["layers"] = [describe(part) for part in layer.layers]
+        words["layers"] = [_describe(part, depth + 2) for part in layer.layers]
     elif isinstance(layer, nn.Reversed):
-        words["of"] = describe(layer.layer)
-    elif isinstance(layer, nn.RNNBase):
+        words["of"] = _describe(layer.layer, depth + 1)
+    elif isinstance(layer, (nn.RNNBase, nn.Quantized)):
         config = layer.config
         words |= {"cell": config.cell.name, "batch_first": config.batch_first, "dropout": config.dropout}
+        if isinstance(layer, nn.Quantized):
+            words["kind"] = layer.kind
     elif isinstance(layer, nn.Dropout):
         words["p"] = layer.p
     elif isinstance(layer, nn.LastStepHead):
@@ -48,54 +63,109 @@ def restore(
     """The layer or model that ``text`` and ``tensors`` are of.
 
     Raises:
-        ValueError: words that are none of :func:`describe`, tensors missing, left over, not finite or of shapes that
-            are of another model; the message names the tensor.
+        ValueError, TypeError: words that are none of :func:`describe`, tensors missing, left over, not finite or of
+            shapes that are of another model; the message names the tensor.
     """
     try:
-        words = json.loads(text)
+        words = parsing.loads(text)
     except ValueError as error:
-        raise WeightsError(f"metadata: expected JSON, got {error}") from error
+        raise WeightsError(f"metadata: {error}") from error
     if batch_first is not None and isinstance(words, dict):
         words["batch_first"] = batch_first
-    left = dict(tensors)
-    model = _restore(words, left, "", dtype, device)
-    if left:
-        raise WeightsError(f"tensors: unexpected {sorted(left)}; the metadata says {text}")
-    return model
+    return _restore(words, tensors, "", dtype, device)
 
 
-def _restore(words: Any, left: Arrays, prefix: str, dtype: Any, device: str | None) -> Any:
-    """The layer under ``prefix``, whose tensors are taken out of ``left``."""
+def _restore(words: Any, own: Arrays, prefix: str, dtype: Any, device: str | None) -> Any:
+    """The layer under ``prefix``, of the tensors ``own``, by their names behind that."""
     kind = words.get("layer") if isinstance(words, dict) else None
     if kind == "Sequential" and isinstance(words.get("layers"), list):
-        parts = enumerate(words["layers"])
-        return nn.Sequential(*(_restore(part, left, f"{prefix}{i}.", dtype, device) for i, part in parts))
+        parts: list[Arrays] = [{} for _ in words["layers"]]
+        places = {str(place): part for place, part in enumerate(parts)}
+        extra = []
+        for name, value in own.items():
+            place, _, rest = name.partition(".")
+            if place in places:
+                places[place][rest] = value
+            else:
+                extra.append(name)
+        pairs = zip(words["layers"], places.items(), strict=True)
+        model = nn.Sequential(*(_restore(part, of, f"{prefix}{at}.", dtype, device) for part, (at, of) in pairs))
+        _nothing_in(extra, prefix, words)
+        return model
     if kind == "Reversed":
-        return nn.Reversed(_restore(words.get("of"), left, prefix, dtype, device))
+        return nn.Reversed(_restore(words.get("of"), own, prefix, dtype, device))
     if kind == "Dropout":
-        return nn.Dropout(words.get("p"))
-    own = {name: left.pop(name) for name in sorted(left) if name.startswith(prefix)}
-    if kind in ("LSTM", "RNN", "RNNBase"):
-        params = under(own, prefix)
-        shapes = {name: value.shape for name, value in params.items()}
-        options = {"batch_first": words.get("batch_first", False), "dropout": words.get("dropout", 0.0)}
-        return recurrent(
-            infer(shapes, prefix, cells.get(words.get("cell")), **options), params, dtype=dtype, device=device
-        )
+        dropout = nn.Dropout(words.get("p"))
+        _nothing_in(own, prefix, words)
+        return dropout
+    if kind == "Quantized":
+        return _quantized(words, own, prefix, dtype, device)
+    if strange := [name for name, value in own.items() if value.dtype.kind != "f"]:
+        raise WeightsError(f"{prefix}{strange[0]}: expected floating point, got dtype {own[strange[0]].dtype}")
+    if kind in tuple(_RECURRENT):
+        params = under({prefix + name: value for name, value in own.items()}, prefix)
+        config = infer({name: value.shape for name, value in params.items()}, prefix, _cell(words), **_options(words))
+        return recurrent(config, params, kind=_RECURRENT[kind], dtype=dtype, device=device)
     if kind == "Embedding":
-        weight = _matrix(own, prefix)
-        return _filled(nn.Embedding, weight.shape, own, prefix, dtype, device)
-    if kind in _HEADS:
-        weight = _matrix(own, prefix)
-        options = {"bias": f"{prefix}bias" in own}
+        return _filled(nn.Embedding, _matrix(own, prefix).shape, own, prefix, dtype, device)
+    if kind in tuple(_HEADS):
+        options = {"bias": "bias" in own}
         if kind == "LastStepHead":
             options["batch_first"] = words.get("batch_first", False)
-        return _filled(_HEADS[kind], weight.shape[::-1], own, prefix, dtype, device, **options)
-    raise WeightsError(f"metadata: expected a layer of gpulstm.nn, got {words!r}")
+        return _filled(_HEADS[kind], _matrix(own, prefix).shape[::-1], own, prefix, dtype, device, **options)
+    raise WeightsError(f"metadata: expected a layer of gpulstm.nn, got {str(words)[:200]}")
+
+
+def _nothing_in(left: Any, prefix: str, words: dict[str, Any]) -> None:
+    if left:
+        names = sorted(prefix + name for name in left)
+        raise WeightsError(f"tensors: unexpected {names[:_SHOWN]}; the metadata says {str(words)[:200]}")
+
+
+def _cell(words: dict[str, Any]) -> Any:
+    name = words.get("cell")
+    if not isinstance(name, str):
+        raise WeightsError(f"metadata: cell: expected a name, got {name!r}")
+    return cells.get(name)
+
+
+def _options(words: dict[str, Any]) -> dict[str, Any]:
+    return {"batch_first": words.get("batch_first", False), "dropout": words.get("dropout", 0.0)}
+
+
+def _quantized(words: dict[str, Any], own: Arrays, prefix: str, dtype: Any, device: str | None) -> nn.Quantized:
+    """A layer of narrow weights, as they lie in the file."""
+    kind = words.get("kind")
+    if kind not in tuple(_NARROW):
+        raise WeightsError(f"metadata: kind: expected one of {', '.join(_NARROW)}, got {kind!r}")
+    if dtype not in (None, "float32", np.float32) or device not in (None, "cpu"):
+        raise WeightsError(f"dtype, device: a quantized layer is float32 on the CPU; got {dtype} and {device}")
+    params = {name: value for name, value in own.items() if not name.startswith("scale_")}
+    config = infer({name: value.shape for name, value in params.items()}, prefix, _cell(words), **_options(words))
+    expected = {}
+    for name, shape in config.shapes().items():
+        narrow = name.startswith(("weight_ih", "weight_hh"))
+        expected[name] = shape, _NARROW[kind] if narrow else np.dtype(np.float32)
+        if narrow and kind == "int8":
+            expected[name.replace("weight", "scale")] = shape[:1], np.dtype(np.float32)
+    _nothing_in(own.keys() - expected.keys(), prefix, words)
+    for name, (shape, of) in expected.items():
+        value = own.get(name)
+        if value is None or (value.shape, value.dtype) != (shape, of):
+            found = "none" if value is None else f"{value.dtype} of shape {value.shape}"
+            raise WeightsError(f"{prefix}{name}: expected {of} of shape {shape}, got {found}")
+        finite(value, prefix + name)
+        if of == np.int8 and value.min() < -127:
+            raise WeightsError(f"{prefix}{name}: expected whole numbers in ±127, got {value.min()}")
+    layer = nn.Quantized.of(config, kind, {name: own[name] for name in expected})
+    with np.errstate(over="ignore"):  # refused here
+        for name, value in layer.widened().items():
+            finite(value, prefix + name)
+    return layer
 
 
 def _matrix(own: Arrays, prefix: str) -> np.ndarray:
-    weight = own.get(f"{prefix}weight")
+    weight = own.get("weight")
     if weight is None or weight.ndim != 2:
         found = "none" if weight is None else f"shape {weight.shape}"
         raise WeightsError(f"{prefix}weight: expected a matrix, got {found}")
@@ -104,10 +174,13 @@ def _matrix(own: Arrays, prefix: str) -> np.ndarray:
 
 def _filled(kind: Any, sizes: Any, own: Arrays, prefix: str, dtype: Any, device: str | None, **options: Any) -> Any:
     """A layer of the class ``kind`` that holds ``own``."""
-    params = {name[len(prefix) :]: finite(value, name) for name, value in own.items()}
+    for name, value in own.items():
+        finite(value, prefix + name)
     if dtype is None:
-        weight = params["weight"]
-        dtype = weight.dtype if device == "cuda" else widened(weight).dtype
+        dtype = own["weight"].dtype if device == "cuda" else widened(own["weight"]).dtype
     layer = kind(*sizes, **options, dtype=dtype, device=device, seed=0)
-    layer.load_state_dict(params)
+    try:
+        layer.load_state_dict(own)
+    except ValueError as error:
+        raise WeightsError(f"{prefix.rstrip('.') or 'layer'}: {error}") from error
     return layer

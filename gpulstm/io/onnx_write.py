@@ -70,6 +70,8 @@ def to_model(model: nn.Layer, *, state: bool = False, lengths: bool = False, ops
         raise ValueError("lengths: expected False, since no layer of this model takes them")
     graph = _Graph(params, state, lengths)
     graph.add(model)
+    if len(dtypes := {value.dtype for value in params.values()}) > 1:
+        raise ValueError(f"dtype: expected one for all parameters, or dtype=..., got {sorted(map(str, dtypes))}")
     return graph.finish(opset)
 
 
@@ -111,7 +113,7 @@ class _Graph:
         elif isinstance(layer, nn.Linear):
             self._linear(layer, prefix)
         elif not isinstance(layer, nn.Dropout):
-            raise TypeError(f"model: expected layers of gpulstm.nn, got {type(layer).__name__}")
+            raise TypeError(f"model: expected layers of gpulstm.nn that ONNX has, got {type(layer).__name__}")
 
     def finish(self, opset: int) -> Any:
         """The whole model."""
@@ -171,7 +173,7 @@ class _Graph:
         else:
             inner = getattr(first, "layer", getattr(first, "linear", first))
             if not isinstance(inner, (nn.Linear, nn.RNNBase)):
-                raise TypeError(f"model: expected layers of gpulstm.nn, got {type(first).__name__}")
+                raise TypeError(f"model: expected layers of gpulstm.nn that ONNX has, got {type(first).__name__}")
             features = inner.in_features if isinstance(inner, nn.Linear) else inner.config.input_size
             self.shape, kind, name = [*outer, features], self.float_type, "x"
         self.value = self.input(name, kind, self.shape)

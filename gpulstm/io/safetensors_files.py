@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpulstm_kernels import bfloat16
 
-from .. import nn
+from .. import files, nn, parsing
 from . import models
 from .common import Arrays, PathLike, WeightsError, on_host, path_of, read, write
 from .torch_names import from_state_dict
 
 _KEY = "gpulstm"  # of the metadata: JSON that describes the layer or model
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "U16": np.uint16,  # bfloat16 too, of a quantized layer
+    "I8": np.int8,
+}
+
+
+_HEADER = 1 << 24  # bytes
 
 
 def save_safetensors(layer: nn.Layer, path: PathLike) -> None:
     """Write ``layer``, or a model of :mod:`gpulstm.nn`, with its configuration in the metadata.
 
-    The tensors have torch's names, so that torch's own tools read the file. Half types of a GPU are widened.
+    The tensors have torch's names, so that torch's own tools read the file. Half types of a GPU are widened; the narrow
+    weights of a quantized layer stay what they are.
 
     Raises:
-        ValueError: a parameter that is not finite, a kind of layer that cannot be described, a disk that refuses.
-        TypeError: ``layer`` is no layer.
+        ValueError: a parameter that is not finite, models that nest too deeply, a disk that refuses.
+        TypeError: ``layer`` is no layer, or one of a class of your own.
     """
-    from safetensors.numpy import save
-
-    description = json.dumps(models.describe(layer))
-    params = on_host(layer)
-    write(path, save(params, {"format": "np", _KEY: description}))
+    description = models.describe(layer)
+    write(path, files.of_tensors(on_host(layer), {"format": "np", _KEY: description}))
 
 
 def load_safetensors(
@@ -70,32 +78,54 @@ def load_safetensors(
     try:
         if not prefix and _KEY in metadata:
             return models.restore(metadata[_KEY], tensors, batch_first=batch_first, dtype=dtype, device=device)
+        # counters and masks of other modules are left out
+        tensors = {name: value for name, value in tensors.items() if value.dtype.kind == "f"}
         return from_state_dict(tensors, prefix or "", batch_first=bool(batch_first), dtype=dtype, device=device)
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path}: {error}") from error
 
 
 def contents(path: PathLike) -> tuple[Arrays, Mapping[str, str]]:
-    """The floating-point tensors of a file by name, bfloat16 as float32, and its metadata.
+    """The tensors of a file by name, of the dtypes that layers have, bfloat16 as float32; and its metadata.
 
     Raises:
         WeightsError: no whole safetensors file.
     """
     from safetensors import SafetensorError, deserialize
 
-    data = read(path)
+    metadata = _metadata(path_of(path))
     try:
-        found = deserialize(data)
+        found = deserialize(read(path))
     except SafetensorError as error:
         raise WeightsError(f"{path}: expected a whole safetensors file, got {error}") from error
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     tensors = {}
     for name, tensor in found:
         if tensor["dtype"] not in _DTYPES:
-            continue  # counters and masks of other modules
+            continue
         little = np.dtype(_DTYPES[tensor["dtype"]]).newbyteorder("<")
         array = np.frombuffer(tensor["data"], little).astype(little.newbyteorder("="), copy=False)
         if tensor["dtype"] == "BF16":
             array = bfloat16.widened(array)
         tensors[name] = array.reshape(tensor["shape"])
-    return tensors, header.get("__metadata__", {})
+    return tensors, metadata
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    """The metadata of a file whose header is of one of its size: nothing else is read before that is known."""
+    length = int.from_bytes(read(path, length=8), "little")
+    if length > _HEADER:
+        raise WeightsError(f"{path}: expected a whole safetensors file, got one with a header of {length} bytes")
+    text = read(path, offset=8, length=length)
+    try:
+        header = parsing.loads(text, _HEADER)
+        metadata = header.pop("__metadata__", {})
+        whole = 8 + length + max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise WeightsError(
+            f"{path}: expected a whole safetensors file, got a header that says otherwise: {error}"
+        ) from error
+    if path.stat().st_size != whole:
+        raise WeightsError(
+            f"{path}: expected a whole safetensors file of {whole} bytes, as its header says, got {path.stat().st_size}"
+        )
+    return metadata

@@ -121,13 +121,15 @@ class Sequential(Recurrent):
     def __init__(self, *layers: Layer) -> None:
         if not layers:
             raise ValueError("layers: expected at least one layer, got none")
+        seen: set[int] = set()
         for position, layer in enumerate(layers):
             if not isinstance(layer, Layer):
                 raise TypeError(f"layers: expected gpulstm layers, got {type(layer).__name__} at position {position}")
-            if layer.params and any(layer is earlier for earlier in layers[:position]):
+            if layer.params and id(layer) in seen:
                 raise ValueError(
                     f"layers: expected each once, got the {type(layer).__name__} at position {position} again"
                 )
+            seen.add(id(layer))
         self.layers = layers
         self.recurrent = [i for i, layer in enumerate(layers) if isinstance(layer, Recurrent)]
         self.takes_lengths = any(layer.takes_lengths for layer in layers)

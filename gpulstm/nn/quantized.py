@@ -48,6 +48,13 @@ class Quantized(Streamed):
             else:
                 self.params[name], self.params[name.replace("weight", "scale")] = _to_int8(value)
 
+    @classmethod
+    def of(cls, config: ops.Config, kind: str, params: Params) -> Quantized:
+        """The layer that has these :attr:`params`, as another one's have been saved."""
+        layer = cls.__new__(cls)
+        layer.config, layer.kind, layer.params = config, kind, params
+        return layer
+
     def __call__(
         self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
     ) -> tuple[np.ndarray, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..files import sync_directory, write_synced
+from ..files import of_tensors, sync_directory, write_synced
 
 FORMAT = "gpulstm-checkpoint"
 VERSION = 1
@@ -66,8 +66,6 @@ def save(
         CheckpointError: the checkpoint exists already, a parameter is not finite, or the disk refused (full,
             read-only, a file-size limit); checkpoints written earlier are untouched.
     """
-    from safetensors.numpy import save as to_bytes
-
     if keep < 1:
         raise ValueError(f"keep: expected at least 1, got {keep}")
     out = Path(out)
@@ -75,7 +73,7 @@ def save(
     if target.exists():
         raise CheckpointError(f"{target}: there is a checkpoint of this step already; expected a new step")
     _check_finite(model, target / MODEL)
-    contents = {MODEL: to_bytes(dict(model)), TRAINING: to_bytes(dict(training))}
+    contents = {MODEL: of_tensors(model), TRAINING: of_tensors(training)}
     body = {
         "format": FORMAT,
         "version": VERSION,
