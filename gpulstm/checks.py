@@ -41,7 +41,10 @@ def real(value: Any, name: str, interval: str) -> float:
     below = value <= high if interval[-1] == "]" else value < high
     if not (above and below):  # NaN lands here too
         raise ValueError(f"{name}: expected a number in {interval}, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:  # an int beyond the floats
+        raise ValueError(f"{name}: expected a number in {interval}, got one beyond the largest float") from error
 
 
 def dtype(value: Any, device: str = "cpu") -> np.dtype:

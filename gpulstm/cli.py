@@ -20,7 +20,7 @@ import click
 
 from . import __version__, dispatch, get_num_threads
 from .data.text import Corpus, read
-from .tasks.text import FIXED, Settings, TextTask, restored, sample
+from .tasks.text import FIXED, Settings, TextTask, restored, sample, settings_of
 from .train import checkpoint
 from .train.checkpoint import Checkpoint, CheckpointError
 from .train.loop import Trainer
@@ -296,7 +296,7 @@ def _to_resume(out: str | None) -> Checkpoint:
 
 def _merge(given: dict[str, Any], saved: Checkpoint) -> Settings:
     """The checkpoint's settings with those given now, which may not change the model or what it learns."""
-    stored = Settings.of(saved.record["settings"])
+    stored = settings_of(saved)
     for name in FIXED:
         if name != "data" and name in given and given[name] != getattr(stored, name):
             raise CheckpointError(
@@ -314,7 +314,7 @@ def _check_data(corpus: Corpus, saved: Checkpoint) -> None:
     if corpus.digest != before:
         raise CheckpointError(
             f"data: {corpus.source} has SHA-256 {corpus.digest:.12}, but {saved.path} was trained on "
-            f"{saved.record['settings']['source']} with {before:.12}; expected the same files, unchanged"
+            f"{saved.record['settings'].get('source')} with {before:.12}; expected the same files, unchanged"
         )
 
 

@@ -130,13 +130,22 @@ class Optimizer:
 
     def _check(self, params: Params, grads: Mapping[str, np.ndarray]) -> None:
         _same_keys("grads", grads, params)
-        if self._state:
-            _same_keys("params", params, self._state)
+        self.check_state(params)
         for name, param in params.items():
             _check_array(param, f"params[{name!r}]", writeable=True)
             _check_array(grads[name], f"grads[{name!r}]")
             device = arrays.device_of(param)
             checks.array(grads[name], f"grads[{name!r}]", param.dtype, param.shape, device=device)
+
+    def check_state(self, params: Params) -> None:
+        """Whether the state, if there is one yet, is that of ``params``.
+
+        Raises:
+            ValueError: it is of other names, shapes or dtypes.
+        """
+        if self._state:
+            _same_keys("params", params, self._state)
+        for name, param in params.items():
             for slot, value in zip(self.slots, self._state.get(name, ()), strict=False):
                 if (value.shape, value.dtype) != (param.shape, param.dtype):
                     raise ValueError(

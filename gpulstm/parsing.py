@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from typing import Any
+
+from . import checks
 
 DEPTH = 100  # lists and objects inside each other; what gpulstm and Keras write has some 20 at most
 DIGITS = 1000  # of an integer: reading more takes quadratic time
-LARGEST = 2**63  # what a count in a file may be at most
+_LARGEST = 2**63 - 1  # what a count may be
 
 
 def loads(text: str | bytes, most: int = 1 << 24) -> Any:
@@ -65,3 +68,53 @@ def _integer(text: str) -> int:
     if len(text) > DIGITS + 1:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
+
+
+class Fields:
+    """An object in a JSON file, whose fields are taken with a check; errors name a field by its path.
+
+    Raises:
+        ValueError, TypeError: from the constructor and every method: a field that is missing or not what was asked for.
+    """
+
+    def __init__(self, value: Any, path: str) -> None:
+        if not isinstance(value, dict):
+            raise TypeError(f"{path}: expected an object, got {shown(value)}")
+        self.value, self.path = value, path
+
+    def take(self, name: str) -> Any:
+        """The field as it is."""
+        if name not in self.value:
+            raise ValueError(f"{self.path}.{name}: missing; expected it in {shown(sorted(self.value))}")
+        return self.value[name]
+
+    def integer(self, name: str, minimum: int = 0) -> int:
+        """A whole number of at least ``minimum``, and of 64 bits."""
+        value = self.take(name)
+        if isinstance(value, int) and value > _LARGEST:
+            raise ValueError(f"{self.path}.{name}: expected an integer of 64 bits, got {shown(value)}")
+        return checks.integer(value, f"{self.path}.{name}", minimum)
+
+    def real(self, name: str, interval: str = "(-inf, inf)") -> float:
+        """A number in ``interval``, as :func:`gpulstm.checks.real` takes it."""
+        return checks.real(self.take(name), f"{self.path}.{name}", interval)
+
+    def text(self, name: str) -> str:
+        """A string."""
+        value = self.take(name)
+        if not isinstance(value, str):
+            raise TypeError(f"{self.path}.{name}: expected a string, got {shown(value)}")
+        return value
+
+    def fields(self, name: str, needed: Collection[str] = ()) -> Fields:
+        """An object, with the fields ``needed``."""
+        inner = Fields(self.take(name), f"{self.path}.{name}")
+        for key in needed:
+            inner.take(key)
+        return inner
+
+
+def shown(value: Any) -> str:
+    """``value`` in a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

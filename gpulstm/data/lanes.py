@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
+from .. import checks, parsing
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,17 @@ class Lanes:
         """Go on at the position of ``state_dict()``.
 
         Raises:
-            ValueError: it is a position in other data, or in lanes of another size, order or number.
+            ValueError, TypeError: it is a position in other data, or in lanes of another size, order or number, or
+                none.
         """
+        position = parsing.Fields(state, "data position")
         for name, value in self.state_dict().items():
-            if name not in ("epoch", "window") and state[name] != value:
-                raise ValueError(f"data position: made for {name} {state[name]}, expected {value}")
-        self.epoch, self._window = state["epoch"], state["window"]
+            if name not in ("epoch", "window") and position.take(name) != value:
+                raise ValueError(f"data position: made for {name} {parsing.shown(state[name])}, expected {value}")
+        epoch, window = position.integer("epoch"), position.integer("window")
+        if window >= self.steps_per_epoch:
+            raise ValueError(f"data position.window: expected less than {self.steps_per_epoch}, got {window}")
+        self.epoch, self._window = epoch, window
         self._shuffle()
 
     def _shuffle(self) -> None:

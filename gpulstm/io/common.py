@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import os
 from collections.abc import Mapping
@@ -137,7 +138,8 @@ def recurrent(
     }
     options |= {"dtype": dtypes.pop() if dtype is None else dtype, "device": device, "seed": 0}
     sizes = config.input_size, config.hidden_size
-    layer = nn.RNNBase(cell, *sizes, **options) if kind is nn.RNNBase else kind(*sizes, **options)
+    make: Any = functools.partial(nn.RNNBase, cell) if kind is nn.RNNBase else kind
+    layer = make(*sizes, **options)
     layer.load_state_dict(params)
     return layer
 

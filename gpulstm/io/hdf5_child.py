@@ -184,7 +184,7 @@ def main() -> None:
         answer = {"error": str(error) or type(error).__name__}
     stdout.write(json.dumps(answer).encode() + b"\n")
     for array in arrays:
-        stdout.write(array.reshape(-1).view("u1"))
+        stdout.write(array.tobytes())
     stdout.flush()
 
 

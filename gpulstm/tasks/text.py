@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, checks, dispatch, nn, optim
+from .. import arrays, checks, dispatch, nn, ops, optim, parsing
+from ..cells import LSTM
 from ..data.lanes import Lanes
 from ..data.text import SEPARATOR, VOCABULARY, Corpus, character_starts
 from ..nn.rnn import INITS
-from ..train.checkpoint import MODEL, Checkpoint, CheckpointError
+from ..train.checkpoint import MODEL, RECORD, Checkpoint, CheckpointError
 from ..train.progress import FORMATS
 
 NAME = "text"
@@ -59,6 +60,11 @@ class Settings:
     backend: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("data", "backend"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise TypeError(f"{name}: expected a string, got {parsing.shown(getattr(self, name))}")
+        if not isinstance(self.metrics, (tuple, list)):
+            raise TypeError(f"metrics: expected a tuple of names, got {parsing.shown(self.metrics)}")
         for name in ("embed", "hidden", "layers", "batch", "seq_len", "validate_bytes", "keep"):
             checks.integer(getattr(self, name), name)
         for name in ("seed", "validate_every", "save_every"):
@@ -82,9 +88,14 @@ class Settings:
         for name in ("patience", "steps"):
             if getattr(self, name) is not None:
                 checks.integer(getattr(self, name), name)
-        for name in ("epochs", "minutes"):
+        for name, interval in (
+            ("epochs", "(0, inf)"),
+            ("minutes", "(0, inf)"),
+            ("momentum", "[0, 1)"),
+            ("weight_decay", "[0, inf)"),
+        ):
             if getattr(self, name) is not None:
-                checks.real(getattr(self, name), name, "(0, inf)")
+                checks.real(getattr(self, name), name, interval)
         if len(self.limits()) > 1:
             raise ValueError(f"limit: expected one of steps, epochs and minutes, got {self.limits()}")
         object.__setattr__(self, "metrics", tuple(self.metrics))
@@ -135,15 +146,62 @@ def restored(saved: Checkpoint, device: str = "cpu") -> nn.Sequential:
     Raises:
         CheckpointError: it is of another task, or its parameters are not those of the model that it describes.
     """
-    config = saved.record["config"]
-    if config.get("task") != NAME:
-        raise CheckpointError(f"{saved.path}: task is {config.get('task')!r}, expected {NAME!r}")
-    model = build(config | {"init": "uniform"}, device)  # the quickest init; the checkpoint's parameters come next
+    # the quickest init: the checkpoint's parameters come next
+    model = build(_model_config(saved) | {"init": "uniform", "seed": 0}, device)
     try:
         model.load_state_dict(saved.model)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{saved.path / MODEL}: {error}") from error
     return model
+
+
+def settings_of(saved: Checkpoint) -> Settings:
+    """The settings of a run that goes on.
+
+    Raises:
+        CheckpointError: it is of another task, or its settings are none, or of another model than its parameters.
+    """
+    config = _model_config(saved)
+    try:
+        stored = Settings.of(parsing.Fields(saved.record, "record").fields("settings").value)
+        for name in FIXED:
+            expected, found = parsing.Fields(config, "record.config").take(name), getattr(stored, name)
+            if name != "data" and found != expected:  # there a digest, here a path
+                raise ValueError(f"{name}: {parsing.shown(found)}, but record.config has {parsing.shown(expected)}")
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{saved.path / RECORD}: record.settings: {error}") from error
+    return stored
+
+
+def _model_config(saved: Checkpoint) -> dict[str, Any]:
+    """The configuration in a checkpoint; its sizes are those of the parameters beside it, before anything is built."""
+    record, shapes = saved.path / RECORD, {name: value.shape for name, value in saved.model.items()}
+    try:
+        config = parsing.Fields(saved.record, "record").fields("config")
+        if (task := config.take("task")) != NAME:
+            raise ValueError(f"record.config.task: is {parsing.shown(task)}, expected {NAME!r}")
+        embed, hidden, layers = (config.integer(name, 1) for name in ("embed", "hidden", "layers"))
+        config.real("dropout", "[0, 1)")
+        config.text("data")
+        for name, tensor, shape in (
+            ("embed", "0.weight", (VOCABULARY, embed)),
+            ("hidden", "1.weight_hh_l0", (4 * hidden, hidden)),
+        ):
+            if (found := shapes.get(tensor)) != shape:
+                raise ValueError(f"record.config.{name}: expects {tensor} of shape {shape}, but {MODEL} has {found}")
+        if layers != (count := sum(name.startswith("1.weight_hh_l") for name in shapes)):
+            raise ValueError(f"record.config.layers: is {layers}, but {MODEL} has {count}")
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{record}: {error}") from error
+    expected = ops.Config(LSTM, embed, hidden, layers).shapes()
+    expected = {"0.weight": (VOCABULARY, embed), **{f"1.{name}": shape for name, shape in expected.items()}}
+    expected |= {"3.weight": (VOCABULARY, hidden), "3.bias": (VOCABULARY,)}
+    if wrong := sorted(name for name in expected.keys() | shapes.keys() if shapes.get(name) != expected.get(name)):
+        name = wrong[0]
+        raise CheckpointError(
+            f"{saved.path / MODEL}: {name}: expected shape {expected.get(name)}, got {shapes.get(name)}"
+        )
+    return config.value
 
 
 class TextTask:

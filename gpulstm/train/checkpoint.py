@@ -21,14 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..files import of_tensors, sync_directory, write_synced
+from .. import __version__, checks, parsing
+from ..files import of_tensors, read, sync_directory, write_synced
 
 FORMAT = "gpulstm-checkpoint"
 VERSION = 1
 MODEL, TRAINING, RECORD = "model.safetensors", "training.safetensors", "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY = ".tmp-"
+_MOST = {MODEL: 1 << 33, TRAINING: 1 << 34, RECORD: 1 << 24}  # bytes that are read
 
 
 class CheckpointError(ValueError):
@@ -59,15 +60,17 @@ def save(
 ) -> Path:
     """Write ``out/step-<step>`` and delete all but the last ``keep`` checkpoints and those in ``protect``.
 
-    ``record`` is whatever JSON can hold (no NaN). Leftovers of a killed run are cleared first.
+    ``record`` is whatever JSON can hold (no NaN), as deep as :mod:`gpulstm.parsing` reads it. Leftovers of a killed run
+    are cleared first.
 
     Raises:
-        ValueError: ``keep`` below 1.
+        ValueError: ``keep`` below 1, ``step`` below 0, a ``record`` that could not be read again.
         CheckpointError: the checkpoint exists already, a parameter is not finite, or the disk refused (full,
             read-only, a file-size limit); checkpoints written earlier are untouched.
     """
     if keep < 1:
         raise ValueError(f"keep: expected at least 1, got {keep}")
+    checks.integer(step, "step", 0)
     out = Path(out)
     target = out / f"step-{step:08d}"
     if target.exists():
@@ -82,7 +85,7 @@ def save(
         "files": {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in contents.items()},
         "record": dict(record),
     }
-    body = json.loads(json.dumps(body, allow_nan=False))  # as it will be read, for the digest
+    body = parsing.loads(json.dumps(body, allow_nan=False), _MOST[RECORD])  # as it will be read, for the digest
     contents[RECORD] = json.dumps(body | {"sha256": _digest_of(body)}, indent=1).encode()
 
     temporary = out / f"{_TEMPORARY}{target.name}-{os.getpid()}"
@@ -110,8 +113,9 @@ def load(path: str | Path) -> Checkpoint:
     """Read and verify the checkpoint at ``path``: a ``step-…`` directory, or a run's (its latest is taken).
 
     Raises:
-        CheckpointError: nothing there, a file missing, cut short, altered or of another format or version, or
-            parameters that are not finite; the message names the file, what it holds and what was expected.
+        CheckpointError: nothing there, a file missing, cut short, altered or of another format or version, a field of
+            the record missing or of another kind, or parameters that are not finite; the message names the file, what
+            it holds and what was expected.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
@@ -123,21 +127,22 @@ def load(path: str | Path) -> Checkpoint:
             state = "it holds none" if path.is_dir() else "there is no such directory"
             raise CheckpointError(f"{path}: expected a checkpoint, or a directory with step-… ones; {state}")
         path = found
-    body = _read_record(path / RECORD)
+    body, contents = _read_record(path / RECORD)
     arrays = {}
-    for name in (MODEL, TRAINING):
-        file, expected = path / name, body["files"][name]
+    for name, (size, digest) in contents.items():
+        file = path / name
         data = _read(file)
-        if len(data) != expected["bytes"]:
-            raise CheckpointError(f"{file}: holds {len(data)} bytes, expected {expected['bytes']} ({RECORD})")
-        if _digest(data) != expected["sha256"]:
-            raise CheckpointError(f"{file}: SHA-256 is {_digest(data)}, expected {expected['sha256']} ({RECORD})")
+        if len(data) != size:
+            raise CheckpointError(f"{file}: holds {len(data)} bytes, expected {size} ({RECORD})")
+        if _digest(data) != digest:
+            raise CheckpointError(f"{file}: SHA-256 is {_digest(data)}, expected {digest} ({RECORD})")
         try:
             arrays[name] = from_bytes(data)
-        except SafetensorError as error:
+        except (SafetensorError, LookupError, ValueError, TypeError) as error:
             raise CheckpointError(f"{file}: expected a safetensors file, got {error}") from error
     _check_finite(arrays[MODEL], path / MODEL)
-    return Checkpoint(path, body["step"], arrays[MODEL], arrays[TRAINING], body["record"], body["versions"])
+    record, versions = body.take("record"), body.take("versions")
+    return Checkpoint(path, body.take("step"), arrays[MODEL], arrays[TRAINING], record, versions)
 
 
 def latest(out: str | Path) -> Path | None:
@@ -156,25 +161,38 @@ def versions() -> dict[str, str]:
     return {"gpulstm": __version__, "numpy": np.__version__, "python": platform.python_version()}
 
 
-def _read_record(file: Path) -> dict[str, Any]:
+def _read_record(file: Path) -> tuple[parsing.Fields, dict[str, tuple[int, str]]]:
+    """The record, and size and digest of the files beside it."""
     try:
-        body = json.loads(_read(file))
+        body = parsing.loads(_read(file), _MOST[RECORD])
+    except CheckpointError:
+        raise
     except ValueError as error:
-        raise CheckpointError(f"{file}: expected JSON, got {error}") from error
+        raise CheckpointError(f"{file}: {error}") from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         found = body.get("format") if isinstance(body, dict) else type(body).__name__
-        raise CheckpointError(f"{file}: format is {found!r}, expected {FORMAT!r}")
-    if body.get("version") != VERSION:
-        raise CheckpointError(f"{file}: version is {body.get('version')!r}, expected {VERSION}")
+        raise CheckpointError(f"{file}: format is {parsing.shown(found)}, expected {FORMAT!r}")
+    if (version := body.get("version")) != VERSION or version is True:
+        raise CheckpointError(f"{file}: version is {parsing.shown(version)}, expected {VERSION}")
     digest = body.pop("sha256", None)
     if digest != _digest_of(body):
-        raise CheckpointError(f"{file}: was altered: SHA-256 is {_digest_of(body)}, expected {digest}")
-    return body
+        raise CheckpointError(f"{file}: was altered: SHA-256 is {_digest_of(body)}, expected {parsing.shown(digest)}")
+    try:
+        fields = parsing.Fields(body, "checkpoint")
+        fields.integer("step")
+        fields.fields("record")
+        versions = fields.fields("versions")
+        for name in versions.value:
+            versions.text(name)
+        parts = {name: fields.fields("files").fields(name) for name in (MODEL, TRAINING)}
+        return fields, {name: (part.integer("bytes"), part.text("sha256")) for name, part in parts.items()}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read(file, _MOST[file.name])
     except OSError as error:
         raise CheckpointError(f"{file}: could not be read: {error.strerror}; expected a checkpoint's file") from error
 
