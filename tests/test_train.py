@@ -387,7 +387,7 @@ def test_metrics_hold_each_step_once(tmp_path):
         for path in tmp_path.glob(f"step-*{step}"):
             path.rename(tmp_path / f"gone-{step}")
     with open(tmp_path / "metrics.jsonl", "a") as stream:
-        stream.write('{"step": 1')
+        stream.write('{"step": 1e999}\n' + "[" * 100_000 + '\n{"step": 1')
     resumed = make(tmp_path, **options)
     resumed.resume(checkpoint.load(tmp_path))
     assert resumed.step == 4

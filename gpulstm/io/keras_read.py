@@ -37,6 +37,9 @@ def load_keras(
         dtype: of the layers. By default that of the weights, and float32 for float16 on a CPU (exact).
         device: of the layers.
 
+    HDF5 is read by a Python process of its own, since damaged bytes can make its library turn in circles: it is ended
+    after 5 seconds, and a second for each further 32 MiB.
+
     Returns:
         ``gpulstm.LSTM`` and ``gpulstm.RNN`` with ``batch_first=True``, as Keras takes (B, T, I). A Bidirectional is
         one layer of two directions. They give every step and the states, whatever ``return_sequences`` says; Keras's

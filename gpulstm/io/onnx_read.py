@@ -37,7 +37,8 @@ def onnx_layers(
 
     Raises:
         ValueError: no whole ONNX model, no recurrent node, one that gpulstm cannot compute (named, with what it asks
-            for), weights that the graph computes, damaged or not finite, external data outside the model's folder.
+            for), weights that the graph computes, damaged or not finite, a file above 2 GiB, external data that is a
+            link or outside the model's folder.
         ImportError: onnx is not installed.
     """
     model = onnx_nodes.load(path_or_model_proto)

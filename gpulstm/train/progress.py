@@ -155,7 +155,8 @@ def _reopen(file: Path, step: int, step_of: Any, header: str = "") -> TextIO:
             try:
                 if line.endswith("\n") and step_of(line) <= step:
                     kept.append(line)
-            except (ValueError, KeyError, TypeError):  # the header, or a row that a kill cut short
+            # the header, a row that a kill cut short, or none of ours
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".tmp-{file.name}")

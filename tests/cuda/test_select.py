@@ -245,7 +245,9 @@ def test_tables_with_mistakes(tmp_path: Path, change: dict[str, Any], expected: 
         measured.entries(H200.name, path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"device": 1, "entries": []}', '{"device": "x", "entries": [{}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"device": 1, "entries": []}', '{"device": "x", "entries": [{}]}', "[" * 100_000]
+)
 def test_files_that_are_no_tables(tmp_path: Path, text: str) -> None:
     path = tmp_path / "own.json"
     path.write_text(text)

@@ -72,7 +72,7 @@ def _table(path: Path) -> tuple[str, tuple[Entry, ...]]:
         if not isinstance(device, str):
             raise TypeError(f"device: expected a name, got {device!r}")
         return device, tuple(_entry(row) for row in rows)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a table of measured walks: {error!r}") from error
 
 
