@@ -20,6 +20,7 @@ import pytest
 from gpulstm import nn, optim
 from gpulstm.data.lanes import Batch, Lanes
 from gpulstm.train import CheckpointError, Trainer, TrainingDiverged, checkpoint, loop, progress
+from gpulstm.train.stored import flatten
 
 TEXT = [bytes(range(65, 91)) * 4, b"hello world, hello lanes. " * 5, b"0123456789" * 9]
 
@@ -71,7 +72,7 @@ def everything(trainer: Trainer) -> dict[str, np.ndarray]:
     arrays = {f"model.{name}": value.copy() for name, value in trainer.task.model.params.items()}
     arrays |= {f"optimizer.{name}": value for name, value in trainer.optimizer.state_dict().items()}
     arrays |= {f"schedule.{name}": value for name, value in trainer.schedule.state_dict().items()}
-    return arrays | loop._flatten(trainer.state, "state")
+    return arrays | flatten(trainer.state, "state")
 
 
 def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

@@ -11,8 +11,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,8 +24,7 @@ from ..data.lanes import Batch
 from . import checkpoint
 from .progress import Progress, Writer, writers
 from .step import Step
-
-_DEEPEST = 100  # tuples inside each other in a state
+from .stored import Record, check_rng, flatten, naming, nest, under
 
 
 class TrainingDiverged(ArithmeticError):
@@ -235,7 +234,7 @@ class Trainer:
                 raise TrainingDiverged(self._diverged(f"parameter {name!r} is not finite"))
         training = {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
         training |= {f"schedule.{name}": value for name, value in self.schedule.state_dict().items()}
-        training |= _flatten(self.state, "state")
+        training |= flatten(self.state, "state")
         record = {
             "config": dict(self.task.config),
             "settings": self.settings,
@@ -260,9 +259,9 @@ class Trainer:
             CheckpointError: it is of another model, other data or another optimizer.
         """
         record_file = saved.path / checkpoint.RECORD
-        with _naming(record_file):
-            record = _Record.of(saved.record, self.task.metric)
-            generator = _generator(record.rng, self.rng)
+        with naming(record_file):
+            record = Record.of(saved.record, self.task.metric)
+            check_rng(record.rng, self.rng)
         for name, value in self.task.config.items():
             found = record.config.get(name)
             if found != value:
@@ -270,21 +269,21 @@ class Trainer:
                     f"{record_file}: made with {name} {parsing.shown(found)}, expected {value!r}"
                 )
         training_file = saved.path / checkpoint.TRAINING
-        with _naming(training_file):
-            state = _nest(_part(saved.training, "state"))
+        with naming(training_file):
+            state = nest(under(saved.training, "state"))
         parts: list[tuple[Path, str, Any, Any]] = [
             (record_file, "data", self.task.batches, record.data),
             (saved.path / checkpoint.MODEL, "model", self.task.model, saved.model),
-            (training_file, "optimizer", self.optimizer, _part(saved.training, "optimizer.")),
+            (training_file, "optimizer", self.optimizer, under(saved.training, "optimizer.")),
         ]
         if schedule:
-            parts.append((training_file, "schedule", self.schedule, _part(saved.training, "schedule.")))
+            parts.append((training_file, "schedule", self.schedule, under(saved.training, "schedule.")))
         for file, name, part, value in parts:
-            with _naming(file, f"does not fit this run: {name}: "):
+            with naming(file, f"does not fit this run: {name}: "):
                 part.load_state_dict(value)
-        with _naming(training_file, "does not fit this run: optimizer: "):
+        with naming(training_file, "does not fit this run: optimizer: "):
             self.optimizer.check_state(self.task.model.params)
-        self.rng = generator
+        self.rng.bit_generator.state = record.rng
         self._update = Step(self.task.model, self.task.loss, self.optimizer, self.clip, self._graph)
         self.state = self._loaded(state)
         self.step = self._saved = saved.step
@@ -412,109 +411,3 @@ class _Interrupt:
         if self.seen:
             raise KeyboardInterrupt
         self.seen = True
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What :meth:`Trainer.save` writes as JSON, read again and checked."""
-
-    config: dict[str, Any]
-    rng: Any
-    data: dict[str, Any]
-    best: float | None
-    best_step: int
-    waited: int
-    elapsed: float
-    timed: tuple[int, float]
-    loss: float
-    validation: dict[str, float]
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any], metric: str) -> _Record:
-        """
-        Raises:
-            ValueError, TypeError: a field is missing or not what was written; the message names it.
-        """
-        fields = parsing.Fields(record, "record")
-        early = fields.fields("early_stopping")
-        validation = fields.fields("validation", ("loss", metric) if fields.take("validation") else ())
-        timed = fields.take("timed")
-        if not isinstance(timed, list) or len(timed) != 2:
-            raise TypeError(f"record.timed: expected tokens and seconds, got {parsing.shown(timed)}")
-        pair = parsing.Fields({"tokens": timed[0], "seconds": timed[1]}, "record.timed")
-        return cls(
-            fields.fields("config").value,
-            fields.take("rng"),
-            fields.fields("data").value,
-            None if early.take("best") is None else early.real("best"),
-            early.integer("best_step"),
-            early.integer("waited"),
-            fields.real("elapsed", "[0, inf)"),
-            (pair.integer("tokens"), pair.real("seconds", "[0, inf)")),
-            math.nan if fields.take("loss") is None else fields.real("loss"),
-            {name: validation.real(name) for name in validation.value},
-        )
-
-
-@contextmanager
-def _naming(file: Path, what: str = "") -> Iterator[None]:
-    """Errors of what was read from ``file`` name it."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise checkpoint.CheckpointError(f"{file}: {what}{error}") from error
-
-
-def _generator(state: Any, like: np.random.Generator) -> np.random.Generator:
-    """A generator of the kind of ``like`` in the state that was read.
-
-    Raises:
-        ValueError: it is none.
-    """
-    bits = type(like.bit_generator)()
-    try:
-        bits.state = state
-        fits = bits.state == state
-    except (ValueError, TypeError, LookupError, OverflowError, AttributeError):
-        fits = False
-    if not fits:
-        kind = type(bits).__name__
-        raise ValueError(f"record.rng: expected the state of NumPy's {kind}, got {parsing.shown(state)}")
-    return np.random.Generator(bits)
-
-
-def _part(saved: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
-
-
-def _flatten(state: Any, name: str) -> dict[str, np.ndarray]:
-    """Nested tuples of arrays as a flat dict: "state.0.1" is ``state[0][1]``, "state.1.empty" says that [1] is ()."""
-    if state is None:
-        return {}
-    if not isinstance(state, tuple):
-        return {name: arrays.on_host(state, name)}
-    if not state:
-        return {f"{name}.empty": np.empty(0)}
-    flat: dict[str, np.ndarray] = {}
-    for index, part in enumerate(state):
-        flat |= _flatten(part, f"{name}.{index}")
-    return flat
-
-
-def _nest(flat: Mapping[str, np.ndarray], depth: int = 0) -> Any:
-    """The inverse of :func:`_flatten`, of names behind "state": None where there are none.
-
-    Raises:
-        ValueError: names that are not those of a state.
-    """
-    if len(flat) <= 1 and not flat.keys() - {""}:
-        return flat.get("")
-    if flat.keys() == {".empty"}:
-        return ()
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in flat.items():
-        index, dot, rest = name.removeprefix(".").partition(".")
-        parts.setdefault(index, {})[dot + rest] = value
-    if depth > _DEEPEST or parts.keys() != set(map(str, range(len(parts)))):
-        raise ValueError(f"state: expected tensors numbered from state.0 on, got {parsing.shown(sorted(flat))}")
-    return tuple(_nest(parts[str(index)], depth + 1) for index in range(len(parts)))
