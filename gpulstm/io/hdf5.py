@@ -39,14 +39,18 @@ def layers(data: bytes) -> tuple[list[dict[str, Any]], str | None]:
     """
     if not sys.executable or getattr(sys, "frozen", False):
         raise WeightsError("HDF5 is read in a process of its own; expected the path of Python in sys.executable")
-    with subprocess.Popen(
-        [sys.executable, "-I", str(Path(hdf5_child.__file__))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-    ) as process:
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-I", str(Path(hdf5_child.__file__))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    except OSError as error:
+        raise WeightsError(f"HDF5 is read in a process of its own, which could not be started: {error}") from error
+    with child as process:
         feeder = threading.Thread(target=_feed, args=(process.stdin, data), daemon=True)
         feeder.start()
         try:
@@ -63,10 +67,9 @@ def layers(data: bytes) -> tuple[list[dict[str, Any]], str | None]:
 def _feed(stdin: Any, data: bytes) -> None:
     """Give the process its request and the file; it may end before it has read them."""
     request = {"path": [entry for entry in sys.path if isinstance(entry, str)], "size": len(data)}
-    with suppress(OSError):
+    with suppress(OSError), stdin:
         stdin.write(json.dumps(request).encode() + b"\n")
         stdin.write(data)
-        stdin.flush()
 
 
 def _within(seconds: float, process: subprocess.Popen[bytes], take: Callable[[IO[bytes]], T]) -> T:

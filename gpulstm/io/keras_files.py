@@ -24,6 +24,8 @@ from .hdf5_child import allowed
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ZIP = b"PK"
+# what zipfile raises for damaged files, besides ValueError
+_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, LookupError, RuntimeError, EOFError, struct.error)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others may take gigabytes to unpack
 
 
@@ -62,16 +64,13 @@ def found_in(path: PathLike) -> list[Found]:
         layers, inside = hdf5.layers(data)
         text = inside or text
         configs = {} if text is None else dict(_configurations(_words(text), ""))
-        found = [_found(entry, configs) for entry in layers]
-        if any(entry["path"] is not None for entry in layers):  # the model's order, if it is there
-            places = {id(entry): place for place, entry in enumerate(configs.values())}
-            found.sort(key=lambda entry: places.get(id(entry.words), len(places)))
-        return found
-    # what zipfile raises for damaged files
-    except (zipfile.BadZipFile, zlib.error, OSError, LookupError, RuntimeError, EOFError, struct.error) as error:
-        raise WeightsError(f"{path}: expected a whole .keras archive, got {error!r}") from error
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
+    found = [_found(entry, configs) for entry in layers]
+    if any(entry["path"] is not None for entry in layers):  # the model's order, if it is there
+        places = {id(entry): place for place, entry in enumerate(configs.values())}
+        found.sort(key=lambda entry: places.get(id(entry.words), len(places)))
+    return found
 
 
 def snake_case(name: str) -> str:
@@ -88,17 +87,20 @@ def unique(name: str, taken: dict[str, int]) -> str:
 
 def _unpacked(data: bytes) -> tuple[bytes, bytes]:
     """The weights and the configuration in an archive."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = archive.namelist()
-        for name in (WEIGHTS, CONFIG):
-            if names.count(name) != 1:
-                raise WeightsError(f"expected {name} in the archive, got {names[:12]}")
-            part = archive.getinfo(name)
-            if part.file_size > allowed(len(data)):
-                raise WeightsError(f"{name}: declares {part.file_size} bytes in an archive of {len(data)}")
-            if part.compress_type not in _METHODS:
-                raise WeightsError(f"{name}: expected it stored or deflated, got method {part.compress_type}")
-        return archive.read(WEIGHTS), archive.read(CONFIG)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+            for name in (WEIGHTS, CONFIG):
+                if names.count(name) != 1:
+                    raise WeightsError(f"expected {name} in the archive, got {names[:12]}")
+                part = archive.getinfo(name)
+                if part.file_size > allowed(len(data)):
+                    raise WeightsError(f"{name}: declares {part.file_size} bytes in an archive of {len(data)}")
+                if part.compress_type not in _METHODS:
+                    raise WeightsError(f"{name}: expected it stored or deflated, got method {part.compress_type}")
+            return archive.read(WEIGHTS), archive.read(CONFIG)
+    except _DAMAGED as error:
+        raise WeightsError(f"expected a whole .keras archive, got {error!r}") from error
 
 
 def _words(text: str | bytes) -> Any:
