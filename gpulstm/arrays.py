@@ -21,6 +21,7 @@ from . import dispatch
 __all__ = [
     "add_bias",
     "assign",
+    "check_rng",
     "clear_padding",
     "concatenate",
     "contiguous",
@@ -193,16 +194,25 @@ def generator(rng: Any, name: str = "rng") -> np.random.Generator:
     """The generator that ``rng`` stands for: itself, one seeded with an int, or a fresh one for None.
 
     Raises:
-        TypeError: ``rng`` is neither a ``numpy.random.Generator`` nor an int nor None; ``name`` is for the message.
+        TypeError, ValueError: as :func:`check_rng`; ``name`` is for the message.
+    """
+    check_rng(rng, name)
+    return rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
+
+
+def check_rng(rng: Any, name: str = "rng") -> None:
+    """Check what :func:`generator` takes, also where nothing is drawn from it.
+
+    Raises:
+        TypeError: ``rng`` is neither a ``numpy.random.Generator`` nor an int nor None.
         ValueError: it is a negative int.
     """
-    if isinstance(rng, np.random.Generator):
-        return rng
-    if rng is not None and (not isinstance(rng, (int, np.integer)) or isinstance(rng, bool)):
+    if rng is None or isinstance(rng, np.random.Generator):
+        return
+    if not isinstance(rng, (int, np.integer)) or isinstance(rng, bool):
         raise TypeError(f"{name}: expected a numpy.random.Generator, an int seed or None, got {type(rng).__name__}")
-    if rng is not None and rng < 0:
+    if rng < 0:
         raise ValueError(f"{name}: expected a seed >= 0, got {rng}")
-    return np.random.default_rng(rng)
 
 
 def from_host(array: np.ndarray) -> np.ndarray:
@@ -244,6 +254,8 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     if hasattr(value, "__dlpack__"):
         try:
             return np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError) as error:
-            raise TypeError(f"{name}: a {type(value).__name__} that DLPack cannot hand over ({error})") from error
+        except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name}: a {type(value).__name__} that DLPack cannot hand over ({error}); expected an array on the CPU"
+            ) from error
     raise TypeError(f"{name}: expected an array, got {type(value).__name__}")

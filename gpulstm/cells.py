@@ -40,7 +40,7 @@ def register(cell: Cell) -> Cell:
         )
     checks.integer(cell.saved, f"cell: {cell.name!r}: saved", 0)
     if _cells.get(cell.name, cell) != cell:
-        raise ValueError(f"cell: the name {cell.name!r} is taken by {_cells[cell.name]}; expected another one")
+        raise ValueError(f"cell: the name {cell.name!r} is taken by {_cells[cell.name]}; expected another name")
     return _cells.setdefault(cell.name, cell)
 
 

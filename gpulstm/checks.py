@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import operator
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
@@ -19,6 +23,15 @@ HALVES = ("float16", "bfloat16")
 Shape = tuple[int | str | EllipsisType, ...]
 
 
+def shown(value: Any) -> str:
+    """``value`` as a message prints it: in one line, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return f"{type(value).__name__} of more digits than Python prints"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def integer(value: Any, name: str, minimum: int = 1) -> int:
     """``value`` as an int of at least ``minimum``."""
     try:
@@ -26,40 +39,114 @@ def integer(value: Any, name: str, minimum: int = 1) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected an integer >= {minimum}, got {value!r}")
+        raise TypeError(f"{name}: expected an integer >= {minimum}, got {shown(value)}")
     if number < minimum:
-        raise ValueError(f"{name}: expected an integer >= {minimum}, got {value!r}")
+        raise ValueError(f"{name}: expected an integer >= {minimum}, got {shown(value)}")
     return number
 
 
 def real(value: Any, name: str, interval: str) -> float:
     """``value`` as a float inside ``interval``, written as in a book: ``"[0, 1)"``, ``"(0, inf)"``."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}: expected a number in {interval}, got {value!r}")
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = low <= value if interval[0] == "[" else low < value
-    below = value <= high if interval[-1] == "]" else value < high
-    if not (above and below):  # NaN lands here too
-        raise ValueError(f"{name}: expected a number in {interval}, got {value!r}")
+        raise TypeError(f"{name}: expected a number in {interval}, got {shown(value)}")
     try:
-        return float(value)
-    except OverflowError as error:  # an int beyond the floats
-        raise ValueError(f"{name}: expected a number in {interval}, got one beyond the largest float") from error
+        number = float(value)
+    except OverflowError:  # an integer above every float
+        raise ValueError(f"{name}: expected a number in {interval}, got {shown(value)}") from None
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = low <= number if interval[0] == "[" else low < number
+    below = number <= high if interval[-1] == "]" else number < high
+    if not (above and below):  # NaN lands here too
+        raise ValueError(f"{name}: expected a number in {interval}, got {shown(value)}")
+    return number
+
+
+def flag(value: Any, name: str) -> bool:
+    """``value`` as a bool; what is merely true or false, such as 1 or ``"no"``, is refused."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
+    return bool(value)
+
+
+def choice(value: Any, name: str, known: Collection[str]) -> str:
+    """``value``, one of the strings ``known``."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {shown(value)}")
+    return value
+
+
+def text(value: Any, name: str) -> str:
+    """``value``, a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a string, got {shown(value)}")
+    return value
+
+
+def texts(value: Any, name: str) -> list[str]:
+    """``value``, several strings: one alone is refused, since it would be taken letter by letter."""
+    if isinstance(value, (str, bytes, np.ndarray)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}: expected several strings in a tuple or list, got {shown(value)}")
+    return [text(part, name) for part in value]
+
+
+def named(value: Any, name: str, of: str = "arrays") -> Mapping[str, Any]:
+    """``value``, a dict whose keys are strings."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a dict of {of}, got {type(value).__name__}")
+    for key in value:
+        if not isinstance(key, str):
+            raise TypeError(f"{name}: expected strings as keys, got {shown(key)}")
+    return value
+
+
+def path(value: Any, name: str = "path") -> Path:
+    """``value`` as a path; ``""`` is refused, since it would mean the current folder."""
+    given = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(given, str):
+        raise TypeError(f"{name}: expected a path, got {type(value).__name__}")
+    if not given or "\0" in given:
+        raise ValueError(f"{name}: expected a path, got {given!r}")
+    return Path(given)
+
+
+def fits(size: int, name: str, got: Any) -> None:
+    """Refuse sizes whose arrays, of ``size`` bytes together, this machine's memory cannot hold; none is made."""
+    try:
+        if size > _memory():
+            raise MemoryError
+        np.empty(size, np.uint8)  # a limit of the process, or what a system such as Windows has left: not touched
+    except MemoryError:
+        taken = f"{size / 2**30:,.1f} GiB" if size < 2**80 else "more than 2**80 bytes"
+        raise ValueError(
+            f"{name}: expected sizes whose arrays fit into memory, got {shown(got)}, which take {taken}"
+        ) from None
+
+
+@functools.cache
+def _memory() -> int:
+    """Bytes of this machine's memory; where the system does not tell, of an address space."""
+    try:
+        pages = os.sysconf("SC_PHYS_PAGES")
+        size = pages * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        size = 0
+    return size if size > 0 else 2**47
 
 
 def dtype(value: Any, device: str = "cpu") -> np.dtype:
     """The dtype of a layer's parameters: on a GPU the half types too."""
-    if value == "bfloat16":
-        value = importlib.import_module("ml_dtypes").bfloat16
+    half = isinstance(value, str) and value in HALVES
+    if half and device == "cuda":
+        return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if value == "bfloat16" else value)
     try:
-        result = np.dtype(value)
-    except TypeError:
+        result = np.dtype(object if half or value is None else value)  # NumPy reads None as float64
+    except (TypeError, ValueError, SyntaxError):  # of a list of fields, of text that NumPy parses
         result = np.dtype(object)
-    known = result in FLOATS or (device == "cuda" and result.name in HALVES)
-    if value is None or not known:  # NumPy reads None as float64
+    half = half or result.name in HALVES
+    if not (result in FLOATS or (half and device == "cuda")):
         expected = "float32 or float64" if device == "cpu" else "float32, float64, float16 or bfloat16"
-        hint = "; the half types need device='cuda'" if device == "cpu" and result.name in HALVES else ""
-        raise ValueError(f"dtype: expected {expected}, got {value!r}{hint}")
+        hint = "; the half types need device='cuda'" if half else ""
+        raise ValueError(f"dtype: expected {expected}, got {shown(value)}{hint}")
     return result
 
 

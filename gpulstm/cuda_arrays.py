@@ -121,6 +121,12 @@ def generator(rng: Any, name: str = "rng") -> Generator:
     return Generator(current().to_device(seed_words(arrays.generator(rng, name))))
 
 
+def check_rng(rng: Any, name: str = "rng") -> None:
+    """As :func:`gpulstm.arrays.check_rng`; a generator on the device is one too."""
+    if not isinstance(rng, Generator):
+        arrays.check_rng(rng, name)
+
+
 def seed_words(rng: np.random.Generator) -> np.ndarray:
     """The seed of a :class:`Generator`."""
     return rng.integers(0, 2**32, 2, np.uint32)

@@ -92,11 +92,12 @@ def check_backend(name: str) -> Backend:
         ValueError: no such backend; the message lists the known ones.
         BackendUnavailable: it cannot run here; the message says why.
     """
-    if name not in _BACKENDS:
+    if not isinstance(name, str) or name not in _BACKENDS:
         raise ValueError(f"backend: unknown backend {name!r}; known backends: {', '.join(sorted(_BACKENDS))}")
     reason = _why_not(name)
     if reason is not None:
-        raise BackendUnavailable(f"backend: {name!r} cannot run here: {reason}")
+        others = ", ".join(other for other in sorted(_BACKENDS) if _why_not(other) is None)
+        raise BackendUnavailable(f"backend: {name!r} cannot run here: {reason}; expected one that can: {others}")
     return _BACKENDS[name]
 
 
@@ -172,13 +173,13 @@ def select(device: str = "cpu", backend: str | None = None) -> tuple[Backend, st
         (backend, "asked for by backend="),
         (_in_block(), "asked for by `with use_backend`"),
         (_for_process, "asked for by set_backend"),
-        (os.environ.get("GPULSTM_BACKEND"), "asked for by the environment variable GPULSTM_BACKEND"),
+        (os.environ.get("GPULSTM_BACKEND") or None, "asked for by the environment variable GPULSTM_BACKEND"),
     )
     for name, why in asked:
-        if name == "auto":
-            break
-        if not name:
+        if name is None:
             continue
+        if isinstance(name, str) and name == "auto":
+            break
         chosen = check_backend(name)
         if chosen.device != device:
             raise ValueError(f"backend: {name!r} computes on {chosen.device}, but the arrays are on {device}")
@@ -197,12 +198,14 @@ def _first_that_runs(device: str) -> tuple[Backend, str]:
             logger.info("; ".join([f"backend {chosen.name}, {why}", *passed]))
             return chosen, why
     reasons = "; ".join(f"{b.name}: {_why_not(b.name)}" for b in candidates)
-    raise BackendUnavailable(f"device: no backend can run on {device!r}: {reasons or 'none is known'}")
+    raise BackendUnavailable(
+        f"device: no backend can run on {device!r}: {reasons or 'none is known'}; expected a device with one: 'cpu'"
+    )
 
 
 def choose_device(device: str) -> str:
     """``device`` as :func:`check_device`; for ``"auto"`` that of the backend asked for, else a GPU where one runs."""
-    if device != "auto":
+    if not isinstance(device, str) or device != "auto":
         return check_device(device)
     asked = (_in_block() or _for_process or os.environ.get("GPULSTM_BACKEND") or "auto").strip()
     if asked != "auto":
@@ -219,7 +222,7 @@ def check_device(device: str | None) -> str:
         BackendUnavailable: no backend for it can run here.
     """
     device = "cpu" if device is None else device
-    if device not in ("cpu", "cuda"):
+    if not isinstance(device, str) or device not in ("cpu", "cuda"):
         raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
     if device != "cpu":
         select(device)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from . import cells, checks, ops
+from . import arrays, cells, checks, ops
 from .io.common import require
 from .io.torch_names import infer
 
@@ -65,7 +65,7 @@ def _call(cell: cells.Cell, params: Any, x: Any, state: Any, lengths: Any, batch
     """The checks that need no values, so that they speak where the function is called or traced."""
     if not isinstance(params, Mapping) or not params:
         raise TypeError(f"params: expected a dict of arrays under torch's names, got {type(params).__name__}")
-    given = {name: _array(value, name) for name, value in params.items()}
+    given = {name: _array(value, name) for name, value in checks.named(params, "params").items()}
     x = _array(x, "x")
     config = infer({name: value.shape for name, value in given.items()}, "", cell, batch_first=batch_first)
     dtype = checks.dtype(next(iter(given.values())).dtype)
@@ -153,7 +153,11 @@ def _array(value: Any, name: str) -> Any:
     if not isinstance(value, (jax.Array, np.ndarray)):
         raise TypeError(f"{name}: expected a JAX or NumPy array, got {type(value).__name__}")
     if isinstance(value, np.ndarray):
-        return jax.numpy.asarray(value)
+        value = arrays.to_numpy(value, name)  # refuses a masked one
+        try:
+            return jax.numpy.asarray(value)
+        except TypeError as error:
+            raise TypeError(f"{name}: expected an array that JAX takes, got dtype {value.dtype}: {error}") from error
     if isinstance(value, jax.core.Tracer):
         platforms = {(jax.config.jax_default_device or jax.devices()[0]).platform}
     else:

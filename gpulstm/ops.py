@@ -6,8 +6,9 @@ Inside everything is time-major, (T, B, features).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ import numpy as np
 
 from . import arrays, checks, dispatch
 from .cells import Cell
+
+_ARRAY = 512  # bytes that an array takes beside its numbers, with its name in a dict
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,22 @@ class Config:
         checks.integer(self.proj_size, "proj_size", 0)
         checks.real(self.dropout, "dropout", "[0, 1)")
         for name in ("bias", "batch_first", "bidirectional"):
-            if not isinstance(getattr(self, name), (bool, np.bool_)):
-                raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+            checks.flag(getattr(self, name), name)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size: expected less than hidden_size = {self.hidden_size}, got {self.proj_size}")
+
+    def check_memory(self, itemsize: int) -> None:
+        """Refuse sizes whose parameters, of ``itemsize`` bytes a number, this machine cannot hold."""
+
+        def size(layers: int) -> int:
+            shapes = replace(self, num_layers=layers).shapes().values()
+            return sum(math.prod(shape) * itemsize + _ARRAY for shape in shapes)
+
+        total = size(1)
+        if self.num_layers > 1:
+            total += (self.num_layers - 1) * (size(2) - total)
+        sizes = self.input_size, self.hidden_size, self.num_layers
+        checks.fits(total, "input_size, hidden_size, num_layers", sizes)
 
     @property
     def directions(self) -> int:
@@ -143,6 +158,8 @@ def rnn_forward(
     chosen, _ = dispatch.select(device, backend)
     if lengths is not None:
         x = library.clear_padding(x, lengths)
+    if rng is not None:
+        library.check_rng(rng)
     generator = library.generator(rng) if keep and config.dropout else None
 
     tapes: list[Any] = []

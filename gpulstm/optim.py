@@ -73,6 +73,7 @@ class Optimizer:
             TypeError: a value that is no float32 or float64 array, or a gradient of another dtype.
         """
         self._check(params, grads)
+        _check_finite(finite)
         self.advance(params)
         self.apply(params, grads, finite)
 
@@ -129,6 +130,7 @@ class Optimizer:
         return b
 
     def _check(self, params: Params, grads: Mapping[str, np.ndarray]) -> None:
+        checks.named(params, "params")
         _same_keys("grads", grads, params)
         self.check_state(params)
         for name, param in params.items():
@@ -167,6 +169,7 @@ class Optimizer:
             ValueError: keys missing or left over, as of another kind of optimizer, or shapes that differ.
             TypeError: a value of the wrong dtype.
         """
+        checks.named(state_dict, "state_dict")
         names = list(dict.fromkeys(key.split("/", 1)[1] for key in state_dict if "/" in key))
         keys = ["step", "lr", *(f"{slot}/{name}" for slot in self.slots for name in names)]
         _same_keys(f"state_dict of {type(self).__name__}", state_dict, keys)
@@ -195,9 +198,9 @@ class SGD(Optimizer):
     ) -> None:
         super().__init__(lr, weight_decay)
         self.momentum = checks.real(momentum, "momentum", "[0, 1)")
+        self.nesterov = checks.flag(nesterov, "nesterov")
         if nesterov and not self.momentum:
             raise ValueError(f"nesterov: expected a momentum above 0 with it, got momentum={momentum!r}")
-        self.nesterov = nesterov
         self.slots = ("momentum_buffer",) if self.momentum else ()
 
     def _rates(self) -> tuple[float, ...]:
@@ -273,7 +276,7 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(lr, weight_decay)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {checks.shown(betas)}")
         self.betas = (
             checks.real(betas[0], "betas[0]", "[0, 1)"),
             checks.real(betas[1], "betas[1]", "[0, 1)"),
@@ -331,8 +334,7 @@ def create(name: str, lr: float, **options: Any) -> Optimizer:
         ValueError: an unknown name.
         TypeError: an option that this optimizer does not have.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {name!r}")
+    checks.choice(name, "optimizer", OPTIMIZERS)
     known = [option for option in inspect.signature(OPTIMIZERS[name]).parameters if option != "lr"]
     for option in options:
         if option not in known:
@@ -352,7 +354,7 @@ def clip_by_norm(grads: Params, max_norm: float) -> Any:
         TypeError: a gradient that is no float32 or float64 array.
     """
     max_norm = checks.real(max_norm, "max_norm", "(0, inf]")
-    for name, gradient in grads.items():
+    for name, gradient in checks.named(grads, "grads").items():
         _check_array(gradient, f"grads[{name!r}]", writeable=True)
     if arrays.device_of(next(iter(grads.values()), None)) == "cuda":
         return arrays.library("cuda").clip_by_norm(list(grads.values()), max_norm)
@@ -378,7 +380,12 @@ class Schedule:
         raise NotImplementedError
 
     def update(self, validation_loss: float) -> None:
-        """Take note of a validation loss."""
+        """Take note of a validation loss.
+
+        Raises:
+            ValueError, TypeError: it is NaN, or no number.
+        """
+        checks.real(_scalar(validation_loss), "validation_loss", "[-inf, inf]")
 
     def state_dict(self) -> dict[str, np.ndarray]:
         return {}
@@ -391,6 +398,7 @@ class Constant(Schedule):
     """Always ``lr``."""
 
     def __call__(self, progress: float = 0.0) -> float:
+        checks.real(progress, "progress", "[0, inf)")
         return self.lr
 
 
@@ -417,8 +425,8 @@ class Cosine(Schedule):
 class Plateau(Schedule):
     """``lr``, times ``factor`` whenever more than ``patience`` validations in a row bring nothing better.
 
-    Better is below the best so far by more than ``threshold`` of its size, as in torch's ReduceLROnPlateau; a
-    NaN loss is not better. The rate does not fall below ``minimum``.
+    Better is below the best so far by more than ``threshold`` of its size, as in torch's ReduceLROnPlateau. The rate
+    does not fall below ``minimum``.
     """
 
     def __init__(
@@ -438,9 +446,11 @@ class Plateau(Schedule):
         self.bad = 0
 
     def __call__(self, progress: float = 0.0) -> float:
+        checks.real(progress, "progress", "[0, inf)")
         return self.lr
 
     def update(self, validation_loss: float) -> None:
+        super().update(validation_loss)
         margin = self.threshold * abs(self.best) if math.isfinite(self.best) else 0.0
         if validation_loss < self.best - margin:
             self.best, self.bad = float(validation_loss), 0
@@ -493,7 +503,17 @@ def _check_array(value: Any, name: str, writeable: bool = False) -> None:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
 
 
+def _check_finite(finite: Any) -> None:
+    """Numbers, on a GPU 0-d arrays there, as :meth:`Optimizer.step` takes them."""
+    known = isinstance(finite, (tuple, list)) and all(
+        isinstance(value, (int, float, np.number)) or getattr(value, "shape", None) == () for value in finite
+    )
+    if not known or len(finite) > 2:
+        raise TypeError(f"finite: expected a tuple of up to two numbers, got {checks.shown(finite)}")
+
+
 def _same_keys(name: str, given: Any, expected: Any) -> None:
+    checks.named(given, name)
     missing, extra = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or extra:
         raise ValueError(f"{name}: expected the keys {sorted(expected)}, got missing {missing}, unexpected {extra}")

@@ -79,20 +79,20 @@ class Fields:
 
     def __init__(self, value: Any, path: str) -> None:
         if not isinstance(value, dict):
-            raise TypeError(f"{path}: expected an object, got {shown(value)}")
+            raise TypeError(f"{path}: expected an object, got {checks.shown(value)}")
         self.value, self.path = value, path
 
     def take(self, name: str) -> Any:
         """The field as it is."""
         if name not in self.value:
-            raise ValueError(f"{self.path}.{name}: missing; expected it in {shown(sorted(self.value))}")
+            raise ValueError(f"{self.path}.{name}: missing; expected it in {checks.shown(sorted(self.value))}")
         return self.value[name]
 
     def integer(self, name: str, minimum: int = 0) -> int:
         """A whole number of at least ``minimum``, and of 64 bits."""
         value = self.take(name)
         if isinstance(value, int) and value > _LARGEST:
-            raise ValueError(f"{self.path}.{name}: expected an integer of 64 bits, got {shown(value)}")
+            raise ValueError(f"{self.path}.{name}: expected an integer of 64 bits, got {checks.shown(value)}")
         return checks.integer(value, f"{self.path}.{name}", minimum)
 
     def real(self, name: str, interval: str = "(-inf, inf)") -> float:
@@ -103,7 +103,7 @@ class Fields:
         """A string."""
         value = self.take(name)
         if not isinstance(value, str):
-            raise TypeError(f"{self.path}.{name}: expected a string, got {shown(value)}")
+            raise TypeError(f"{self.path}.{name}: expected a string, got {checks.shown(value)}")
         return value
 
     def fields(self, name: str, needed: Collection[str] = ()) -> Fields:
@@ -112,9 +112,3 @@ class Fields:
         for key in needed:
             inner.take(key)
         return inner
-
-
-def shown(value: Any) -> str:
-    """``value`` in a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -61,7 +61,7 @@ def test_the_last_ones_stay(tmp_path):
     assert latest(tmp_path) == checkpoint.path_of(tmp_path, 1000)
     write(tmp_path, 1001, keep=1)
     assert names(tmp_path) == ["step-00001001"]
-    with pytest.raises(ValueError, match="keep: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="keep: expected an integer >= 1, got 0"):
         write(tmp_path, 1002, keep=0)
 
 

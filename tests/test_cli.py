@@ -278,7 +278,7 @@ def test_divergence(data, tmp_path):
             "patience: 2 needs validation, expected validate_every above 0, got 0",
         ),
         ("--batch 1000 --seq-len 1000", "data: too short: "),
-        ("--hidden 1000000000", "Unable to allocate"),
+        ("--hidden 1000000000", "hidden_size, num_layers: expected sizes whose arrays fit into memory, got (128, 1000"),
         ("--data nowhere", "data: expected a file or a directory, got 'nowhere': No such file or directory"),
         ("--resume", "resume: expected a checkpoint in OUT, found none"),
     ],

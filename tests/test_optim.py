@@ -218,7 +218,7 @@ def test_cosine_rises_then_falls() -> None:
 
 
 def test_plateau_is_torchs() -> None:
-    losses = [3, 2, 2.5, 2.5, 1.9999, 2.1, np.nan, 1.5, 1.6, 1.6, 1.6, 1.6, 1.6, 1.6, 1.6, 1.6, 1.4, 1.4]
+    losses = [3, 2, 2.5, 2.5, 1.9999, 2.1, np.inf, 1.5, 1.6, 1.6, 1.6, 1.6, 1.6, 1.6, 1.6, 1.6, 1.4, 1.4]
     twin_optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
     twin = torch.optim.lr_scheduler.ReduceLROnPlateau(twin_optimizer, factor=0.5, patience=2, min_lr=0.15)
     schedule = optim.Plateau(0.8, factor=0.5, patience=2, minimum=0.15)
@@ -345,6 +345,11 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: optim.Cosine(1, final=2), ValueError, "final: expected a number in [0, 1], got 2"),
     (lambda: optim.Cosine(1)(-0.1), ValueError, "progress: expected a number in [0, inf), got -0.1"),
     (lambda: optim.Plateau(1, factor=1), ValueError, "factor: expected a number in (0, 1), got 1"),
+    (
+        lambda: optim.Plateau(1).update(math.nan),
+        ValueError,
+        "validation_loss: expected a number in [-inf, inf], got nan",
+    ),
     (lambda: optim.Plateau(1, patience=-1), ValueError, "patience: expected an integer >= 0, got -1"),
     (
         lambda: optim.Plateau(1).load_state_dict({"lr": LR}),

@@ -162,10 +162,10 @@ def test_minutes_go_on_where_they_stopped(tmp_path, monkeypatch):
     [
         ({}, "limit: expected one of steps, epochs and minutes, got none"),
         ({"steps": 1, "minutes": 2}, "limit: expected one of steps, epochs and minutes, got {'steps': 1"),
-        ({"steps": 0}, "steps: expected a positive number, got 0"),
-        ({"epochs": -1}, "epochs: expected a positive number, got -1"),
-        ({"minutes": math.nan}, "minutes: expected a positive number, got nan"),
-        ({"minutes": math.inf}, "minutes: expected a positive number, got inf"),
+        ({"steps": 0}, "steps: expected an integer >= 1, got 0"),
+        ({"epochs": -1}, r"epochs: expected a number in \(0, inf\), got -1"),
+        ({"minutes": math.nan}, r"minutes: expected a number in \(0, inf\), got nan"),
+        ({"minutes": math.inf}, r"minutes: expected a number in \(0, inf\), got inf"),
     ],
 )
 def test_bad_limits(tmp_path, limit, message):
@@ -440,9 +440,9 @@ def test_tensorboard_without_its_package(tmp_path, monkeypatch):
 
 
 def test_unknown_metrics(tmp_path):
-    message = "metrics: unknown format 'xml', expected some of jsonl, csv, tensorboard"
+    message = "metrics: expected one of jsonl, csv, tensorboard, got 'xml'"
     with pytest.raises(ValueError, match=message):
-        make(tmp_path, metrics=["xml"]).run(steps=2)
+        make(tmp_path, metrics=["xml"])
 
 
 class Terminal(io.StringIO):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ class Lanes:
 
     Raises:
         ValueError: ``batch`` or ``seq_len`` below 1, ``seed`` below 0, or less data than one batch takes.
+        TypeError: one of these that is no integer, documents or a separator that are no bytes.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class Lanes:
         self.batch = checks.integer(batch, "batch")
         self.seq_len = checks.integer(seq_len, "seq_len")
         self.seed = checks.integer(seed, "seed", 0)
-        self._documents = [np.frombuffer(document + separator, np.uint8) for document in documents]
+        if not isinstance(separator, bytes):
+            raise TypeError(f"separator: expected bytes, got {checks.shown(separator)}")
+        self._documents = [np.frombuffer(document + separator, np.uint8) for document in _checked(documents)]
         self._size = sum(map(len, self._documents))
         self.steps_per_epoch = (self._size - 1) // batch // seq_len
         if self.steps_per_epoch < 1:
@@ -82,16 +85,16 @@ class Lanes:
         """Go on at the position of ``state_dict()``.
 
         Raises:
-            ValueError, TypeError: it is a position in other data, or in lanes of another size, order or number, or
-                none.
+            ValueError, TypeError: it is a position in other data, in lanes of another size, order or number, beyond
+                their end, or none.
         """
-        position = parsing.Fields(state, "data position")
+        position = parsing.Fields(state, "state")
         for name, value in self.state_dict().items():
             if name not in ("epoch", "window") and position.take(name) != value:
-                raise ValueError(f"data position: made for {name} {parsing.shown(state[name])}, expected {value}")
+                raise ValueError(f"data position: made for {name} {checks.shown(state[name])}, expected {value}")
         epoch, window = position.integer("epoch"), position.integer("window")
         if window >= self.steps_per_epoch:
-            raise ValueError(f"data position.window: expected less than {self.steps_per_epoch}, got {window}")
+            raise ValueError(f"state.window: expected less than {self.steps_per_epoch}, got {window}")
         self.epoch, self._window = epoch, window
         self._shuffle()
 
@@ -103,3 +106,14 @@ class Lanes:
         length = (self._size - 1) // self.batch
         starts = range(0, self.batch * length, length)
         self._lanes = np.stack([ring[at : at + length + 1] for at in starts])  # they share their border bytes
+
+
+def _checked(documents: Any) -> list[bytes]:
+    """``documents`` once they are bytes."""
+    if not isinstance(documents, Iterable) or isinstance(documents, (str, bytes)):
+        raise TypeError(f"documents: expected a list of bytes, got {checks.shown(documents)}")
+    documents = list(documents)
+    for document in documents:
+        if not isinstance(document, bytes):
+            raise TypeError(f"documents: expected bytes in each, got {checks.shown(document)}")
+    return documents

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import checks
+
 VOCABULARY = 256
 SEPARATOR = b"\0"  # stands before and after every document; a prompt begins with it
 HELD_OUT = 0.05
@@ -47,19 +49,19 @@ def read(data: str | Path | None = None) -> Corpus:
 
     Raises:
         ValueError: ``data`` is missing, unreadable, empty, too short, or a directory without text.
+        TypeError: it is no path.
     """
     if data is None:
         root = Path(sysconfig.get_path("stdlib"))
         files = {name: path for name, path in _walk(root, _SKIPPED_IN_STDLIB) if name.endswith(".py")}
         source = f"Python standard library ({root})"
     else:
-        root = Path(data)
-        source = str(data)
+        root = checks.path(data, "data")
+        source = str(root)
         try:
             mode = root.stat().st_mode
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            reason = getattr(error, "strerror", None) or error
-            raise ValueError(f"data: expected a file or a directory, got {source!r}: {reason}") from error
+        except OSError as error:
+            raise ValueError(f"data: expected a file or a directory, got {source!r}: {error.strerror}") from error
         if stat.S_ISDIR(mode):
             files = dict(_walk(root, _SKIPPED))
         elif stat.S_ISREG(mode):

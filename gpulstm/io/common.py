@@ -7,16 +7,16 @@ import functools
 import importlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from .. import arrays, checks, files, nn, ops
+from .. import arrays, checks, dispatch, files, nn, ops
 
 Arrays = dict[str, np.ndarray]
 PathLike = str | os.PathLike[str]
+path_of = checks.path
 _MOST = 1 << 33  # bytes of a file; 2·10⁹ parameters of float32
 
 
@@ -38,17 +38,6 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
-def path_of(value: Any, name: str = "path") -> Path:
-    """``value`` as a path.
-
-    Raises:
-        TypeError: it is none.
-    """
-    if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{name}: expected a path, got {type(value).__name__}")
-    return Path(value)
-
-
 def read(path: PathLike, most: int = _MOST, *, offset: int = 0, length: int | None = None) -> bytes:
     """The bytes of a file of ``most`` bytes at most, or a part of them, as :func:`gpulstm.files.read` gives them.
 
@@ -59,9 +48,7 @@ def read(path: PathLike, most: int = _MOST, *, offset: int = 0, length: int | No
     try:
         return files.read(path, most, offset=offset, length=length)
     except OSError as error:
-        raise WeightsError(f"{path}: could not be read: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL in the name
-        raise WeightsError(f"{path}: could not be read: {error}") from error
+        raise WeightsError(f"{path}: could not be read: {error.strerror or error}; expected a readable file") from error
 
 
 def write(path: PathLike, data: bytes) -> None:
@@ -91,6 +78,18 @@ def free_name(name: str, taken: dict[str, int]) -> str:
     taken[name] = number  # a name that comes a thousand times begins where it stopped
     taken.setdefault(found, 0)
     return found
+
+
+def check_target(dtype: Any, device: str | None) -> None:
+    """Check where a layer is wanted before a file is read for it.
+
+    Raises:
+        ValueError: an unknown dtype or device.
+        BackendUnavailable: no backend for ``device`` runs here.
+    """
+    known = dispatch.check_device(device)
+    if dtype is not None:
+        checks.dtype(dtype, known)
 
 
 def finite(array: np.ndarray, name: str) -> np.ndarray:

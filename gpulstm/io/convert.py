@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import nn
+from .. import checks, nn
 from .common import PathLike, WeightsError, path_of
 from .keras_read import load_keras
 from .keras_write import save_keras
@@ -49,8 +49,18 @@ def convert(
     Raises:
         ValueError: a suffix that is none of these, a target that exists, an argument that the formats have no use for,
             and what the formats' own functions raise. A target that exists is then as it was.
+        TypeError: an argument of another type.
     """
     source, target = path_of(source, "source"), path_of(target, "target")
+    checks.text(prefix, "prefix")
+    if layer is not None:
+        checks.text(layer, "layer")
+    if batch_first is not None:
+        checks.flag(batch_first, "batch_first")
+    for name, value in (("state", state), ("lengths", lengths), ("force", force)):
+        checks.flag(value, name)
+    if dtype is not None:
+        checks.dtype(dtype)
     write = _writer(target, state, lengths)
     if target.exists() and not force:
         raise WeightsError(f"{target}: exists already; expected a new file, or force (--force) to replace it")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import nn, ops
+from .. import checks, nn, ops
 from ..cells import LSTM, RNN
 from . import layout as layouts
-from .common import Arrays, PathLike, WeightsError, finite, free_name, path_of, recurrent
+from .common import Arrays, PathLike, WeightsError, check_target, finite, free_name, path_of, recurrent
 from .keras_files import Found, found_in
 
 LAYOUTS = ("keras", "cudnn")
@@ -49,16 +49,19 @@ def load_keras(
         ValueError: a file that is cut short, damaged or not Keras's, no recurrent layer in it, a layer that gpulstm
             does not compute (a GRU, other activations, ``go_backwards``, another ``merge_mode``; named, with the
             reason), weights of another layout or not finite.
+        TypeError: an argument of another type.
         ImportError: h5py is not installed.
     """
     path = path_of(path)
-    if layout not in (None, *LAYOUTS):
-        raise ValueError(f"layout: expected None or one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if layout is not None:
+        checks.choice(layout, "layout", LAYOUTS)
+    chosen = None if layers is None else checks.texts(layers, "layers")
+    check_target(dtype, device)
     taken: dict[str, int] = {}  # of an inner model, where names may come again
     found = {free_name(entry.name, taken): entry for entry in found_in(path)}
     if not found:
         raise WeightsError(f"{path}: expected a model with LSTM or SimpleRNN layers, found none")
-    wanted = list(found) if layers is None else list(layers)
+    wanted = list(found) if chosen is None else chosen
     if unknown := [name for name in wanted if name not in found]:
         raise WeightsError(f"{path}: layers: expected some of {list(found)}, got {unknown}")
     loaded = {}

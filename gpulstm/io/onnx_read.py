@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import arrays, checks, nn
 from . import onnx_nodes
-from .common import WeightsError, recurrent
+from .common import WeightsError, check_target, recurrent
 
 _COMPUTED = {"float32": "float32", "float64": "float64", "float16": "float32"}  # float16 is rounded at the end
 
@@ -39,13 +39,16 @@ def onnx_layers(
         ValueError: no whole ONNX model, no recurrent node, one that gpulstm cannot compute (named, with what it asks
             for), weights that the graph computes, damaged or not finite, a file above 2 GiB, external data that is a
             link or outside the model's folder.
+        TypeError: an argument of another type.
         ImportError: onnx is not installed.
     """
+    chosen = None if nodes is None else checks.texts(nodes, "nodes")
+    check_target(dtype, device)
     model = onnx_nodes.load(path_or_model_proto)
     found = {name: (proto, constants) for name, proto, constants in onnx_nodes.nodes(model)}
     if not found:
         raise model.error("expected a model with LSTM or RNN nodes, found none")
-    wanted = list(found) if nodes is None else list(nodes)
+    wanted = list(found) if chosen is None else chosen
     if unknown := [name for name in wanted if name not in found]:
         raise model.error(f"nodes: expected some of {list(found)}, got {unknown}")
     return {name: _layer(onnx_nodes.checked(model, name, *found[name]), dtype, device) for name in wanted}
@@ -85,6 +88,8 @@ class OnnxNode:
     """
 
     def __init__(self, node: onnx_nodes.Node) -> None:
+        if not isinstance(node, onnx_nodes.Node):
+            raise TypeError(f"node: expected one that gpulstm.io.load_onnx has read, got {type(node).__name__}")
         graph = node.model.proto.graph
         self._node = node
         known = {role for role, name in node.inputs.items() if node.constants.get(name) is not None}
@@ -143,6 +148,8 @@ class OnnxNode:
         node, config = self._node, getattr(layer, "layer", layer).config
         if x.ndim != 3 or x.shape[2] != config.input_size:
             raise ValueError(f"{node.inputs['X']}: expected three axes, the last {config.input_size}, got {x.shape}")
+        if x.size == 0 and values.get("sequence_lens") is None:
+            raise ValueError(f"{node.inputs['X']}: expected at least one element, got shape {x.shape}")
         batch, steps = x.shape[:2] if node.batch_first else x.shape[1::-1]
         labels = ("initial_h", "initial_c")[: 1 + len(node.cell.states)]
         shape = (config.directions, batch, config.hidden_size)

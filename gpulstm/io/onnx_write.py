@@ -60,7 +60,9 @@ def to_model(model: nn.Layer, *, state: bool = False, lengths: bool = False, ops
     onnx = require("onnx", "onnx")
     newest = onnx.defs.onnx_opset_version()
     if not _OLDEST <= checks.integer(opset, "opset") <= newest:
-        raise ValueError(f"opset: expected {_OLDEST} .. {newest}, as the installed onnx has, got {opset}")
+        raise ValueError(f"opset: expected {_OLDEST} .. {newest}, as the installed onnx has, got {checks.shown(opset)}")
+    for name, value in (("state", state), ("lengths", lengths)):
+        checks.flag(value, name)
     if not isinstance(model, nn.Layer):
         raise TypeError(f"model: expected a layer or model of gpulstm, got {type(model).__name__}")
     params = on_host(model, dtype)

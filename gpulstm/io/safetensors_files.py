@@ -10,9 +10,9 @@ import numpy as np
 
 from gpulstm_kernels import bfloat16
 
-from .. import files, nn, parsing
+from .. import checks, files, nn, parsing
 from . import models
-from .common import Arrays, PathLike, WeightsError, on_host, path_of, read, write
+from .common import Arrays, PathLike, WeightsError, check_target, on_host, path_of, read, write
 from .torch_names import from_state_dict
 
 _KEY = "gpulstm"  # of the metadata: JSON that describes the layer or model
@@ -66,8 +66,14 @@ def load_safetensors(
 
     Raises:
         ValueError: a file that is cut short, of another format, or of weights that do not fit; the message names it.
+        TypeError: an argument of another type.
     """
     path = path_of(path)
+    if prefix is not None:
+        checks.text(prefix, "prefix")
+    if batch_first is not None:
+        checks.flag(batch_first, "batch_first")
+    check_target(dtype, device)
     if path.suffix.lower() in PICKLES:
         raise WeightsError(
             f"{path}: looks like a pickle, which can run code and is not read; in Python, "

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import arrays, cells, checks, nn, ops
 from ..cells import Cell
-from .common import Arrays, WeightsError, finite, on_host, recurrent, require
+from .common import Arrays, WeightsError, check_target, finite, on_host, recurrent, require
 
 _NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)_l(\d+)(_reverse)?")
 _CELLS = {4: cells.LSTM, 1: cells.RNN}
@@ -43,6 +43,9 @@ def load_torch(
             or belong to another cell, NaN or infinite values, a pickle (``.pt``, ``.pth``).
         TypeError: a source or value that is none of these.
     """
+    checks.text(prefix, "prefix")
+    checks.flag(batch_first, "batch_first")
+    check_target(dtype, device)
     if isinstance(source, Mapping):
         return from_state_dict(source, prefix, batch_first=batch_first, dtype=dtype, device=device)
     from .safetensors_files import load_safetensors
@@ -76,6 +79,7 @@ def save_torch(layer: nn.RNNBase, prefix: str = "") -> dict[str, Any]:
         ImportError: torch is not installed.
     """
     checked(layer)
+    checks.text(prefix, "prefix")
     torch = require("torch", "torch")
     return {prefix + name: torch.from_numpy(value.copy()) for name, value in on_host(layer).items()}
 

@@ -32,6 +32,7 @@ class Dropout(Layer):
         device = arrays.device_of(x)
         library = arrays.library(device)
         x = checks.array(x, "x", None, (...,), device=device)
+        library.check_rng(rng)
         keep = library.kept(library.generator(rng), x.shape, self.p) if self.p else None
 
         def masked(value: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ class Embedding(Layer):
     gradient. On a GPU ids may be int32 there: they are not looked at, and one outside the vocabulary gives NaN.
 
     Raises:
-        ValueError: a size below 1; ids that are empty or outside the vocabulary; dy of another shape than y.
+        ValueError: a size below 1, sizes beyond memory; ids that are empty or outside the vocabulary; dy of another
+            shape than y.
         TypeError: ids that are no integers; dy of another dtype than the layer.
     """
 
@@ -34,8 +36,9 @@ class Embedding(Layer):
         device = dispatch.check_device(device)
         self.num_embeddings = checks.integer(num_embeddings, "num_embeddings")
         self.embedding_dim = checks.integer(embedding_dim, "embedding_dim")
-        shape = (self.num_embeddings, self.embedding_dim)
-        weight = arrays.generator(seed, "seed").standard_normal(shape).astype(checks.dtype(dtype, device))
+        shape, own = (self.num_embeddings, self.embedding_dim), checks.dtype(dtype, device)
+        checks.fits(math.prod(shape) * own.itemsize, "num_embeddings, embedding_dim", shape)
+        weight = arrays.generator(seed, "seed").standard_normal(shape).astype(own)
         self.params = on_device({"weight": weight}, device)
 
     def __call__(self, ids: Any) -> np.ndarray:
@@ -43,6 +46,7 @@ class Embedding(Layer):
 
     def vjp(self, ids: Any, *, rng: Any = None) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[None, Params]]]:
         device, library = self.device, arrays.library(self.device)
+        library.check_rng(rng)
         ids = self._ids(ids)
         weight = self.params["weight"]
         y = library.take(weight, ids)

@@ -24,7 +24,7 @@ class Linear(Layer):
     the layer's dtype and give y (..., out).
 
     Raises:
-        ValueError: a size below 1; x empty or of another last size.
+        ValueError: a size below 1 or beyond memory; x empty or of another last size.
         TypeError: x or dy of another dtype than the layer.
     """
 
@@ -42,10 +42,12 @@ class Linear(Layer):
         self.in_features = checks.integer(in_features, "in_features")
         self.out_features = checks.integer(out_features, "out_features")
         self.dtype = checks.dtype(dtype, device)
+        sizes = self.in_features, self.out_features
+        checks.fits(math.prod(sizes) * self.dtype.itemsize, "in_features, out_features", sizes)
         rng = arrays.generator(seed, "seed")
         bound = self.in_features**-0.5
         shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
-        if not bias:
+        if not checks.flag(bias, "bias"):
             del shapes["bias"]
         params = {name: rng.uniform(-bound, bound, shape).astype(self.dtype) for name, shape in shapes.items()}
         self.params = on_device(params, device)
@@ -60,6 +62,7 @@ class Linear(Layer):
 
     def vjp(self, x: Any, *, rng: Any = None) -> tuple[np.ndarray, Pullback]:
         device, library = self.device, arrays.library(self.device)
+        library.check_rng(rng)
         x = library.contiguous(checks.array(x, "x", self.dtype, (..., self.in_features), device=device))
         y = self(x)
 
@@ -106,7 +109,7 @@ class LastStepHead(Layer):
         seed: Any = None,
     ) -> None:
         self.linear = Linear(in_features, out_features, bias, dtype=dtype, device=device, seed=seed)
-        self.batch_first = batch_first
+        self.batch_first = checks.flag(batch_first, "batch_first")
         self.params = self.linear.params
 
     def to(self: Self, device: str) -> Self:
@@ -120,7 +123,7 @@ class LastStepHead(Layer):
     def vjp(self, x: Any, lengths: Any = None, *, rng: Any = None) -> tuple[np.ndarray, Pullback]:
         x, last = self._last(x, lengths)
         shape = x.shape
-        y, linear_pullback = self.linear.vjp(self._taken(x, last))
+        y, linear_pullback = self.linear.vjp(self._taken(x, last), rng=rng)
 
         def pullback(dy: Any) -> tuple[np.ndarray, Params]:
             dlast, grads = linear_pullback(dy)

@@ -69,8 +69,7 @@ class Layer:
             ValueError: keys missing or left over, a shape that differs, or values that are not finite.
             TypeError: a value that is no floating-point array.
         """
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict: expected a dict of arrays, got {type(state_dict).__name__}")
+        checks.named(state_dict, "state_dict")
         missing = sorted(self.params.keys() - state_dict.keys())
         extra = sorted(state_dict.keys() - self.params.keys())
         if missing or extra:

@@ -37,6 +37,7 @@ class Quantized(Streamed):
     """
 
     def __init__(self, layer: RNNBase, kind: str) -> None:
+        _check(layer, kind)
         self.config, self.kind, self.params = layer.config, kind, {}
         for name, value in layer.params.items():
             if not np.isfinite(value).all():
@@ -71,7 +72,7 @@ class Quantized(Streamed):
         return self.params if self.kind in getattr(module, "NARROW", ()) else self.widened()
 
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
-        raise TypeError("vjp: a quantized layer is for inference; train the layer that it was made of")
+        raise TypeError("vjp: a quantized layer is for inference; expected the layer that it was made of")
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         raise TypeError(
@@ -107,16 +108,19 @@ def quantize(layer: RNNBase, kind: str) -> Quantized:
         TypeError: no recurrent layer.
         ValueError: another kind, a layer that is not float32 or not on the CPU, parameters that are not finite.
     """
+    return Quantized(layer, kind)
+
+
+def _check(layer: Any, kind: Any) -> None:
     from .rnn import RNNBase
 
     if not isinstance(layer, RNNBase):
         raise TypeError(f"layer: expected a recurrent layer such as gpulstm.LSTM, got {type(layer).__name__}")
-    if kind not in ("bf16", "int8"):
+    if not isinstance(kind, str) or kind not in ("bf16", "int8"):
         raise ValueError(f"kind: expected 'bf16' or 'int8', got {kind!r}")
     dtype = next(iter(layer.params.values())).dtype
     if layer.device != "cpu" or dtype != np.float32:
         raise ValueError(f"layer: expected float32 parameters on the CPU, got {dtype} on {layer.device}")
-    return Quantized(layer, kind)
 
 
 def _to_int8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

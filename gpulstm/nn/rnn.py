@@ -40,7 +40,7 @@ class RNNBase(Streamed):
             gates in the order of the cell, i, f, g, o for the LSTM.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument of the wrong type or out of range, or sizes that no memory here holds.
         BackendUnavailable: ``device`` has no backend here.
     """
 
@@ -73,10 +73,11 @@ class RNNBase(Streamed):
             proj_size,
         )
         device = dispatch.check_device(device)
-        if init not in INITS:
-            raise ValueError(f"init: expected one of {', '.join(INITS)}, got {init!r}")
+        checks.choice(init, "init", INITS)
         draw = _uniform if init == "uniform" else _recommended
-        params = draw(self.config, arrays.generator(seed, "seed"), checks.dtype(dtype, device))
+        own = checks.dtype(dtype, device)
+        self.config.check_memory(own.itemsize)
+        params = draw(self.config, arrays.generator(seed, "seed"), own)
         self.params = on_device(params, device)
 
     def __call__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,12 @@ class Stream:
     Raises:
         TypeError: ``batch_size`` or a state of the wrong type or dtype.
         ValueError: a bidirectional layer (its reverse direction starts at the end), a size or shape that does not fit,
-            on the CPU a parameter that is not C-contiguous.
+            more rows than memory holds, on the CPU a parameter that is not C-contiguous.
     """
 
     def __init__(self, layer: Streamed, batch_size: int = 1, state: Any = None) -> None:
+        if not isinstance(layer, Streamed):
+            raise TypeError(f"layer: expected a recurrent layer such as gpulstm.LSTM, got {type(layer).__name__}")
         config = layer.config
         if config.bidirectional:
             raise ValueError("layer: expected a unidirectional layer, got a bidirectional one, which starts at the end")
@@ -52,6 +55,8 @@ class Stream:
         module = dispatch.select(self._device)[0].module
         self._params = dict(layer.params_for(module))
         self._dtype = ops.dtype_of(next(iter(self._params.values())))
+        held = sum(math.prod(shape) for shape in config.state_shapes(self._batch)) * self._dtype.itemsize
+        checks.fits(held, "batch_size", self._batch)
         self._kernels = None
         if hasattr(module, "Stream") and not config.proj_size:
             for name, value in self._params.items():

@@ -62,9 +62,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("data", "backend"):
             if not isinstance(getattr(self, name), (str, type(None))):
-                raise TypeError(f"{name}: expected a string, got {parsing.shown(getattr(self, name))}")
+                raise TypeError(f"{name}: expected a string, got {checks.shown(getattr(self, name))}")
         if not isinstance(self.metrics, (tuple, list)):
-            raise TypeError(f"metrics: expected a tuple of names, got {parsing.shown(self.metrics)}")
+            raise TypeError(f"metrics: expected a tuple of names, got {checks.shown(self.metrics)}")
         for name in ("embed", "hidden", "layers", "batch", "seq_len", "validate_bytes", "keep"):
             checks.integer(getattr(self, name), name)
         for name in ("seed", "validate_every", "save_every"):
@@ -167,7 +167,7 @@ def settings_of(saved: Checkpoint) -> Settings:
         for name in FIXED:
             expected, found = parsing.Fields(config, "record.config").take(name), getattr(stored, name)
             if name != "data" and found != expected:  # there a digest, here a path
-                raise ValueError(f"{name}: {parsing.shown(found)}, but record.config has {parsing.shown(expected)}")
+                raise ValueError(f"{name}: {checks.shown(found)}, but record.config has {checks.shown(expected)}")
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{saved.path / RECORD}: record.settings: {error}") from error
     return stored
@@ -179,7 +179,7 @@ def _model_config(saved: Checkpoint) -> dict[str, Any]:
     try:
         config = parsing.Fields(saved.record, "record").fields("config")
         if (task := config.take("task")) != NAME:
-            raise ValueError(f"record.config.task: is {parsing.shown(task)}, expected {NAME!r}")
+            raise ValueError(f"record.config.task: is {checks.shown(task)}, expected {NAME!r}")
         embed, hidden, layers = (config.integer(name, 1) for name in ("embed", "hidden", "layers"))
         config.real("dropout", "[0, 1)")
         config.text("data")

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from gpulstm_kernels.cells import Cell
 
-from .. import cells
+from .. import cells, checks
 from .autograd import layer
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -28,6 +28,29 @@ class _Recurrent(torch.nn.RNNBase):
     """What the modules share: a stack of layers of one cell."""
 
     _cell: ClassVar[Cell]
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        input_size, hidden_size = checks.integer(input_size, "input_size"), checks.integer(hidden_size, "hidden_size")
+        num_layers, proj_size = checks.integer(num_layers, "num_layers"), checks.integer(proj_size, "proj_size", 0)
+        if proj_size >= hidden_size:
+            raise ValueError(f"proj_size: expected less than hidden_size = {hidden_size}, got {proj_size}")
+        dropout = checks.real(dropout, "dropout", "[0, 1]")
+        _check_dtype(dtype)
+        sizes = input_size, hidden_size, num_layers
+        super().__init__(mode, *sizes, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels take every weight where it lies. (torch's moves them together for cuDNN.)"""
@@ -49,6 +72,7 @@ class _Recurrent(torch.nn.RNNBase):
             return PackedSequence(data, input.batch_sizes, order, input.unsorted_indices), final
         if not isinstance(input, Tensor):
             raise TypeError(f"input: expected a tensor or a PackedSequence, got {type(input).__name__}")
+        _check_dense(input, "input")
         self._check_input(input)
         if input.dim() == 2:
             x = input.unsqueeze(1)
@@ -180,8 +204,10 @@ class RNN(_Recurrent):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if nonlinearity != "tanh":
-            raise ValueError(f"nonlinearity: expected 'tanh', the one that kernels compute, got {nonlinearity!r}")
+        if not isinstance(nonlinearity, str) or nonlinearity != "tanh":
+            raise ValueError(
+                f"nonlinearity: expected 'tanh', the one that kernels compute, got {checks.shown(nonlinearity)}"
+            )
         self.nonlinearity = nonlinearity
         super().__init__(
             "RNN_TANH",
@@ -209,10 +235,24 @@ class LSTMCell(torch.nn.LSTMCell):
     known beforehand, :class:`LSTM` takes them at once. Raises as :class:`LSTM`.
     """
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        input_size = checks.integer(input_size, "input_size", 0)  # torch's has sizes of 0 too
+        hidden_size = checks.integer(hidden_size, "hidden_size", 0)
+        _check_dtype(dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+
     def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """``h, c``; see the class."""
         if not isinstance(input, Tensor):
             raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
+        _check_dense(input, "input")
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             expected = f"(B, {self.input_size}) or ({self.input_size},)"
             raise ValueError(f"input: expected shape {expected}, got {tuple(input.shape)}")
@@ -225,6 +265,8 @@ class LSTMCell(torch.nn.LSTMCell):
             _check_like(part, f"hx[{k}]", input)
             if part.shape != shape:
                 raise ValueError(f"hx[{k}]: expected shape {shape}, got {tuple(part.shape)}")
+        if self.hidden_size == 0:  # which torch's takes
+            return hx[0].clone(), hx[1].clone()
         given = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         weights = [weight for weight in given if weight is not None]
         lead = (1,) * (3 - input.dim())
@@ -261,10 +303,21 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
+def _check_dense(tensor: Tensor, name: str) -> None:
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}")
+
+
+def _check_dtype(dtype: Any) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in _DTYPES):
+        raise TypeError(f"dtype: expected None or one of {', '.join(map(str, _DTYPES))}, got {checks.shown(dtype)}")
+
+
 def _check_like(part: Any, name: str, x: Tensor) -> None:
     """``part`` must be a tensor of the device and, without autocast, of the dtype of the input ``x``."""
     if not isinstance(part, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(part).__name__}")
+    _check_dense(part, name)
     if part.device != x.device:
         raise ValueError(f"{name}: expected a tensor on {x.device}, where the input is, got one on {part.device}")
     autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)

@@ -68,10 +68,9 @@ def save(
         CheckpointError: the checkpoint exists already, a parameter is not finite, or the disk refused (full,
             read-only, a file-size limit); checkpoints written earlier are untouched.
     """
-    if keep < 1:
-        raise ValueError(f"keep: expected at least 1, got {keep}")
+    checks.integer(keep, "keep")
     checks.integer(step, "step", 0)
-    out = Path(out)
+    out = checks.path(out, "out")
     target = out / f"step-{step:08d}"
     if target.exists():
         raise CheckpointError(f"{target}: there is a checkpoint of this step already; expected a new step")
@@ -120,7 +119,7 @@ def load(path: str | Path) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
-    path = Path(path)
+    path = checks.path(path)
     if not _NAME.fullmatch(path.name) and not (path / RECORD).exists():
         found = latest(path)
         if found is None:
@@ -171,12 +170,12 @@ def _read_record(file: Path) -> tuple[parsing.Fields, dict[str, tuple[int, str]]
         raise CheckpointError(f"{file}: {error}") from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         found = body.get("format") if isinstance(body, dict) else type(body).__name__
-        raise CheckpointError(f"{file}: format is {parsing.shown(found)}, expected {FORMAT!r}")
+        raise CheckpointError(f"{file}: format is {checks.shown(found)}, expected {FORMAT!r}")
     if (version := body.get("version")) != VERSION or version is True:
-        raise CheckpointError(f"{file}: version is {parsing.shown(version)}, expected {VERSION}")
+        raise CheckpointError(f"{file}: version is {checks.shown(version)}, expected {VERSION}")
     digest = body.pop("sha256", None)
     if digest != _digest_of(body):
-        raise CheckpointError(f"{file}: was altered: SHA-256 is {_digest_of(body)}, expected {parsing.shown(digest)}")
+        raise CheckpointError(f"{file}: was altered: SHA-256 is {_digest_of(body)}, expected {checks.shown(digest)}")
     try:
         fields = parsing.Fields(body, "checkpoint")
         fields.integer("step")

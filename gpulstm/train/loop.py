@@ -19,10 +19,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import arrays, checks, optim, parsing
+from .. import arrays, checks, optim
 from ..data.lanes import Batch
 from . import checkpoint
-from .progress import Progress, Writer, writers
+from .progress import FORMATS, Progress, Writer, writers
 from .step import Step
 from .stored import Record, check_rng, flatten, naming, nest, under
 
@@ -93,6 +93,7 @@ class Trainer:
 
     Raises:
         ValueError: an argument out of its range.
+        TypeError: an argument of another type; a task without what one has.
     """
 
     def __init__(
@@ -120,12 +121,21 @@ class Trainer:
         self.clip = math.inf if clip is None else checks.real(clip, "clip", "(0, inf]")
         if patience is not None and validate_every == 0:
             raise ValueError(f"patience: {patience} needs validation, expected validate_every above 0, got 0")
+        needed = ("model", "loss", "batches", "metric", "config", *(["validate"] if validate_every else []))
+        if missing := [name for name in needed if not hasattr(task, name)]:
+            raise TypeError(f"task: expected one with {', '.join(needed)}, got {type(task).__name__} without {missing}")
+        if not isinstance(optimizer, optim.Optimizer):
+            raise TypeError(f"optimizer: expected one of gpulstm.optim, got {checks.shown(optimizer)}")
+        if not isinstance(schedule, (optim.Schedule, type(None))):
+            raise TypeError(f"schedule: expected None or one of gpulstm.optim, got {checks.shown(schedule)}")
         self.task, self.optimizer = task, optimizer
         self.schedule = optim.Constant(optimizer.lr) if schedule is None else schedule
-        self.out = None if out is None else Path(out)
-        self.metrics, self.settings, self.shown = metrics, dict(settings or {}), shown
-        self.rng = np.random.default_rng(seed)
-        self._graph = graph
+        self.out = None if out is None else checks.path(out, "out")
+        self.metrics = [checks.choice(name, "metrics", FORMATS) for name in checks.texts(metrics, "metrics")]
+        self.settings = {} if settings is None else dict(checks.named(settings, "settings", "JSON values"))
+        self.shown = checks.flag(shown, "shown")
+        self.rng = arrays.generator(seed, "seed")
+        self._graph = checks.flag(graph, "graph")
         self._update = Step(task.model, task.loss, optimizer, self.clip, graph)
         self.step = 0
         self.state: Any = None  # of the recurrent layers, carried from window to window
@@ -143,7 +153,7 @@ class Trainer:
         Ctrl-C finishes the step, saves and returns "interrupted"; a second one raises KeyboardInterrupt.
 
         Raises:
-            ValueError: not exactly one limit, or one that is not positive.
+            ValueError, TypeError: not exactly one limit, or one that is no positive number; steps that are not whole.
             TrainingDiverged: a loss, gradient or parameter that is not finite; no update is made of it.
             CheckpointError: a checkpoint could not be written.
         """
@@ -258,6 +268,9 @@ class Trainer:
         Raises:
             CheckpointError: it is of another model, other data or another optimizer.
         """
+        if not isinstance(saved, checkpoint.Checkpoint):
+            raise TypeError(f"saved: expected a gpulstm.train.Checkpoint, got {checks.shown(saved)}")
+        checks.flag(schedule, "schedule")
         record_file = saved.path / checkpoint.RECORD
         with naming(record_file):
             record = Record.of(saved.record, self.task.metric)
@@ -266,7 +279,7 @@ class Trainer:
             found = record.config.get(name)
             if found != value:
                 raise checkpoint.CheckpointError(
-                    f"{record_file}: made with {name} {parsing.shown(found)}, expected {value!r}"
+                    f"{record_file}: made with {name} {checks.shown(found)}, expected {value!r}"
                 )
         training_file = saved.path / checkpoint.TRAINING
         with naming(training_file):
@@ -375,11 +388,13 @@ class _Limit:
         given = {n: v for n, v in (("steps", steps), ("epochs", epochs), ("minutes", minutes)) if v is not None}
         if len(given) != 1:
             raise ValueError(f"limit: expected one of steps, epochs and minutes, got {given or 'none'}")
-        for name, value in given.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}: expected a positive number, got {value}")
+        if steps is not None:
+            steps = checks.integer(steps, "steps")
         if epochs is not None:
-            steps = max(1, round(epochs * steps_per_epoch))
+            epochs = checks.real(epochs, "epochs", "(0, inf)")
+            steps = max(1, round(min(epochs * steps_per_epoch, 2.0**63)))
+        if minutes is not None:
+            minutes = checks.real(minutes, "minutes", "(0, inf)")
         return cls(steps, minutes)
 
     def progress(self, step: int, elapsed: float) -> float:

@@ -58,21 +58,15 @@ class Writer(Protocol):
 
 
 def writers(names: Iterable[str], out: Path, columns: Sequence[str], step: int) -> list[Writer]:
-    """Writers of the formats ``names`` ("jsonl", "csv", "tensorboard") in the directory ``out``.
+    """Writers of the formats ``names`` (keys of :data:`FORMATS`) in the directory ``out``.
 
     Rows beyond ``step`` that are there already are dropped, so that a run resumed at ``step`` records each
     step once.
 
     Raises:
-        ValueError: a name that is not known.
         ModuleNotFoundError: "tensorboard" without the package tensorboardX.
     """
-    made: list[Writer] = []
-    for name in names:
-        if name not in FORMATS:
-            raise ValueError(f"metrics: unknown format {name!r}, expected some of {', '.join(FORMATS)}")
-        made.append(FORMATS[name](out, columns, step))
-    return made
+    return [FORMATS[name](out, columns, step) for name in names]
 
 
 class Jsonl:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, parsing
+from .. import arrays, checks, parsing
 from .checkpoint import CheckpointError
 
 _DEEPEST = 100  # tuples inside each other in a state
@@ -43,7 +43,7 @@ class Record:
         validation = fields.fields("validation", ("loss", metric) if fields.take("validation") else ())
         timed = fields.take("timed")
         if not isinstance(timed, list) or len(timed) != 2:
-            raise TypeError(f"record.timed: expected tokens and seconds, got {parsing.shown(timed)}")
+            raise TypeError(f"record.timed: expected tokens and seconds, got {checks.shown(timed)}")
         pair = parsing.Fields({"tokens": timed[0], "seconds": timed[1]}, "record.timed")
         return cls(
             fields.fields("config").value,
@@ -82,7 +82,7 @@ def check_rng(state: Any, rng: np.random.Generator) -> None:
         fits = False
     if not fits:
         kind = type(bits).__name__
-        raise ValueError(f"record.rng: expected the state of NumPy's {kind}, got {parsing.shown(state)}")
+        raise ValueError(f"record.rng: expected the state of NumPy's {kind}, got {checks.shown(state)}")
 
 
 def under(saved: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -119,5 +119,5 @@ def nest(flat: Mapping[str, np.ndarray], depth: int = 0) -> Any:
         index, dot, rest = name.removeprefix(".").partition(".")
         parts.setdefault(index, {})[dot + rest] = value
     if depth > _DEEPEST or parts.keys() != set(map(str, range(len(parts)))):
-        raise ValueError(f"state: expected tensors numbered from state.0 on, got {parsing.shown(sorted(flat))}")
+        raise ValueError(f"state: expected tensors numbered from state.0 on, got {checks.shown(sorted(flat))}")
     return tuple(nest(parts[str(index)], depth + 1) for index in range(len(parts)))

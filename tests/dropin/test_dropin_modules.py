@@ -105,6 +105,14 @@ def test_what_torch_refuses_is_refused_alike(kind: str, options: dict[str, Any])
         assert type(errors[0]) is type(errors[1])
 
 
+@pytest.mark.parametrize("sizes", [(3, 0), (0, 4)])
+def test_a_cell_may_have_a_size_of_0(sizes: tuple[int, int]) -> None:
+    ours, theirs = twins("LSTMCell", *sizes)
+    x = torch.ones(2, sizes[0])
+    for a, b in zip(ours(x), theirs(x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_no_kernel_computes_relu() -> None:
     with pytest.raises(ValueError, match=r"nonlinearity: expected 'tanh'.*got 'relu'"):
         RNN(3, 4, nonlinearity="relu")

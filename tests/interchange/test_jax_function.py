@@ -174,7 +174,10 @@ def test_what_jax_cannot_do_here() -> None:
     [
         ({"params": [1]}, TypeError, "params: expected a dict of arrays"),
         ({"params": {}}, TypeError, "params: expected a dict of arrays"),
+        ({"params": {1: np.zeros(3)}}, TypeError, "params: expected strings as keys, got 1"),
         ({"params": {"weight": np.zeros(3)}}, ValueError, "weight"),
+        ({"x": np.ones((5, 2, 3), object)}, TypeError, "x: expected an array that JAX takes, got dtype object"),
+        ({"x": np.ma.ones((5, 2, 3))}, TypeError, "x: expected an array, got a masked one"),
         (
             {"x": np.ones((5, 2, 4), np.float32)},
             ValueError,

@@ -170,7 +170,7 @@ def test_wrong_layout_hint(tmp_path: Path) -> None:
     path = _saved(_stack(), tmp_path / "m.keras")
     with pytest.raises(io.WeightsError, match=r"layer 'zeroth': layout: 'cudnn' is an LSTM's, with two biases \(48,\)"):
         io.load_keras(path, layout="cudnn")
-    with pytest.raises(ValueError, match="layout: expected None or one of keras, cudnn, got 'torch'"):
+    with pytest.raises(ValueError, match="layout: expected one of keras, cudnn, got 'torch'"):
         io.load_keras(path, layout="torch")
 
 
