@@ -27,8 +27,8 @@ _ANSWER = 1 << 24  # bytes of the description of what was found
 T = TypeVar("T")
 
 
-def layers(data: bytes) -> tuple[list[dict[str, Any]], str | None]:
-    """The recurrent layers in an HDF5 file of these bytes, and the text of the model's configuration if it has one.
+def layers(source: Path | bytes) -> tuple[list[dict[str, Any]], str | None]:
+    """The recurrent layers in an HDF5 file, or one of these bytes, and the text of the model's configuration if any.
 
     Each is a dict of ``path`` (of its group, None in a file of Keras 2), ``name``, ``weights`` (a list of arrays once a
     direction) and ``why_not`` (what a layer without such weights is).
@@ -40,6 +40,7 @@ def layers(data: bytes) -> tuple[list[dict[str, Any]], str | None]:
     if not sys.executable or getattr(sys, "frozen", False):
         raise WeightsError("HDF5 is read in a process of its own; expected the path of Python in sys.executable")
     try:
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
         child = subprocess.Popen(
             [sys.executable, "-I", str(Path(hdf5_child.__file__))],
             stdin=subprocess.PIPE,
@@ -51,11 +52,11 @@ def layers(data: bytes) -> tuple[list[dict[str, Any]], str | None]:
     except OSError as error:
         raise WeightsError(f"HDF5 is read in a process of its own, which could not be started: {error}") from error
     with child as process:
-        feeder = threading.Thread(target=_feed, args=(process.stdin, data), daemon=True)
+        feeder = threading.Thread(target=_feed, args=(process.stdin, source, size), daemon=True)
         feeder.start()
         try:
             _within(_START, process, _started)
-            found, arrays = _within(_SECONDS + len(data) / _RATE, process, lambda out: _answer(out, len(data)))
+            found, arrays = _within(_SECONDS + size / _RATE, process, lambda out: _answer(out, size))
         finally:
             process.kill()
             feeder.join()
@@ -64,12 +65,14 @@ def layers(data: bytes) -> tuple[list[dict[str, Any]], str | None]:
     return found["layers"], found["words"]
 
 
-def _feed(stdin: Any, data: bytes) -> None:
-    """Give the process its request and the file; it may end before it has read them."""
-    request = {"path": [entry for entry in sys.path if isinstance(entry, str)], "size": len(data)}
+def _feed(stdin: Any, source: Path | bytes, size: int) -> None:
+    """Give the process its request, and a file that has no name; it may end before it has read them."""
+    request: dict[str, Any] = {"path": [entry for entry in sys.path if isinstance(entry, str)], "size": size}
+    request["file"] = None if isinstance(source, bytes) else str(source)
     with suppress(OSError), stdin:
         stdin.write(json.dumps(request).encode() + b"\n")
-        stdin.write(data)
+        if isinstance(source, bytes):
+            stdin.write(source)
 
 
 def _within(seconds: float, process: subprocess.Popen[bytes], take: Callable[[IO[bytes]], T]) -> T:

@@ -1,16 +1,17 @@
 """Reads one of Keras's HDF5 files, in a process of its own: damaged bytes can make HDF5's library turn in circles.
 
-:mod:`gpulstm.io.hdf5` starts this file by its path and ends it when it takes too long. It takes the file at stdin and
-gives a line of JSON and the bytes of arrays at stdout. No class is looked up and nothing in the file is run; a file
+:mod:`gpulstm.io.hdf5` starts this script by its path and ends it when it takes too long. It is told of a file at stdin
+and gives a line of JSON and the bytes of arrays at stdout. No class is looked up and nothing in a file is run; a file
 cannot lead to another one (links, external and virtual data sets are refused) nor declare much more than it holds.
 
-    stdin   a line of JSON: {"path": sys.path, "size": bytes}; the file
+    stdin   a line of JSON: {"path": sys.path, "file": its name or null, "size": bytes}; without a name, the file
     stdout  READY once the libraries are there; a line of JSON: {"layers", "words", "arrays": [{"size", "shape"}, ...]}
             or {"error": text}; the arrays end to end, little-endian
 """
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 READY = b"ready\n"
-_RATIO = 64  # times its own size is the most that a file may declare
+_RATIO = 64  # times its own size is the most that a file may declare,
+_MORE = 1 << 30  # or that many bytes more than its size;
 _ROOM = 1 << 20  # bytes that any file may declare
 _SPARE = 1 << 28  # bytes of memory that the library may take besides
 _DEPTH = 64  # groups inside each other
@@ -34,7 +36,7 @@ class _Refused(ValueError):
 
 def allowed(size: int) -> int:
     """Bytes that a file of ``size`` bytes may declare in all."""
-    return _RATIO * size + _ROOM
+    return min(_RATIO * size, size + _MORE) + _ROOM
 
 
 class _Reader:
@@ -144,9 +146,9 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _read(h5py: Any, data: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:
-    with h5py.File(h5py.h5f.open_file_image(data)) as file:
-        reader = _Reader(h5py, len(data))
+def _read(h5py: Any, stream: Any, size: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+    with h5py.File(stream, "r") as file:
+        reader = _Reader(h5py, size)
         words = _text(file.attrs["model_config"]) if "model_config" in file.attrs else None
         root = reader.child(file, "model_weights") if "model_weights" in file else file
         layers = list(_legacy(reader, root) if "layer_names" in root.attrs else _current(reader, file))
@@ -177,9 +179,10 @@ def main() -> None:
 
         stdout.write(READY)
         stdout.flush()
-        data = stdin.read(request["size"])
-        _limit_memory(len(data))
-        answer, arrays = _read(h5py, data)
+        size, name = request["size"], request["file"]
+        _limit_memory(size)
+        with open(name, "rb") if name is not None else io.BytesIO(stdin.read(size)) as stream:
+            answer, arrays = _read(h5py, stream, size)
     except _DAMAGED as error:
         answer = {"error": str(error) or type(error).__name__}
     stdout.write(json.dumps(answer).encode() + b"\n")

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import parsing
 from . import hdf5
-from .common import PathLike, WeightsError, read, require
+from .common import PathLike, WeightsError, path_of, read, require
 from .hdf5_child import allowed
 
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"
@@ -54,14 +54,16 @@ def found_in(path: PathLike) -> list[Found]:
         ImportError: h5py is not installed.
     """
     require("h5py", "keras")
-    data = read(path)
+    start = read(path, length=len(_HDF5))
     text: str | bytes | None = None
     try:
-        if data.startswith(_ZIP):
-            data, text = _unpacked(data)
-        if not data.startswith(_HDF5):
+        if start.startswith(_ZIP):
+            data, text = _unpacked(read(path))
+            layers, inside = hdf5.layers(data)
+        elif start == _HDF5:
+            layers, inside = hdf5.layers(path_of(path))
+        else:
             raise WeightsError("expected a .keras archive or an HDF5 file")
-        layers, inside = hdf5.layers(data)
         text = inside or text
         configs = {} if text is None else dict(_configurations(_words(text), ""))
     except ValueError as error:
