@@ -17,7 +17,7 @@ from .. import arrays, checks, dispatch, files, nn, ops
 Arrays = dict[str, np.ndarray]
 PathLike = str | os.PathLike[str]
 path_of = checks.path
-_MOST = 1 << 33  # bytes of a file; 2·10⁹ parameters of float32
+MOST = 1 << 33  # bytes of a file; 2·10⁹ parameters of float32
 
 
 class WeightsError(ValueError):
@@ -38,7 +38,7 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
-def read(path: PathLike, most: int = _MOST, *, offset: int = 0, length: int | None = None) -> bytes:
+def read(path: PathLike, most: int = MOST, *, offset: int = 0, length: int | None = None) -> bytes:
     """The bytes of a file of ``most`` bytes at most, or a part of them, as :func:`gpulstm.files.read` gives them.
 
     Raises:

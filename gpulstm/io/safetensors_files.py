@@ -12,7 +12,7 @@ from gpulstm_kernels import bfloat16
 
 from .. import checks, files, nn, parsing
 from . import models
-from .common import Arrays, PathLike, WeightsError, check_target, on_host, path_of, read, write
+from .common import MOST, Arrays, PathLike, WeightsError, check_target, on_host, path_of, read, write
 from .torch_names import from_state_dict
 
 _KEY = "gpulstm"  # of the metadata: JSON that describes the layer or model
@@ -25,9 +25,7 @@ _DTYPES = {
     "U16": np.uint16,  # bfloat16 too, of a quantized layer
     "I8": np.int8,
 }
-
-
-_HEADER = 1 << 24  # bytes
+_HEADER = 1 << 24  # bytes of names and shapes
 
 
 def save_safetensors(layer: nn.Layer, path: PathLike) -> None:
@@ -37,11 +35,18 @@ def save_safetensors(layer: nn.Layer, path: PathLike) -> None:
     weights of a quantized layer stay what they are.
 
     Raises:
-        ValueError: a parameter that is not finite, models that nest too deeply, a disk that refuses.
+        ValueError: a parameter that is not finite, models that nest too deeply, a file larger than one that is read
+            (8 GiB), a disk that refuses.
         TypeError: ``layer`` is no layer, or one of a class of your own.
     """
     description = models.describe(layer)
-    write(path, files.of_tensors(on_host(layer), {"format": "np", _KEY: description}))
+    data = files.of_tensors(on_host(layer), {"format": "np", _KEY: description})
+    header = int.from_bytes(data[:8], "little")
+    if len(data) > MOST or header > _HEADER:
+        raise WeightsError(
+            f"{path}: expected at most {MOST} bytes, {_HEADER} of them for names and shapes, got {len(data)}, {header}"
+        )
+    write(path, data)
 
 
 def load_safetensors(

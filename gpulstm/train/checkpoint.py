@@ -29,7 +29,7 @@ VERSION = 1
 MODEL, TRAINING, RECORD = "model.safetensors", "training.safetensors", "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY = ".tmp-"
-_MOST = {MODEL: 1 << 33, TRAINING: 1 << 34, RECORD: 1 << 24}  # bytes that are read
+_MOST = {MODEL: 1 << 37, TRAINING: 1 << 38, RECORD: 1 << 24}  # bytes that are read
 
 
 class CheckpointError(ValueError):

@@ -152,6 +152,24 @@ def test_keras(suffix: str, tmp_path: Path) -> None:
                 _assert_part(found[f"{name}_{number}" if number else name], layer, number, one_bias=True)
 
 
+def test_names_in_keras(tmp_path: Path) -> None:
+    """A name that a stack's second layer takes is no other layer's; no layer is lost."""
+    layers = {"a": gpulstm.LSTM(3, 4, 2, seed=0), "a_1": gpulstm.LSTM(5, 6, seed=1), "b/c": gpulstm.LSTM(7, 8, seed=2)}
+    io.save_keras(layers, tmp_path / "m.weights.h5")
+    found = io.load_keras(tmp_path / "m.weights.h5")
+    assert {name: layer.config.input_size for name, layer in found.items()} == {"a": 3, "a_1": 4, "a_1_1": 5, "b/c": 7}
+    with pytest.raises(io.WeightsError, match="layers: expected names without NUL"):
+        io.save_keras({"a\0": layers["a"]}, tmp_path / "m.weights.h5")
+
+
+def test_onnx_of_two_dtypes(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3, seed=0), gpulstm.LSTM(3, 2, dtype="float64", seed=0))
+    with pytest.raises(ValueError, match=r"dtype: expected one for all parameters, .* got \['float32', 'float64'\]"):
+        io.export_onnx(model, tmp_path / "m.onnx")
+    io.export_onnx(model, tmp_path / "m.onnx", dtype="float64")
+    assert io.onnx_layers(tmp_path / "m.onnx").keys() == {"1.lstm_l0"}
+
+
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "fortran": np.asfortranarray,
     "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
