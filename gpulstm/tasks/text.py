@@ -179,7 +179,7 @@ def _model_config(saved: Checkpoint) -> dict[str, Any]:
     try:
         config = parsing.Fields(saved.record, "record").fields("config")
         if (task := config.take("task")) != NAME:
-            raise ValueError(f"record.config.task: is {checks.shown(task)}, expected {NAME!r}")
+            raise ValueError(f"record.config: task is {checks.shown(task)}, expected {NAME!r}")
         embed, hidden, layers = (config.integer(name, 1) for name in ("embed", "hidden", "layers"))
         config.real("dropout", "[0, 1)")
         config.text("data")
