@@ -12,6 +12,11 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+import sys
+
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == "gpulstm":  # python -m gpulstm
+    import gpulstm_command  # noqa: F401  # before anything that takes a while
+
 from typing import Any
 
 from gpulstm_kernels.cuda.precision import allow_tf32

@@ -1,5 +1,5 @@
 """``python -m gpulstm``: the command line."""
 
-from .cli import main
+from gpulstm_command import main
 
 main()

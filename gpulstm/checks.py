@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays
+from . import arrays, machine
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 HALVES = ("float16", "bfloat16")
@@ -82,6 +82,13 @@ def text(value: Any, name: str) -> str:
     return value
 
 
+def function(value: Any, name: str) -> Any:
+    """``value``, which can be called, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}: expected None or a function, got {shown(value)}")
+    return value
+
+
 def texts(value: Any, name: str) -> list[str]:
     """``value``, several strings: one alone is refused, since it would be taken letter by letter."""
     if isinstance(value, (str, bytes, np.ndarray)) or not isinstance(value, Iterable):
@@ -124,13 +131,8 @@ def fits(size: int, name: str, got: Any) -> None:
 
 @functools.cache
 def _memory() -> int:
-    """Bytes of this machine's memory; where the system does not tell, of an address space."""
-    try:
-        pages = os.sysconf("SC_PHYS_PAGES")
-        size = pages * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        size = 0
-    return size if size > 0 else 2**47
+    """Bytes of memory that this process could have; where the system does not tell, of an address space."""
+    return machine.memory() or 2**47
 
 
 def dtype(value: Any, device: str = "cpu") -> np.dtype:

@@ -9,24 +9,29 @@ import functools
 import json
 import os
 import platform
+import signal
 import sys
+import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from . import __version__, dispatch, get_num_threads
+from . import __version__, checks, dispatch, get_num_threads
 from .data.text import Corpus, read
+from .files import FolderInUse, FolderLock
 from .tasks.text import FIXED, Settings, TextTask, restored, sample, settings_of
 from .train import checkpoint
 from .train.checkpoint import Checkpoint, CheckpointError
-from .train.loop import Trainer
+from .train.loop import Trainer, TrainingDiverged
+from .train.progress import Bytes
 
 RUNS = Path("runs")
 _INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+_STOPPED = {"interrupted": _INTERRUPTED, "terminated": 143}  # and SIGTERM
 
 # What bad input, a full disk or a small memory can raise. GPULSTM_TRACEBACK=1 shows where.
 _USER_ERRORS = (
@@ -41,24 +46,78 @@ _USER_ERRORS = (
 )
 
 
+class _CtrlC:
+    """While a command works, the first Ctrl-C raises KeyboardInterrupt, so that it can clean up; a second one, which
+    comes where something has swallowed the first or cleaning up takes long, ends the process."""
+
+    seen = False
+
+    def __enter__(self) -> _CtrlC:
+        self._before = signal.getsignal(signal.SIGINT)
+        ignored = self._before in (None, signal.SIG_IGN)
+        self._active = not ignored and threading.current_thread() is threading.main_thread()
+        if self._active:
+            signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._active:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if self.seen:
+            os._exit(_INTERRUPTED)
+        self.seen = True
+        raise KeyboardInterrupt
+
+
 def _friendly(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors that a user can cause become one line, "Error: ...", and exit code 1."""
+    """Errors that a user can cause become one line, "Error: ...", and exit code 1; Ctrl-C one line and 130."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        ctrl_c = _CtrlC()
         try:
-            command(*args, **kwargs)
+            with ctrl_c:
+                command(*args, **kwargs)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             sys.exit(_INTERRUPTED)
         except BrokenPipeError:  # click ends quietly when the reader of a pipe has gone
             raise
         except _USER_ERRORS as error:
+            if ctrl_c.seen:  # an import or a callback that was cut short raises what it likes
+                click.echo("Interrupted.", err=True)
+                sys.exit(_INTERRUPTED)
             if os.environ.get("GPULSTM_TRACEBACK"):
                 raise
             raise click.ClickException(str(error) or type(error).__name__) from error
 
     return wrapped
+
+
+class _Commands(click.Group):
+    """Answers wrong options as all other mistakes: by one line, and exit code 1."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
+
+
+def _in_one_line(error: click.UsageError) -> click.ClickException:
+    if type(error).__name__ == "NoArgsIsHelpError":  # it prints the help
+        return error
+    if type(error) is click.BadParameter and error.param is not None:
+        return click.ClickException(f"{error.param.name}: {error.message}")
+    return click.ClickException(error.format_message())
 
 
 def _setting(flag: str, kind: type, text: str) -> Callable[[Any], Any]:
@@ -67,10 +126,14 @@ def _setting(flag: str, kind: type, text: str) -> Callable[[Any], Any]:
     return click.option(flag, type=kind, help=text if default is None else f"{text} [default: {default}]")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gpulstm")
 def cli() -> None:
-    """Train, sample and inspect LSTMs."""
+    """Train, sample and inspect LSTMs.
+
+    Every mistake is answered by one line, "Error: ...", and exit code 1. Ctrl-C ends with 130, SIGTERM with 143;
+    training finishes its step and saves first.
+    """
 
 
 @cli.group()
@@ -113,13 +176,18 @@ def train() -> None:
 def text(out: str | None, resume: bool, as_json: bool, **options: Any) -> None:
     """A character language model of any text; it ends with held-out bits per character and a sample."""
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    saved = _to_resume(out) if resume else None
-    if saved is None:
-        folder, settings = _new_folder(out), Settings(**given)
-    else:
-        folder, settings = saved.path.parent, _merge(given, saved)
-    with _kernels(settings):
-        corpus = read(settings.data)
+    with ExitStack() as stack:
+        saved = None
+        if resume:
+            lock = stack.enter_context(FolderLock(_to_resume(out)))
+            saved = _last(lock.folder)
+            settings = _merge(given, saved)
+        else:
+            settings = Settings(**given)
+            lock = _new_folder(out, stack)
+        stack.enter_context(_kernels(settings))
+        with closing(Bytes("reading")) as bar:
+            corpus = read(settings.data, bar)
         if saved is not None:
             _check_data(corpus, saved)
         click.echo(corpus.describe())
@@ -130,13 +198,14 @@ def text(out: str | None, resume: bool, as_json: bool, **options: Any) -> None:
             settings.make_schedule(),
             clip=settings.clip,
             seed=settings.seed,
-            out=folder,
+            out=lock.folder,
             save_every=settings.save_every,
             keep=settings.keep,
             validate_every=settings.validate_every,
             patience=settings.patience,
             metrics=settings.metrics,
-            settings=settings.as_json() | {"source": corpus.source},
+            settings=settings.as_json() | {"source": corpus.source, "utf8": task.utf8},
+            lock=lock,
         )
         if saved is not None:
             for name, version in checkpoint.versions().items():
@@ -145,24 +214,26 @@ def text(out: str | None, resume: bool, as_json: bool, **options: Any) -> None:
             trainer.resume(saved, schedule=not {"lr", "schedule"} & given.keys())
         parameters = sum(value.size for value in task.model.params.values())
         start = f"resumed at step {trainer.step}" if saved else "new run"
-        click.echo(f"{parameters:,} parameters; {start} in {folder}")
+        click.echo(f"{parameters:,} parameters; {start} in {lock.folder}")
 
         result = trainer.run(**settings.limits())
-        interrupted = result.reason == "interrupted"
-        if interrupted:
+        if result.reason in _STOPPED:
             quality = result.validation
-            click.echo(f"Interrupted at step {result.step}; saved {result.checkpoint}")
-            click.echo(f"To go on: gpulstm train text --out {folder} --resume")
+            click.echo(f"{result.reason.capitalize()} at step {result.step}; saved {result.checkpoint}")
+            click.echo(f"To go on: gpulstm train text --out {lock.folder} --resume")
         else:
             if settings.patience is not None and result.checkpoint is not None:
                 task.model.load_state_dict(checkpoint.load(result.checkpoint).model)  # the best one
-            quality = task.evaluate()
+            with closing(Bytes("measuring")) as bar:
+                quality = task.evaluate(bar)
+            if (cause := task.diverged(result.loss, quality["loss"])) is not None:
+                raise TrainingDiverged(cause)
             click.echo(
                 f"{result.reason} at step {result.step}: {quality['bits_per_char']:.4f} bits per character "
                 f"on held-out text, {result.tokens_per_second:,.0f} tokens/s, {result.seconds:,.0f} s"
             )
             click.echo(f"checkpoint {result.checkpoint}")
-            click.echo(f"--- sample\n{sample(task.model, rng=settings.seed)}\n---")
+            click.echo(f"--- sample\n{sample(task.model, rng=settings.seed, utf8=task.utf8)}\n---")
     if as_json:
         summary = {
             "steps": result.step,
@@ -175,8 +246,8 @@ def text(out: str | None, resume: bool, as_json: bool, **options: Any) -> None:
             "checkpoint": str(result.checkpoint),
         }
         click.echo(json.dumps(summary, allow_nan=False))
-    if interrupted:
-        sys.exit(_INTERRUPTED)
+    if result.reason in _STOPPED:
+        sys.exit(_STOPPED[result.reason])
 
 
 @cli.command("sample")
@@ -198,11 +269,13 @@ def sample_command(
     backend: str | None,
 ) -> None:
     """Let a trained character model go on from a prompt."""
-    saved = checkpoint.load(path)
+    saved = checkpoint.load(checks.path(path, "checkpoint"))
     with _kernels(Settings(backend=backend)):
         # one step at a time is a CPU's work, unless a backend is asked for
         model = restored(saved, dispatch.choose_device("auto") if backend else "cpu")
-        click.echo(prompt + sample(model, prompt, length, temperature=temperature, top_k=top_k, rng=seed))
+        utf8 = saved.record.get("settings", {}).get("utf8") is True  # not in checkpoints of older versions
+        written = sample(model, prompt, length, temperature=temperature, top_k=top_k, rng=seed, utf8=utf8)
+        click.echo(prompt + written)
 
 
 @cli.command()
@@ -269,29 +342,44 @@ def _kernels(settings: Settings) -> Any:
     return nullcontext() if settings.backend is None else dispatch.use_backend(settings.backend)
 
 
-def _new_folder(out: str | None) -> Path:
-    """``out``, or the first of runs/text-1, runs/text-2, ... that is free; never one with checkpoints."""
-    if out is None:
-        number = 1
-        while (RUNS / f"text-{number}").exists():
-            number += 1
-        return RUNS / f"text-{number}"
-    if (found := checkpoint.latest(out)) is not None:
-        raise CheckpointError(f"out: {out} holds {found.name} already; expected an empty one, or --resume to go on")
-    return Path(out)
+def _new_folder(out: str | None, stack: ExitStack) -> FolderLock:
+    """``out``, or the first of runs/text-1, runs/text-2, ... that is free, held; never one with checkpoints."""
+    if out is not None:
+        lock = stack.enter_context(FolderLock(checks.path(out, "out")))
+        if (found := checkpoint.latest(out)) is not None:
+            raise CheckpointError(f"out: {out} holds {found.name} already; expected an empty one, or --resume to go on")
+        return lock
+    number = 1
+    while True:
+        folder = RUNS / f"text-{number}"
+        if not folder.exists():
+            with ExitStack() as attempt, suppress(FolderInUse):
+                lock = attempt.enter_context(FolderLock(folder))
+                if folder in lock.made:  # no other run was quicker
+                    stack.push(attempt.pop_all())
+                    return lock
+        number += 1
 
 
-def _to_resume(out: str | None) -> Checkpoint:
-    """The last checkpoint in ``out``, or in the newest run of runs/text-N."""
+def _to_resume(out: str | None) -> Path:
+    """``out``, or the newest run of runs/text-N that holds a checkpoint."""
     if out is None:
         runs = (path for path in RUNS.glob("text-*") if path.name[5:].isdecimal() and checkpoint.latest(path))
         folder = max(runs, key=lambda path: int(path.name[5:]), default=None)
         if folder is None:
             raise CheckpointError(f"resume: expected a run in {RUNS}/text-N, found none")
-        return checkpoint.load(folder)
-    if checkpoint.latest(out) is None:
+        return folder
+    folder = checks.path(out, "out")
+    if not folder.is_dir():
         raise CheckpointError(f"resume: expected a checkpoint in {out}, found none")
-    return checkpoint.load(out)
+    return folder
+
+
+def _last(folder: Path) -> Checkpoint:
+    found = checkpoint.latest(folder)
+    if found is None:
+        raise CheckpointError(f"resume: expected a checkpoint in {folder}, found none")
+    return checkpoint.load(found)
 
 
 def _merge(given: dict[str, Any], saved: Checkpoint) -> Settings:
@@ -323,8 +411,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a sample may hold what the terminal cannot show
+    sys.unraisablehook = _unraisable
     cli()
 
 
-if __name__ == "__main__":
-    main()
+def _unraisable(what: Any) -> None:
+    """A Ctrl-C in a place from which no exception gets out, such as a callback of a library, still ends the process."""
+    if what.exc_type is KeyboardInterrupt:
+        os._exit(_INTERRUPTED)
+    sys.__unraisablehook__(what)

@@ -73,6 +73,28 @@ def test_what_is_no_checkpoint_stays(tmp_path):
     assert names(tmp_path) == ["step-00000002", "step-00000099", "step-notes"]
     assert latest(tmp_path).name == "step-00000002"
     assert latest(tmp_path / "nowhere") is None
+    (tmp_path / "step-00000004").mkdir()
+    (tmp_path / "step-00000005").mkdir()
+    (tmp_path / "step-00000005" / "notes").touch()
+    write(tmp_path, 3, keep=1)
+    assert load(tmp_path).step == 3
+    write(tmp_path, 4, keep=1)  # an empty folder is in nobody's way
+    assert load(tmp_path).step == 4
+    with pytest.raises(CheckpointError, match=r"step-00000005: could not be written"):
+        write(tmp_path, 5)
+    assert names(tmp_path) == ["step-00000004", "step-00000005", "step-00000099", "step-notes"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(tmp_path, monkeypatch, caplog):
+    def refuse(path: Path, **_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    write(tmp_path, 1)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    for step in (2, 3):
+        write(tmp_path, step, keep=1)
+    assert "could not be removed: Permission denied" in caplog.text
+    assert load(tmp_path).step == 3
 
 
 def test_no_overwriting(tmp_path):

@@ -85,7 +85,7 @@ def _write(folder: Path, body: dict[str, Any]) -> None:
 
 def _resumed(out: Path) -> None:
     """What ``gpulstm train text --resume`` does, and one step."""
-    saved = cli._to_resume(str(out))
+    saved = cli._last(cli._to_resume(str(out)))
     settings = cli._merge({}, saved)
     corpus = read(settings.data)
     cli._check_data(corpus, saved)

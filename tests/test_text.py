@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 import sysconfig
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import numpy as np
 import pytest
 
 from gpulstm import nn
-from gpulstm.data import Lanes, read, text
+from gpulstm.data import Lanes, mapped, read, utf8
+from gpulstm.data import lanes as lanes_module
 from gpulstm.tasks.text import Settings, TextTask, build, evaluate, sample
 
 PROSE = "The quick brown fox jumps over the lazy dog; größer, schöner, weiter. Ĵaŭdo → 中文.\n"
@@ -105,9 +109,78 @@ def test_data_that_is_no_utf8(tmp_path):
     path.write_bytes("größe ".encode("latin-1") * 200)
     corpus = read(path)
     assert b"".join(corpus.train + corpus.held_out) == path.read_bytes()
-    assert text.character_starts("gröé".encode("latin-1")).all()
-    assert text.character_starts("g→ö".encode()).tolist() == [True, True, False, False, True, False]
-    assert len(text.character_starts(b"")) == 0
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 1 << 20])
+def test_what_is_utf8(monkeypatch, chunk):
+    monkeypatch.setattr(utf8, "_CHUNK", chunk)
+    for document in ("g→ö", "", "😀", PROSE):
+        assert utf8.is_utf8(document.encode())
+        assert utf8.is_utf8(memoryview(document.encode()))
+    for wrong in ("gröé".encode("latin-1"), "g→".encode()[:-1], b"\x80", b"\xc0\x80", b"\xed\xa0\x80"):
+        assert not utf8.is_utf8(wrong)
+
+
+def test_every_character_can_be_written_and_nothing_else():
+    ends = (0x7F, 0x80, 0x7FF, 0x800, 0xFFF, 0x1000, 0xCFFF, 0xD000, 0xD7FF, 0xE000, 0xFFFF, 0x10000, 0x10FFFF)
+    rng = np.random.default_rng(0)
+    for code in [*ends, *(int(code) for code in rng.integers(0x110000, size=500) if not 0xD800 <= code < 0xE000)]:
+        writer = utf8.Writer()
+        for byte in chr(code).encode():
+            for part in writer.impossible():
+                assert byte not in range(part.start, part.stop)
+            writer.add(byte)
+    written = bytearray()
+    writer = utf8.Writer()
+    for _ in range(20000):
+        possible = np.ones(256, bool)
+        for part in writer.impossible():
+            possible[part] = False
+        written.append(int(rng.choice(np.flatnonzero(possible))))
+        writer.add(written[-1])
+    text = written.decode("utf-8", errors="ignore")
+    assert 20000 - 3 <= len(text.encode()) <= 20000  # no byte is wrong, though the last character may lack some
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_wide_text_becomes_utf8(tmp_path, monkeypatch, encoding):
+    prose = PROSE * 20
+    for name in ("plain", "wide"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_bytes(
+            prose.encode() if name == "plain" else ("\ufeff" + prose).encode(encoding)
+        )
+    plain = read(tmp_path / "plain" / "a.txt")
+    for least in (1 << 24, 1):  # read, and mapped
+        monkeypatch.setattr(mapped, "LEAST", least)
+        for path in ("wide", "wide/a.txt"):
+            wide = read(tmp_path / path)
+            assert (wide.train, wide.held_out, wide.digest) == (plain.train, plain.held_out, plain.digest)
+            assert wide.describe().endswith("held out; 1 converted from UTF-16 or UTF-32 to UTF-8")
+    (tmp_path / "wide" / "a.txt").write_bytes(("x" * 500 + prose).encode(encoding))  # without the mark
+    with pytest.raises(
+        ValueError, match=r"data: '.*a\.txt' looks like UTF-16 or UTF-32 without a byte order mark; expe"
+    ):
+        read(tmp_path / "wide" / "a.txt")
+    (tmp_path / "wide" / "b.txt").write_text(prose, "utf-8")
+    left_out = "; 1 left out that look like UTF-16 or UTF-32 without a byte order mark"
+    assert read(tmp_path / "wide").describe().endswith(f"0.00 MB held out{left_out}")
+
+
+def test_wide_text_that_is_damaged(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeff".encode("utf-16-le") + b"\x00\xd8" * 50)  # halves of surrogate pairs
+    with pytest.raises(ValueError, match=r"data: '.*a\.txt' begins as UTF-16, but is not: illegal"):
+        read(path)
+    (tmp_path / "b.txt").write_text(PROSE * 20, "utf-8")
+    assert len(read(tmp_path).train) == 1  # in a directory it is a binary file
+
+
+def test_zeros_alone_are_no_wide_text(tmp_path):
+    path = tmp_path / "a"
+    for content in (bytes(4000), b"\0\0a\0" * 1000, b"ab\0" * 1000, np.arange(1000, dtype="<i4").tobytes()):
+        path.write_bytes(content)
+        assert len(read(path).train) == 1
 
 
 def test_missing_data(tmp_path):
@@ -208,6 +281,143 @@ def test_lanes_go_on_anywhere():
             assert found.fresh == expected.fresh
             np.testing.assert_array_equal(found.inputs, expected.inputs)
             np.testing.assert_array_equal(found.targets, expected.targets)
+
+
+class Rolled:
+    """Lanes as they are described: all documents in one array, which is rolled and cut."""
+
+    def __init__(self, documents: list[bytes], batch: int, seq_len: int, seed: int, separator: bytes) -> None:
+        self.batch, self.seq_len, self.seed = batch, seq_len, seed
+        self.documents = [np.frombuffer(document + separator, np.uint8) for document in documents]
+
+    def epoch(self, number: int) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng([self.seed, number])
+        ring = np.concatenate([self.documents[i] for i in rng.permutation(len(self.documents))])
+        ring = np.roll(ring, -int(rng.integers(len(ring))))
+        length = (len(ring) - 1) // self.batch
+        lanes = np.stack([ring[lane * length : (lane + 1) * length + 1] for lane in range(self.batch)])
+        for at in range(0, length // self.seq_len * self.seq_len, self.seq_len):
+            yield lanes[:, at : at + self.seq_len + 1].T
+
+
+@pytest.mark.parametrize("block", [1, 100, 1 << 22])
+@pytest.mark.parametrize("separator", [b"\0", b"", b"<end>"])
+def test_lanes_are_those_of_one_long_array(monkeypatch, block, separator):
+    monkeypatch.setattr(lanes_module, "_BLOCK", block)
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(1, 256, size, np.uint8).tobytes() for size in (200, 1, 0, 77, 350, 2)]
+    for batch, seq_len, seed in ((1, 1, 0), (3, 7, 1), (5, 110, 2), (40, 3, 3)):
+        lanes = Lanes([memoryview(d) for d in documents], batch, seq_len, seed=seed, separator=separator)
+        for epoch in range(3):
+            for window in Rolled(documents, batch, seq_len, seed, separator).epoch(epoch):
+                assert lanes.epoch == epoch
+                found = lanes.next()
+                np.testing.assert_array_equal(found.inputs, window[:-1])
+                np.testing.assert_array_equal(found.targets, window[1:])
+                assert found.inputs.dtype == found.targets.dtype == np.int64
+
+
+def test_mapped_files_are_as_those_read(tmp_path, monkeypatch):
+    fill(tmp_path, 60)
+    for path in (tmp_path, tmp_path / "part0" / "0.txt"):
+        expected = read(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(mapped, "LEAST", 300)
+            corpus = read(path)
+        assert corpus == expected
+        assert corpus.mapped
+        assert not expected.mapped
+
+
+def test_progress_is_told_of_every_byte(tmp_path, monkeypatch):
+    fill(tmp_path, 40)
+    monkeypatch.setattr(mapped, "LEAST", 300)
+    monkeypatch.setattr(mapped, "_CHUNK", 7)
+    told: list[tuple[int, int]] = []
+    corpus = read(tmp_path, lambda *figures: told.append(figures))
+    size = sum(map(len, corpus.train + corpus.held_out))
+    assert told[-1] == (size, size)
+    assert sorted(told) == told
+    assert len(told) > size / 10
+    told.clear()
+    TextTask(Settings(embed=2, hidden=2, batch=3, seq_len=5), corpus).evaluate(lambda *figures: told.append(figures))
+    assert told[-1][0] == told[-1][1] == sum(map(len, corpus.held_out)) + len(corpus.held_out)
+
+
+def long_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> TextTask:
+    """A task on a mapped file of 100 kB of which every batch is gathered by itself."""
+    path.write_bytes(PROSE.encode() * 1000)
+    monkeypatch.setattr(mapped, "LEAST", 1)
+    monkeypatch.setattr(lanes_module, "_BLOCK", 1)
+    return TextTask(Settings(embed=2, hidden=2, batch=3, seq_len=50), read(path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file that is mapped cannot be cut short on Windows")
+def test_a_mapped_file_that_is_cut_short_is_an_error_and_no_crash(tmp_path, monkeypatch):
+    task = long_file(tmp_path / "a", monkeypatch)
+    task.batches.next()
+    os.truncate(tmp_path / "a", 50)
+    message = r"data: '.*a' was cut to 50 bytes while it was in use; expected its \d+ bytes to stay until training ends"
+    for use in (task.batches.next, task.validate, task.evaluate):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file that is mapped cannot be removed on Windows")
+def test_a_mapped_file_that_is_replaced_stays_as_it_was(tmp_path, monkeypatch, caplog):
+    task = long_file(tmp_path / "a", monkeypatch)
+    other = Lanes([bytes(task._corpus.train[0])], 3, 50)
+    (tmp_path / "b").write_text("short")
+    for change in (lambda: os.replace(tmp_path / "b", tmp_path / "a"), (tmp_path / "a").unlink):
+        change()
+        np.testing.assert_array_equal(task.batches.next().inputs, other.next().inputs)
+        assert task.validate()["bits_per_char"] > 0
+    assert not caplog.records
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file that is mapped cannot be written to on Windows")
+def test_a_mapped_file_that_is_written_over_is_said_once(tmp_path, monkeypatch, caplog):
+    task = long_file(tmp_path / "a", monkeypatch)
+    with open(tmp_path / "a", "r+b") as stream:
+        stream.write(b"other")
+    os.utime(tmp_path / "a", (1, 1))
+    for _ in range(3):
+        task.batches.next()
+    assert len(caplog.records) == 1
+    assert "was written to while it was in use" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read where Linux has it")
+def test_a_long_file_takes_little_memory(tmp_path):
+    """Reading, a batch from everywhere in the file, all of it once, and a validation."""
+    size = 1 << 26
+    code = f"""
+from gpulstm.data import read
+from gpulstm.tasks.text import Settings, TextTask, evaluate
+import numpy as np
+def peak():
+    return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+def use(name):
+    corpus = read(name)
+    task = TextTask(Settings(embed=2, hidden=2, layers=1, batch=64, seq_len=128), corpus)
+    for _ in range(task.batches.steps_per_epoch + 1):
+        task.batches.next()
+    assert task.batches.epoch == 1
+    table = np.zeros((256, 256), np.float32)
+    evaluate(lambda ids, state: (table[ids], state), corpus.held_out, limit=65536, check=corpus.check, utf8=[task.utf8])
+use({str(tmp_path / "short")!r})  # what the modules take is none of it
+before = peak()
+use({str(tmp_path / "long")!r})
+print(peak() - before)
+"""
+    for name, length in (("short", 1 << 20), ("long", size)):
+        with open(tmp_path / name, "wb") as stream:
+            for _ in range(length // (1 << 20)):
+                stream.write((PROSE.encode() * (1 << 14))[: 1 << 20])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 0.6 * size  # measured: 0.27, the same 17 MB whatever the size
 
 
 def test_lanes_that_do_not_fit():
@@ -316,6 +526,17 @@ def test_a_model_whose_logits_are_not_finite_is_named():
     for temperature in (0.0, 1.0):
         with pytest.raises(ValueError, match="model: expected finite logits"):
             sample(model, "a", 3, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 5.0])
+def test_a_sample_in_utf8_is_whole_characters(temperature):
+    model = build(CONFIG)
+    for seed in range(5):
+        for prompt in ("", "größe"):
+            written = sample(model, prompt, 200, temperature=temperature, rng=seed, utf8=True)
+            assert "\ufffd" not in written
+            assert 197 <= len(written.encode()) <= 200
+        assert len(sample(model, "", 3, top_k=1, rng=seed, utf8=True)) <= 3
 
 
 def test_samples_depend_on_the_seed_alone():

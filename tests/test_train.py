@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,7 +20,18 @@ import pytest
 
 from gpulstm import nn, optim
 from gpulstm.data.lanes import Batch, Lanes
-from gpulstm.train import CheckpointError, Trainer, TrainingDiverged, checkpoint, loop, progress
+from gpulstm.files import FolderLock
+from gpulstm.train import (
+    CheckpointError,
+    FolderInUse,
+    MetricsError,
+    Trainer,
+    TrainingDiverged,
+    checkpoint,
+    loop,
+    progress,
+    signals,
+)
 from gpulstm.train.stored import flatten
 
 TEXT = [bytes(range(65, 91)) * 4, b"hello world, hello lanes. " * 5, b"0123456789" * 9]
@@ -157,15 +169,51 @@ def test_minutes_go_on_where_they_stopped(tmp_path, monkeypatch):
     assert result.step < again.step < 3 * result.step
 
 
+def test_the_clock_begins_when_the_first_step_has_ended(tmp_path, monkeypatch):
+    """What it takes to compile counts neither for the limit nor for the schedule, in every process anew."""
+    now = 0.0
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    shown: list[str] = []
+    monkeypatch.setattr(progress.Progress, "wait", lambda self, reason: shown.append(reason))
+    trainer = make(tmp_path, schedule=optim.Cosine(0.01, warmup=0.0), validate_every=3)
+    validate = trainer.task.validate
+    rates: list[float] = []
+
+    def step(number: int, loss: float, gradient: Any) -> Any:
+        nonlocal now
+        now += 1000.0 if len(rates) == 0 else 10.0
+        rates.append(trainer.optimizer.lr)
+        return loss, gradient
+
+    def slow() -> dict[str, float]:
+        nonlocal now
+        now += 500.0 if len(rates) == 3 else 5.0
+        return validate()
+
+    trainer.task.on_loss, trainer.task.validate = step, slow
+    result = trainer.run(minutes=1)
+    assert (result.step, result.seconds) == (7, 65.0)  # 0, 10, 20, 30, 40, 50 and a validation of 5, 65
+    assert rates[:2] == [0.01, 0.01]
+    assert rates[2] == optim.Cosine(0.01, warmup=0.0)(10 / 60)
+    assert shown == ["compiling kernels", "validating, compiling kernels", "validating"]
+    resumed = make(tmp_path, schedule=optim.Cosine(0.01, warmup=0.0))
+    resumed.resume(checkpoint.load(tmp_path))
+    resumed.task.on_loss = step
+    rates.clear()
+    again = resumed.run(minutes=2)
+    assert (again.step, again.seconds) == (14, 125.0)
+
+
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
         ({}, "limit: expected one of steps, epochs and minutes, got none"),
         ({"steps": 1, "minutes": 2}, "limit: expected one of steps, epochs and minutes, got {'steps': 1"),
         ({"steps": 0}, "steps: expected an integer >= 1, got 0"),
-        ({"epochs": -1}, r"epochs: expected a number in \(0, inf\), got -1"),
-        ({"minutes": math.nan}, r"minutes: expected a number in \(0, inf\), got nan"),
-        ({"minutes": math.inf}, r"minutes: expected a number in \(0, inf\), got inf"),
+        ({"epochs": -1}, r"epochs: expected a number in \(0, 1e15\], got -1"),
+        ({"minutes": math.nan}, r"minutes: expected a number in \(0, 1e15\], got nan"),
+        ({"minutes": math.inf}, r"minutes: expected a number in \(0, 1e15\], got inf"),
+        ({"minutes": 1e300}, r"minutes: expected a number in \(0, 1e15\], got 1e\+300"),
     ],
 )
 def test_bad_limits(tmp_path, limit, message):
@@ -268,6 +316,170 @@ def test_a_validation_that_is_not_finite(tmp_path):
         trainer.run(steps=10)
 
 
+def test_an_absurd_loss_ends_the_run(tmp_path):
+    task = Task()
+    task.chance = 2.0
+    trainer = make(tmp_path, task, save_every=2)
+    task.on_loss = lambda number, loss, gradient: (199.0 if number < 5 else 201.0, gradient)
+    with pytest.raises(TrainingDiverged, match="after step 4: the loss is 201, expected at most 200, 100 times that"):
+        trainer.run(steps=10)
+    assert checkpoint.load(tmp_path).step == 4
+    trainer = make(None, task, validate_every=1)
+    task.on_loss, task.validations = None, [201.0]
+    with pytest.raises(TrainingDiverged, match="after step 1: the validation loss is 201, expected at most 200"):
+        trainer.run(steps=10)
+
+
+def test_a_metric_that_json_cannot_hold(tmp_path):
+    def trainer() -> Trainer:
+        made = make(tmp_path, validate_every=1)
+        made.task.validate = lambda: {"loss": 1.0, "perplexity": math.inf}
+        return made
+
+    assert trainer().run(steps=1).validation["perplexity"] == math.inf
+    assert "validation_perplexity" not in rows(tmp_path)[0]
+    resumed = trainer()
+    resumed.resume(checkpoint.load(tmp_path))
+    assert math.isnan(resumed.validation["perplexity"])
+    resumed.run(steps=2)
+
+
+def test_one_run_at_a_time(tmp_path):
+    task = Task()
+
+    def look(number: int, loss: float, gradient: Any) -> Any:
+        if number == 3:
+            for other in (lambda: make(tmp_path).run(steps=1), make(tmp_path).save):
+                with pytest.raises(FolderInUse, match=rf"in use by process {os.getpid()} on "):
+                    other()
+        return loss, gradient
+
+    task.on_loss = look
+    assert make(tmp_path, task).run(steps=5).step == 5
+    make(tmp_path / "other").save()
+    with FolderLock(tmp_path) as lock:
+        resumed = make(tmp_path, lock=lock)
+        resumed.resume(checkpoint.load(tmp_path))
+        assert resumed.run(steps=6).step == 6
+        assert not lock.lost()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder with open files cannot be removed on Windows")
+@pytest.mark.parametrize("at", [6, 9])
+@pytest.mark.parametrize("gone", [shutil.rmtree, lambda path: path.rename(path.with_name("moved"))])
+def test_an_out_that_is_removed_is_made_anew(tmp_path, caplog, at, gone):
+    """At the next save, the last one included; the metrics from there on are kept."""
+    out = tmp_path / "out"
+    trainer = make(out, save_every=4)
+
+    def remove(number: int, loss: float, gradient: Any) -> Any:
+        if number == at:
+            gone(out)
+        return loss, gradient
+
+    trainer.task.on_loss = remove
+    result = trainer.run(steps=10)
+    saved = 8 if at == 6 else 10
+    assert f"{out} was removed or renamed while training: it was made anew at step {saved}" in caplog.text
+    assert [row["step"] for row in rows(out)] == list(range(saved + 1, 11))
+    assert result.checkpoint == checkpoint.path_of(out, 10)
+    assert checkpoint.load(out).step == 10
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder with open files cannot be removed on Windows")
+def test_an_out_that_is_removed_is_noticed_without_a_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_LOOK", 0.0)
+    trainer = make(tmp_path / "out")
+    seen = []
+
+    def remove(number: int, loss: float, gradient: Any) -> Any:
+        if number == 3:
+            shutil.rmtree(tmp_path / "out")
+        if number == 4:
+            seen.append(checkpoint.latest(tmp_path / "out"))
+        return loss, gradient
+
+    trainer.task.on_loss = remove
+    trainer.run(steps=5)
+    assert seen == [checkpoint.path_of(tmp_path / "out", 3)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file that is open cannot be removed on Windows")
+def test_a_lock_that_is_removed_is_taken_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loop, "_LOOK", 0.0)
+    trainer = make(tmp_path, save_every=3)
+
+    def remove(number: int, loss: float, gradient: Any) -> Any:
+        if number in (4, 6):
+            (tmp_path / ".lock").unlink()
+        if number in (5, 7):
+            with pytest.raises(FolderInUse):
+                FolderLock(tmp_path).take()
+        return loss, gradient
+
+    trainer.task.on_loss = remove
+    trainer.run(steps=8)
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 9))
+    assert not caplog.records
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder with open files cannot be removed on Windows")
+def test_an_out_that_another_run_has_taken_is_left_to_it(tmp_path):
+    trainer = make(tmp_path / "out", save_every=4)
+
+    def take(number: int, loss: float, gradient: Any) -> Any:
+        if number == 2:
+            shutil.rmtree(tmp_path / "out")
+            other.take()
+        return loss, gradient
+
+    trainer.task.on_loss = take
+    other = FolderLock(tmp_path / "out")
+    with pytest.raises(FolderInUse):
+        trainer.run(steps=10)
+    assert not other.lost()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    other.release()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of file sizes are POSIX's")
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_a_disk_filled_by_metrics(tmp_path, format):
+    import resource
+
+    trainer = make(tmp_path, save_every=5, metrics=[format])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(number: int, loss: float, gradient: Any) -> Any:
+        if number == 8:
+            file = tmp_path / f"metrics.{format}"
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 20, before[1]))
+        return loss, gradient
+
+    trainer.task.on_loss = fill
+    try:
+        with pytest.raises(MetricsError, match=rf"metrics\.{format}: metrics could not be written: File too large; "):
+            trainer.run(steps=10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoint.load(tmp_path).step == 5
+    whole = make(None)
+    whole.run(steps=10)
+    resumed = make(tmp_path, metrics=[format])
+    resumed.resume(checkpoint.load(tmp_path))
+    resumed.run(steps=10)
+    assert_same(everything(resumed), everything(whole))
+    assert len((tmp_path / f"metrics.{format}").read_text().splitlines()) == 10 + (format == "csv")
+
+
+def test_metrics_that_cannot_be_opened(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(MetricsError, match=r"metrics\.jsonl: metrics could not be written: "):
+        make(tmp_path).run(steps=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "step-00000000"]
+
+
 def test_early_stopping_keeps_the_best(tmp_path):
     def trainer() -> Trainer:
         made = make(tmp_path, validate_every=2, patience=2, keep=1)
@@ -312,32 +524,35 @@ def test_the_checkpoint_of_another_run(tmp_path):
         make(task=other).resume(saved)
 
 
-def interrupt(task: Task, at: int, times: int = 1) -> None:
-    def raise_it(number: int, loss: float, gradient: Any) -> Any:
-        if number == at:
+def interrupt(task: Task, at: int, times: int = 1, number: int = signal.SIGINT) -> None:
+    def raise_it(count: int, loss: float, gradient: Any) -> Any:
+        if count == at:
             for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
         return loss, gradient
 
     task.on_loss = raise_it
 
 
 @pytest.fixture
-def _ctrl_c():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _signals():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # put back by the trainer
-    signal.signal(signal.SIGINT, before)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
 
 
-@pytest.mark.usefixtures("_ctrl_c")
-def test_interrupt_finishes_the_step_and_saves(tmp_path):
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize("number", signals.REASONS)
+def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
     whole = make(None)
     whole.run(steps=9)
     trainer = make(tmp_path)
-    interrupt(trainer.task, 4)
+    interrupt(trainer.task, 4, number=number)
     result = trainer.run(steps=9)
-    assert (result.reason, result.step) == ("interrupted", 4)
+    assert (result.reason, result.step) == (signals.REASONS[number], 4)
     assert result.checkpoint == checkpoint.path_of(tmp_path, 4)
     resumed = make(tmp_path)
     resumed.resume(checkpoint.load(tmp_path))
@@ -345,13 +560,44 @@ def test_interrupt_finishes_the_step_and_saves(tmp_path):
     assert_same(everything(resumed), everything(whole))
 
 
-@pytest.mark.usefixtures("_ctrl_c")
+@pytest.mark.usefixtures("_signals")
+def test_a_signal_at_the_very_end_is_not_lost(tmp_path, monkeypatch):
+    trainer = make(None)
+    interrupt(trainer.task, 4)
+    assert trainer.run(steps=4).reason == "interrupted"
+    save = checkpoint.save
+
+    def interrupted(out: Path, step: int, *arguments: Any, **options: Any) -> Path:
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return save(out, step, *arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    assert make(tmp_path).run(steps=3).reason == "terminated"
+    assert checkpoint.load(tmp_path).step == 3
+
+
+@pytest.mark.usefixtures("_signals")
 def test_a_second_interrupt_stops_at_once(tmp_path):
     trainer = make(tmp_path)
     interrupt(trainer.task, 4, times=2)
     with pytest.raises(KeyboardInterrupt):
         trainer.run(steps=9)
     assert trainer.step == 3
+    with FolderLock(tmp_path):
+        pass
+
+
+def test_a_program_with_its_own_handler_of_sigterm_keeps_it():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        trainer = make()
+        interrupt(trainer.task, 4, number=signal.SIGTERM)
+        assert trainer.run(steps=9).reason == "finished"
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_ignored_interrupt_stays_ignored():
@@ -460,6 +706,7 @@ def test_progress_on_a_terminal(monkeypatch, limit):
     shown = terminal.getvalue()
     for part in ("loss", "tokens/s", "perplexity", "%|", "<", "30/30" if "steps" in limit else "step "):
         assert part in shown
+    assert shown.index("compiling kernels …") < shown.index("loss")
 
 
 def test_progress_is_silent_elsewhere(capfd, monkeypatch):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import checks, parsing
+from .joined import Document, Joined
+
+_BLOCK = 1 << 22  # bytes of all lanes that are gathered at a time
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Lanes:
     """Endless (T, B) batches of bytes and of the bytes that follow them, lane b going on where it stopped.
 
     Each epoch shuffles the documents, joins them with ``separator``, starts the ring so made at a random byte
-    and cuts it into ``batch`` lanes; the order depends on ``seed`` and the epoch's number alone.
+    and cuts it into ``batch`` lanes; the order depends on ``seed`` and the epoch's number alone. The documents are
+    read where they lie, a few million bytes at a time, and ``check`` is called before.
 
     Raises:
         ValueError: ``batch`` or ``seq_len`` below 1, ``seed`` below 0, or less data than one batch takes.
@@ -41,16 +45,25 @@ class Lanes:
     """
 
     def __init__(
-        self, documents: Sequence[bytes], batch: int, seq_len: int, *, seed: int = 0, separator: bytes = b"\0"
+        self,
+        documents: Sequence[Document],
+        batch: int,
+        seq_len: int,
+        *,
+        seed: int = 0,
+        separator: bytes = b"\0",
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.batch = checks.integer(batch, "batch")
         self.seq_len = checks.integer(seq_len, "seq_len")
         self.seed = checks.integer(seed, "seed", 0)
         if not isinstance(separator, bytes):
             raise TypeError(f"separator: expected bytes, got {checks.shown(separator)}")
-        self._documents = [np.frombuffer(document + separator, np.uint8) for document in _checked(documents)]
-        self._size = sum(map(len, self._documents))
-        self.steps_per_epoch = (self._size - 1) // batch // seq_len
+        self._documents, self._separator = _checked(documents), separator
+        self._check = checks.function(check, "check")
+        self._size = sum(map(len, self._documents)) + len(self._documents) * len(separator)
+        self._length = (self._size - 1) // batch  # of a lane; neighbours share their border bytes
+        self.steps_per_epoch = self._length // seq_len
         if self.steps_per_epoch < 1:
             raise ValueError(
                 f"data: too short: {self._size} bytes for training; expected more than batch {batch} × "
@@ -61,8 +74,11 @@ class Lanes:
 
     def next(self) -> Batch:
         """The next window of every lane; ``fresh`` at the start of an epoch."""
-        start = self._window * self.seq_len
-        window = self._lanes[:, start : start + self.seq_len + 1].T.astype(np.int64, order="C")
+        start = (self._window - self._first) * self.seq_len
+        if start + self.seq_len >= self._block.shape[1]:
+            self._gather()
+            start = 0
+        window = self._block[:, start : start + self.seq_len + 1].T.astype(np.int64, order="C")
         batch = Batch(window[:-1], window[1:], fresh=self._window == 0)
         self._window += 1
         if self._window == self.steps_per_epoch:
@@ -100,20 +116,30 @@ class Lanes:
 
     def _shuffle(self) -> None:
         rng = np.random.default_rng([self.seed, self.epoch])
-        order = rng.permutation(len(self._documents))
-        ring = np.concatenate([self._documents[i] for i in order])
-        ring = np.roll(ring, -int(rng.integers(self._size)))
-        length = (self._size - 1) // self.batch
-        starts = range(0, self.batch * length, length)
-        self._lanes = np.stack([ring[at : at + length + 1] for at in starts])  # they share their border bytes
+        self._ring = Joined(self._documents, self._separator, rng.permutation(len(self._documents)))
+        self._start = int(rng.integers(self._size))
+        self._first = self._window
+        self._block = np.empty((self.batch, 0), np.uint8)
+
+    def _gather(self) -> None:
+        """Copy the next windows of all lanes side by side."""
+        most = max(1, _BLOCK // (self.batch * self.seq_len))
+        count = min(most, self.steps_per_epoch - self._window) * self.seq_len + 1
+        at = self._start + self._window * self.seq_len
+        self._block = np.empty((self.batch, count), np.uint8)
+        for lane, block in enumerate(self._block):
+            if self._check is not None:  # each time, since one place of a mapped file may bring 2 MB into memory
+                self._check()
+            block[:] = self._ring.take(at + lane * self._length, count)
+        self._first = self._window
 
 
-def _checked(documents: Any) -> list[bytes]:
+def _checked(documents: Any) -> list[Document]:
     """``documents`` once they are bytes."""
     if not isinstance(documents, Iterable) or isinstance(documents, (str, bytes)):
         raise TypeError(f"documents: expected a list of bytes, got {checks.shown(documents)}")
     documents = list(documents)
     for document in documents:
-        if not isinstance(document, bytes):
+        if not isinstance(document, (bytes, memoryview)):
             raise TypeError(f"documents: expected bytes in each, got {checks.shown(document)}")
     return documents

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from .. import arrays, checks, dispatch, nn, ops, optim, parsing
 from ..cells import LSTM
+from ..data.joined import Document, Joined
 from ..data.lanes import Lanes
-from ..data.text import SEPARATOR, VOCABULARY, Corpus, character_starts
+from ..data.text import SEPARATOR, VOCABULARY, Corpus
+from ..data.utf8 import Writer, is_utf8
 from ..nn.rnn import INITS
 from ..train.checkpoint import MODEL, RECORD, Checkpoint, CheckpointError
 from ..train.progress import FORMATS
 
 NAME = "text"
+_LAYER_BYTES = 1024  # of any layer, however small: four arrays, their names, the layer
+_DIVERGED = 2.0  # times the loss of chance
 SCHEDULES = ("constant", "cosine", "plateau")
 # What a run cannot change when it is resumed: the model, what it sees, and whose state the checkpoint holds.
 FIXED = ("data", "embed", "hidden", "layers", "init", "dropout", "batch", "seq_len", "optimizer", "seed")
@@ -60,9 +65,10 @@ class Settings:
     backend: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "backend"):
-            if not isinstance(getattr(self, name), (str, type(None))):
-                raise TypeError(f"{name}: expected a string, got {checks.shown(getattr(self, name))}")
+        if self.data is not None:
+            checks.path(self.data, "data")
+        if self.backend is not None:
+            checks.text(self.backend, "backend")
         if not isinstance(self.metrics, (tuple, list)):
             raise TypeError(f"metrics: expected a tuple of names, got {checks.shown(self.metrics)}")
         for name in ("embed", "hidden", "layers", "batch", "seq_len", "validate_bytes", "keep"):
@@ -104,11 +110,14 @@ class Settings:
     def of(cls, stored: Mapping[str, Any]) -> Settings:
         """Settings from what :meth:`as_json` gave, maybe by an older version."""
         known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in stored.items() if name in known})
+        given = {name: value for name, value in stored.items() if name in known}
+        if given.get("clip", 0) is None:
+            given["clip"] = math.inf
+        return cls(**given)
 
     def as_json(self) -> dict[str, Any]:
-        """A dict that JSON can hold."""
-        return asdict(self) | {"metrics": list(self.metrics)}
+        """A dict that JSON can hold, which knows no infinity: no clipping is None."""
+        return asdict(self) | {"metrics": list(self.metrics), "clip": self.clip if self.clip < math.inf else None}
 
     def limits(self) -> dict[str, Any]:
         """The limits that are set; by default five minutes."""
@@ -138,6 +147,24 @@ def build(config: Mapping[str, Any], device: str = "cpu") -> nn.Sequential:
         nn.Dropout(dropout),
         nn.EveryStepHead(hidden, VOCABULARY, seed=rng),
     ).to(device)
+
+
+def check_size(config: Mapping[str, Any], copies: int) -> None:
+    """Refuse a model that this machine cannot hold, before anything of it is made.
+
+    Args:
+        config: as for :func:`build`.
+        copies: arrays of a parameter's size that each parameter takes, itself among them.
+
+    Raises:
+        ValueError: its parameters alone take more than all memory.
+    """
+    embed, hidden, layers = (config[name] for name in ("embed", "hidden", "layers"))
+    per_layer = 4 * hidden * (2 * hidden + 2)
+    first = 4 * hidden * (embed + hidden + 2)
+    parameters = VOCABULARY * (embed + hidden + 1) + first + (layers - 1) * per_layer
+    needed = 4 * copies * parameters + _LAYER_BYTES * layers
+    checks.fits(needed, "hidden, layers, embed", (hidden, layers, embed))
 
 
 def restored(saved: Checkpoint, device: str = "cpu") -> nn.Sequential:
@@ -208,6 +235,7 @@ class TextTask:
     """The task for a :class:`gpulstm.train.Trainer`: ``settings`` say how, ``corpus`` on what."""
 
     metric = "bits_per_char"
+    chance = math.log(VOCABULARY)  # the loss of a model that takes every byte for equally likely
 
     def __init__(self, settings: Settings, corpus: Corpus) -> None:
         self.config = {
@@ -215,8 +243,18 @@ class TextTask:
             **{name: getattr(settings, name) for name in FIXED},
             "data": corpus.digest,
         }
-        self.batches = Lanes(corpus.train, settings.batch, settings.seq_len, seed=settings.seed, separator=SEPARATOR)
-        self.model = build(self.config, dispatch.choose_device(settings.device))
+        device = dispatch.choose_device(settings.device)
+        slots = len(settings.make_optimizer().slots)
+        check_size(self.config, copies=2 + slots if device == "cpu" else 1)  # two: the parameter and its gradient
+        self.batches = Lanes(
+            corpus.train,
+            settings.batch,
+            settings.seq_len,
+            seed=settings.seed,
+            separator=SEPARATOR,
+            check=corpus.check,
+        )
+        self.model = build(self.config, device)
         self._corpus = corpus
         self._validate_bytes = settings.validate_bytes
 
@@ -224,46 +262,89 @@ class TextTask:
         """Cross-entropy in nats a byte, and its gradient."""
         return nn.cross_entropy(output, targets)
 
+    @property
+    def utf8(self) -> bool:
+        """Whether most of the held-out text is UTF-8: then so are samples."""
+        sizes = [len(document) for document in self._corpus.held_out]
+        return 2 * sum(size for size, valid in zip(sizes, self._utf8, strict=True) if valid) > sum(sizes)
+
+    @cached_property
+    def _utf8(self) -> list[bool]:
+        self._corpus.check()
+        return [is_utf8(document) for document in self._corpus.held_out]
+
     def validate(self) -> dict[str, float]:
         """Loss and bits per character on a sample of the held-out part."""
-        return evaluate(self.model, self._corpus.held_out, limit=self._validate_bytes)
+        return self._measure(limit=self._validate_bytes)
 
-    def evaluate(self) -> dict[str, float]:
-        """The same on the whole held-out part."""
-        return evaluate(self.model, self._corpus.held_out)
+    def evaluate(self, progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
+        """The same on the whole held-out part; ``progress`` is told how many bytes of how many were looked at."""
+        return self._measure(progress=progress)
+
+    def _measure(self, **options: Any) -> dict[str, float]:
+        corpus = self._corpus
+        return evaluate(self.model, corpus.held_out, utf8=self._utf8, check=corpus.check, **options)
+
+    def diverged(self, training: float, held_out: float) -> str | None:
+        """Why a run that ends with these losses has diverged, None if it has not.
+
+        A model worse than chance in both has been thrown off by its training; one that is bad on held-out text alone
+        knows the training text by heart, which is another fault.
+        """
+        if min(training, held_out) <= _DIVERGED * self.chance:
+            return None
+        return (
+            f"training diverged: the loss is {training:.4g} on the last batch and {held_out:.4g} on held-out text, "
+            f"expected less than the {self.chance:.4g} of chance; begin again with a lower learning rate"
+        )
 
 
 def evaluate(
-    model: Any, documents: Sequence[bytes], *, limit: int | None = None, lanes: int = 64, window: int = 128
+    model: Any,
+    documents: Sequence[Document],
+    *,
+    limit: int | None = None,
+    lanes: int = 64,
+    window: int = 128,
+    utf8: Sequence[bool] | None = None,
+    check: Callable[[], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """How well ``model`` predicts ``documents``: {"loss": nats a byte, "bits_per_char": ...}.
 
     The documents, each between two separators, are cut into lanes that run side by side from a zero state,
     carried to their ends. With ``limit`` only the first ``limit / lanes`` bytes of every lane count: a sample
     spread evenly over the text. The bits of separators count, though they are no characters.
+
+    ``utf8`` says of every document whether it is, where that is known already; ``check`` is called before documents
+    are read; ``progress`` is told how many bytes of how many are done.
     """
-    stream = np.frombuffer(SEPARATOR + b"".join(document + SEPARATOR for document in documents), np.uint8)
-    is_start = np.concatenate(
-        [[False], *(part for document in documents for part in (character_starts(document), [False]))]
-    )
-    size = len(stream) - 1
+    utf8 = [is_utf8(document) for document in documents] if utf8 is None else utf8
+    ring = Joined(documents, SEPARATOR)
+    size = ring.size  # bytes to predict; the separator before the first is that at the ring's end
     lanes = max(1, min(lanes, size // window))
     length = -(-size // lanes)
-    at = np.arange(lanes) * length + np.arange(length)[:, None]  # (length, lanes): the position of every input
-    if limit is not None:
-        at = at[: max(1, limit // lanes)]
+    steps = length if limit is None else min(length, max(1, limit // lanes))
     nats, tokens, characters = 0.0, 0, 0
     state = None
-    for begin in range(0, len(at), window):
-        here = at[begin : begin + window]
-        counted = here < size  # the last lane may be shorter
-        following = np.where(counted, here + 1, 0)
-        logits, state = model(stream[np.where(counted, here, 0)], state)
-        targets = np.where(counted, stream[following].astype(np.int64), -1)
+    for begin in range(0, steps, window):
+        if check is not None:
+            check()
+        inputs = np.full((min(window, steps - begin), lanes), SEPARATOR[0], np.uint8)
+        targets = np.full(inputs.shape, -1, np.int64)
+        for lane in range(lanes):
+            at = lane * length + begin
+            count = min(len(inputs), size - at)  # the last lanes may be shorter
+            if count > 0:
+                codes = ring.take(at - 1, count + 1)
+                inputs[:count, lane], targets[:count, lane] = codes[:-1], codes[1:]
+                characters += ring.characters(at, count, utf8)
+        logits, state = model(inputs, state)
         loss, _ = nn.cross_entropy(logits, targets, ignore_index=-1)
-        count = int(np.count_nonzero(counted))
+        count = int(np.count_nonzero(targets >= 0))
         nats, tokens = nats + float(loss) * count, tokens + count
-        characters += int(np.count_nonzero(is_start[following]))
+        if progress is not None:
+            progress(tokens, min(size, steps * lanes))
     return {"loss": nats / tokens, "bits_per_char": nats / math.log(2) / max(1, characters)}
 
 
@@ -275,10 +356,13 @@ def sample(
     temperature: float = 0.8,
     top_k: int | None = None,
     rng: Any = None,
+    utf8: bool = False,
 ) -> str:
     """``length`` bytes that ``model`` writes after ``prompt``, as text; separators become newlines.
 
-    ``temperature`` divides the logits (0 takes the likeliest byte always), ``top_k`` leaves the k likeliest.
+    ``temperature`` divides the logits (0 takes the likeliest byte always), ``top_k`` leaves the k likeliest. With
+    ``utf8`` only bytes come that go on with valid UTF-8, and a character that the end cuts is left out; without, what
+    is not valid shows as U+FFFD.
 
     Raises:
         ValueError, TypeError: a negative length or temperature, a top_k outside 1..256, or logits that are not finite.
@@ -291,13 +375,17 @@ def sample(
     ids = np.frombuffer(SEPARATOR + prompt.encode("utf-8", "surrogateescape"), np.uint8)
     logits, state = model(ids[:, None])
     written = bytearray()
+    writer = Writer()
     while len(written) < length:
-        last = arrays.on_host(logits[-1:, 0], "logits")[0]
+        last = arrays.on_host(logits[-1:, 0], "logits")[0].astype(np.float64)
+        for codes in writer.impossible() if utf8 else ():
+            last[codes] = -math.inf
         if not math.isfinite(last.max()):  # minus infinity is a byte that never comes
             raise ValueError("model: expected finite logits, got NaN or infinity: was its training diverging?")
-        written.append(_draw(last.astype(np.float64), temperature, top_k, rng))
+        written.append(_draw(last, temperature, top_k, rng))
+        writer.add(written[-1])
         logits, state = model(np.array([[written[-1]]], np.uint8), state)
-    return bytes(written).replace(SEPARATOR, b"\n").decode("utf-8", errors="replace")
+    return bytes(written).replace(SEPARATOR, b"\n").decode("utf-8", errors="ignore" if utf8 else "replace")
 
 
 def _draw(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.random.Generator) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -24,6 +25,7 @@ import numpy as np
 from .. import __version__, checks, parsing
 from ..files import of_tensors, read, sync_directory, write_synced
 
+logger = logging.getLogger("gpulstm")
 FORMAT = "gpulstm-checkpoint"
 VERSION = 1
 MODEL, TRAINING, RECORD = "model.safetensors", "training.safetensors", "checkpoint.json"
@@ -70,9 +72,9 @@ def save(
     """
     checks.integer(keep, "keep")
     checks.integer(step, "step", 0)
-    out = checks.path(out, "out")
-    target = out / f"step-{step:08d}"
-    if target.exists():
+    target = path_of(out, step)
+    out = target.parent
+    if _is_whole(target):
         raise CheckpointError(f"{target}: there is a checkpoint of this step already; expected a new step")
     _check_finite(model, target / MODEL)
     contents = {MODEL: of_tensors(model), TRAINING: of_tensors(training)}
@@ -90,7 +92,9 @@ def save(
     temporary = out / f"{_TEMPORARY}{target.name}-{os.getpid()}"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _clear(out)
+        clear(out)
+        if target.is_dir():
+            target.rmdir()  # no checkpoint: an OSError unless it is empty
         temporary.mkdir()
         for name, data in contents.items():
             write_synced(temporary / name, data)
@@ -145,14 +149,28 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def latest(out: str | Path) -> Path | None:
-    """The checkpoint of the highest step in ``out``, or None where there is none."""
-    found = _steps(Path(out))
-    return found[max(found)] if found else None
+    """The checkpoint of the highest step in ``out``, or None where there is none.
+
+    Folders that are only named like one are passed over, with a line in the log where theirs is a higher step.
+    """
+    named = _steps(checks.path(out, "out"))
+    for step in sorted(named, reverse=True):
+        if _is_whole(named[step]):
+            return named[step]
+        logger.warning("%s: passed over, since it holds no %s", named[step], RECORD)
+    return None
 
 
 def path_of(out: str | Path, step: int) -> Path:
     """Where :func:`save` puts the checkpoint of ``step``."""
-    return Path(out) / f"step-{step:08d}"
+    return checks.path(out, "out") / f"step-{step:08d}"
+
+
+def clear(out: Path) -> None:
+    """Remove what a process that was killed left in ``out``: half a new checkpoint, half an old one."""
+    for entry in out.iterdir():
+        if entry.name.startswith((f"{_TEMPORARY}step-", f"{_TEMPORARY}old-")):
+            _remove(entry)
 
 
 def versions() -> dict[str, str]:
@@ -211,22 +229,30 @@ def _digest_of(body: Mapping[str, Any]) -> str:
 
 
 def _steps(out: Path) -> dict[int, Path]:
+    """The folders in ``out`` that are named as checkpoints, by step."""
     if not out.is_dir():
         return {}
     names = ((_NAME.fullmatch(entry.name), entry) for entry in out.iterdir() if entry.is_dir())
     return {int(match[1]): entry for match, entry in names if match}
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether ``path`` is a checkpoint, and not a folder that is only named like one."""
+    return (path / RECORD).is_file()
+
+
 def _prune(out: Path, keep: int, protect: Iterable[int]) -> None:
-    found = _steps(out)
+    found = {step: path for step, path in _steps(out).items() if _is_whole(path)}
     kept = {*sorted(found)[-keep:], *protect}
     for step in found.keys() - kept:
-        doomed = out / f"{_TEMPORARY}old-{found[step].name}"
-        os.rename(found[step], doomed)  # so that a deletion cut short leaves no half a checkpoint
-        shutil.rmtree(doomed)
+        _remove(found[step], out / f"{_TEMPORARY}old-{found[step].name}")
 
 
-def _clear(out: Path) -> None:
-    for entry in out.iterdir():
-        if entry.name.startswith(_TEMPORARY + "step-") or entry.name.startswith(_TEMPORARY + "old-"):
-            shutil.rmtree(entry)
+def _remove(path: Path, aside: Path | None = None) -> None:
+    """Delete a folder that nobody needs; one that cannot be deleted is no reason to end a run."""
+    try:
+        if aside is not None:  # so that a deletion cut short leaves no half a checkpoint
+            os.rename(path, aside)
+        shutil.rmtree(aside or path)
+    except OSError as error:
+        logger.warning("%s: could not be removed: %s", path, error.strerror or error)

@@ -7,12 +7,11 @@ minutes the schedule follows the clock, so that no two runs are the same.
 
 from __future__ import annotations
 
+import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,14 +20,21 @@ import numpy as np
 
 from .. import arrays, checks, optim
 from ..data.lanes import Batch
+from ..files import FolderLock
 from . import checkpoint
-from .progress import FORMATS, Progress, Writer, writers
+from .progress import FORMATS, Log, Progress
+from .signals import Noted
 from .step import Step
 from .stored import Record, check_rng, flatten, naming, nest, under
 
+logger = logging.getLogger("gpulstm")
+_ABSURD = 100.0  # times the loss of chance; even at 300 times a good learning rate a run that recovers stays below 5
+_LONGEST = "(0, 1e15]"  # of any limit: more would overflow, and no run gets there
+_LOOK = 1.0  # seconds between two looks at whether ``out`` is still there
+
 
 class TrainingDiverged(ArithmeticError):
-    """The loss, the gradient or a parameter became NaN or infinite; the last checkpoint is from before."""
+    """The loss, the gradient or a parameter became NaN, infinite or absurd; the last checkpoint is from before."""
 
 
 class Batches(Protocol):
@@ -48,7 +54,8 @@ class Task(Protocol):
 
     ``config`` (JSON) is what must be the same for a run to be resumed: the model's shape, the data's digest.
     ``model`` has ``params``, ``load_state_dict`` and ``vjp(x, state, lengths=, rng=)`` as ``nn.Sequential``.
-    ``validate()`` gives {"loss": ..., metric: ...}; plateau and early stopping follow the loss.
+    ``validate()`` gives {"loss": ..., metric: ...}; plateau and early stopping follow the loss. A task may have
+    ``chance``, the loss of a model that knows nothing: one of a hundred times as much ends the run as diverged.
     """
 
     metric: str
@@ -65,10 +72,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: ``reason`` is "finished", "stopped early" or "interrupted".
+    """How a run ended: ``reason`` is "finished", "stopped early", "interrupted" (Ctrl-C) or "terminated" (SIGTERM).
 
-    ``checkpoint`` is the last one, or the best validated one with early stopping (None without ``out``);
-    ``tokens_per_second`` counts training steps only and leaves out each process's first, which compiles.
+    ``checkpoint`` is the last one, or the best validated one with early stopping (None without ``out``); ``seconds``
+    leaves out each process's first step and first validation, which compile, ``tokens_per_second`` all but steps too.
     """
 
     reason: str
@@ -89,7 +96,8 @@ class Trainer:
     last state are saved in any case). keep: how many checkpoints stay. patience: validations without a better
     loss after which training stops; the best checkpoint then stays too. metrics: formats, see
     :func:`gpulstm.train.progress.writers`. settings: JSON that the checkpoint carries for the caller. graph:
-    whether steps on a GPU are captured in a CUDA graph (see :class:`gpulstm.train.step.Step`).
+    whether steps on a GPU are captured in a CUDA graph (see :class:`gpulstm.train.step.Step`). lock: on ``out``, where
+    the caller holds it already; otherwise :meth:`run` and :meth:`save` hold it while they work.
 
     Raises:
         ValueError: an argument out of its range.
@@ -113,6 +121,7 @@ class Trainer:
         settings: Mapping[str, Any] | None = None,
         shown: bool = True,
         graph: bool = True,
+        lock: FolderLock | None = None,
     ) -> None:
         self.save_every = checks.integer(save_every, "save_every", 0)
         self.validate_every = checks.integer(validate_every, "validate_every", 0)
@@ -128,14 +137,17 @@ class Trainer:
             raise TypeError(f"optimizer: expected one of gpulstm.optim, got {checks.shown(optimizer)}")
         if not isinstance(schedule, (optim.Schedule, type(None))):
             raise TypeError(f"schedule: expected None or one of gpulstm.optim, got {checks.shown(schedule)}")
+        if not isinstance(lock, (FolderLock, type(None))):
+            raise TypeError(f"lock: expected None or a gpulstm.files.FolderLock, got {checks.shown(lock)}")
         self.task, self.optimizer = task, optimizer
+        self._absurd = _ABSURD * getattr(task, "chance", math.inf)
         self.schedule = optim.Constant(optimizer.lr) if schedule is None else schedule
         self.out = None if out is None else checks.path(out, "out")
         self.metrics = [checks.choice(name, "metrics", FORMATS) for name in checks.texts(metrics, "metrics")]
         self.settings = {} if settings is None else dict(checks.named(settings, "settings", "JSON values"))
         self.shown = checks.flag(shown, "shown")
         self.rng = arrays.generator(seed, "seed")
-        self._graph = checks.flag(graph, "graph")
+        self._graph, self._lock = checks.flag(graph, "graph"), lock
         self._update = Step(task.model, task.loss, optimizer, self.clip, graph)
         self.step = 0
         self.state: Any = None  # of the recurrent layers, carried from window to window
@@ -150,12 +162,16 @@ class Trainer:
     def run(self, *, steps: int | None = None, epochs: float | None = None, minutes: float | None = None) -> Result:
         """Train up to a limit, counted from the run's very beginning, and say how it ended.
 
-        Ctrl-C finishes the step, saves and returns "interrupted"; a second one raises KeyboardInterrupt.
+        Ctrl-C or SIGTERM finishes the step, saves and returns "interrupted" or "terminated"; a second one ends at
+        once. The clock of ``minutes``, of the schedule too, begins when the first step of the process has ended: what
+        it takes to compile kernels is not counted, nor is the first validation.
 
         Raises:
             ValueError, TypeError: not exactly one limit, or one that is no positive number; steps that are not whole.
-            TrainingDiverged: a loss, gradient or parameter that is not finite; no update is made of it.
-            CheckpointError: a checkpoint could not be written.
+            FolderInUse: another run writes to ``out``.
+            TrainingDiverged: a loss, gradient or parameter that is not finite, of which no update is made, or a loss
+                beyond all sense.
+            CheckpointError, MetricsError: a checkpoint, or a file of metrics, could not be written.
         """
         limit = _Limit.of(steps, epochs, minutes, self.task.batches.steps_per_epoch)
         validations = ["validation_loss", f"validation_{self.task.metric}"]
@@ -170,13 +186,14 @@ class Trainer:
             *validations,
         ]
         with ExitStack() as stack:
-            log: list[Writer] = []
+            stack.enter_context(self._holding())
+            log = Log(self.out, columns)
             if self.out is not None:
+                checkpoint.clear(self.out)
                 if self._saved is None:  # so that --resume works from here on, and a full disk shows at once
                     self.save()
-                log = writers(self.metrics, self.out, columns, self.step)
-                for writer in log:
-                    stack.enter_context(closing(writer))
+                stack.enter_context(closing(log))
+                log.open(self.metrics, self.step)
             bar = stack.enter_context(
                 closing(
                     Progress(
@@ -188,35 +205,42 @@ class Trainer:
                     )
                 )
             )
-            interrupt = stack.enter_context(_Interrupt())
-            begun = time.perf_counter() - self._elapsed
-            first = self.step
+            stop = stack.enter_context(Noted())
+            bar.wait("compiling kernels")
+            begun: float | None = None  # the clock stands still until the first step has ended
+            first, validated, looked = self.step, False, self._elapsed
+            reason = "finished"
             while True:
-                self._elapsed = time.perf_counter() - begun
-                if limit.progress(self.step, self._elapsed) >= 1:
-                    reason = "finished"
+                if begun is not None:
+                    self._elapsed = time.perf_counter() - begun
+                if stop.reason is not None or limit.progress(self.step, self._elapsed) >= 1:
                     break
                 if self.patience is not None and self._waited >= self.patience:
                     reason = "stopped early"
                     break
-                if interrupt.seen:
-                    reason = "interrupted"
-                    break
                 row = self._advance(limit.progress(self.step + 1, self._elapsed), warm=self.step > first)
-                self._elapsed = row["seconds"] = time.perf_counter() - begun
+                now = time.perf_counter()
+                begun = now - self._elapsed if begun is None else begun
+                self._elapsed = row["seconds"] = now - begun
                 if self.validate_every and self.step % self.validate_every == 0:
+                    bar.wait("validating" if validated else "validating, compiling kernels")
                     row |= self._validate()
-                for writer in log:
-                    writer.write(row)
+                    if not validated:
+                        begun += time.perf_counter() - now
+                        validated = True
+                log.write(row)
                 shown = {"loss": self.loss, "tokens/s": row["tokens_per_second"]}
                 if self.validation:
                     shown[self.task.metric] = self.validation[self.task.metric]
                 bar.update(self.step, self._elapsed, shown)
+                if self._elapsed - looked >= _LOOK:
+                    looked = self._elapsed
+                    self._look_after_out(log)
                 best = self.patience is not None and self._best_step == self.step
                 if best or (self.save_every and self.step % self.save_every == 0):
                     self._save_with(log)
-            if self._saved != self.step:
-                self._save_with(log)
+            self._save_with(log)
+            reason = stop.reason or reason  # which may have come in the last step, or while it was saved
         return Result(
             reason,
             self.step,
@@ -238,6 +262,10 @@ class Trainer:
         """
         if self.out is None:
             raise ValueError("out: None; expected a directory to save to")
+        with self._holding():
+            return self._save()
+
+    def _save(self) -> Path:
         params = {name: arrays.on_host(value, name) for name, value in self.task.model.params.items()}
         for name, value in params.items():
             if not np.isfinite(value).all():
@@ -253,10 +281,11 @@ class Trainer:
             "early_stopping": {"best": self._best, "best_step": self._best_step, "waited": self._waited},
             "elapsed": self._elapsed,
             "timed": [self._timed_tokens, self._timed_seconds],
-            "loss": None if math.isnan(self.loss) else self.loss,
-            "validation": self.validation,
+            "loss": _finite(self.loss),
+            "validation": {name: _finite(value) for name, value in self.validation.items()},
         }
         best = [] if self.patience is None or self._best is None else [self._best_step]
+        assert self.out is not None
         path = checkpoint.save(self.out, self.step, params, training, record, keep=self.keep, protect=best)
         self._saved = self.step
         return path
@@ -326,6 +355,7 @@ class Trainer:
             raise TrainingDiverged(self._diverged(f"the loss is {loss}"))
         if not math.isfinite(norm):
             raise TrainingDiverged(self._diverged(f"the norm of the gradient is {norm}, the loss {loss:.4g}"))
+        self._check_sense("loss", loss)
         self.state, self.loss = outcome.state, loss
         self.step += 1
         seconds = time.perf_counter() - started
@@ -346,19 +376,48 @@ class Trainer:
         loss = self.validation["loss"]
         if not math.isfinite(loss):
             raise TrainingDiverged(self._diverged(f"the validation loss is {loss}"))
+        self._check_sense("validation loss", loss)
         self.schedule.update(loss)
         if self._best is None or loss < self._best:
             self._best, self._best_step, self._waited = loss, self.step, 0
         else:
             self._waited += 1
-        return {f"validation_{name}": value for name, value in self.validation.items()}
+        return {f"validation_{name}": value for name, value in self.validation.items() if math.isfinite(value)}
 
-    def _save_with(self, log: Sequence[Writer]) -> None:
-        if self.out is None or self._saved == self.step:
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """In the block nobody else writes to ``out``."""
+        if self.out is None or self._lock is not None:
+            yield
             return
-        for writer in log:
-            writer.flush()
-        self.save()
+        with FolderLock(self.out) as self._lock:
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def _save_with(self, log: Log) -> None:
+        """A checkpoint of this step, unless there is one; the metrics up to it are on the disk before it is."""
+        if self.out is None:
+            return
+        self._look_after_out(log)
+        if self._saved != self.step:
+            log.flush()
+            self.save()
+
+    def _look_after_out(self, log: Log) -> None:
+        """Make ``out`` anew, and say so, if it was removed since: what is written to it then goes nowhere."""
+        if self.out is None or self._lock is None or not self._lock.lost():
+            return
+        self._lock.take()
+        log.open(self.metrics, self.step)
+        if self._saved is None or not checkpoint.path_of(self.out, self._saved).is_dir():  # more is gone than the lock
+            self.save()
+            logger.warning(
+                "%s was removed or renamed while training: it was made anew at step %d, without what was in it",
+                self.out,
+                self.step,
+            )
 
     def _result_path(self) -> Path | None:
         if self.out is None:
@@ -368,11 +427,16 @@ class Trainer:
             return best
         return checkpoint.path_of(self.out, self.step)
 
-    def _diverged(self, cause: str) -> str:
+    def _check_sense(self, name: str, loss: float) -> None:
+        if loss > self._absurd:
+            limit = f"at most {self._absurd:.4g}, {_ABSURD:.0f} times that of a model that knows nothing"
+            raise TrainingDiverged(self._diverged(f"the {name} is {loss:.4g}", limit))
+
+    def _diverged(self, cause: str, expected: str = "a finite value") -> str:
         kept = None if self.out is None else checkpoint.latest(self.out)
         saved = f"the last good checkpoint is {kept}" if kept else "nothing was saved"
         return (
-            f"training diverged after step {self.step}: {cause}, expected a finite value (learning rate "
+            f"training diverged after step {self.step}: {cause}, expected {expected} (learning rate "
             f"{self.optimizer.lr:.3g}, loss before {self.loss:.4g}); {saved}; "
             f"go on with a lower learning rate or a smaller clip"
         )
@@ -391,10 +455,10 @@ class _Limit:
         if steps is not None:
             steps = checks.integer(steps, "steps")
         if epochs is not None:
-            epochs = checks.real(epochs, "epochs", "(0, inf)")
-            steps = max(1, round(min(epochs * steps_per_epoch, 2.0**63)))
+            epochs = checks.real(epochs, "epochs", _LONGEST)
+            steps = max(1, round(epochs * steps_per_epoch))
         if minutes is not None:
-            minutes = checks.real(minutes, "minutes", "(0, inf)")
+            minutes = checks.real(minutes, "minutes", _LONGEST)
         return cls(steps, minutes)
 
     def progress(self, step: int, elapsed: float) -> float:
@@ -405,24 +469,6 @@ class _Limit:
         return step / self.steps
 
 
-class _Interrupt:
-    """Notes the first Ctrl-C instead of raising; the second raises. Does nothing outside the main thread, or
-    where the signal is ignored already (as under nohup)."""
-
-    seen = False
-
-    def __enter__(self) -> _Interrupt:
-        self._before = signal.getsignal(signal.SIGINT)
-        self._active = threading.current_thread() is threading.main_thread() and self._before is not signal.SIG_IGN
-        if self._active:
-            signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._active:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.seen:
-            raise KeyboardInterrupt
-        self.seen = True
+def _finite(value: float) -> float | None:
+    """A number as JSON can hold it, which knows neither NaN nor infinity."""
+    return value if math.isfinite(value) else None

@@ -8,11 +8,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 _REFRESH = 0.1  # seconds between two drawings of the bar
+_DELAY = 0.5  # seconds that work may take before a bar appears for it
 
 
 class Progress:
@@ -22,6 +24,7 @@ class Progress:
 
     def __init__(self, *, steps: int | None, minutes: float | None, step: int, elapsed: float, shown: bool) -> None:
         self._timed = minutes is not None
+        self._begun = False
         self._drawn = -_REFRESH
         self._bar: Any = None
         if shown and sys.stderr is not None and sys.stderr.isatty():
@@ -37,11 +40,20 @@ class Progress:
         """Draw the bar at ``step`` and ``elapsed`` seconds, if the last drawing is old enough."""
         if self._bar is None or (now := time.monotonic()) - self._drawn < _REFRESH:
             return
+        if not self._begun:  # the time that is shown, too, begins now
+            self._bar.unpause()
+            self._begun = True
         self._drawn = now
         self._bar.n = min(elapsed, self._bar.total) if self._timed else step
         texts = [f"step {step}"] if self._timed else []
         texts += [f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}" for name, value in figures.items()]
         self._bar.set_postfix_str(", ".join(texts))
+
+    def wait(self, reason: str) -> None:
+        """Say at once what the bar stands still for."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{reason} …")
+            self._drawn = -_REFRESH  # the next update is drawn
 
     def close(self) -> None:
         """Leave the bar as it is and end the line."""
@@ -49,8 +61,91 @@ class Progress:
             self._bar.close()
 
 
+class Bytes:
+    """A bar over bytes that are read or looked at, on a terminal, where that takes more than a moment: call it with how
+    many of how many are done."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._bar: Any = None
+        self._shown = sys.stderr is not None and sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._shown:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, desc=self._what, unit="B", unit_scale=True, leave=False, delay=_DELAY, file=sys.stderr
+            )
+        self._bar.update(min(done, total) - self._bar.n)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class MetricsError(ValueError):
+    """Metrics could not be written; the message names the file. Checkpoints are as they were."""
+
+
+class Log:
+    """The metrics of a run in ``out``, in as many formats as are asked for, once it is opened.
+
+    Raises:
+        MetricsError: a file could not be written, from any method but ``close``.
+    """
+
+    def __init__(self, out: Path | None, columns: Sequence[str]) -> None:
+        self._out, self._columns = out, columns
+        self._writers: list[Writer] = []
+
+    def open(self, names: Iterable[str], step: int) -> None:
+        """Go on after ``step`` in the formats ``names``, see :func:`writers`."""
+        self.close()
+        assert self._out is not None
+        try:
+            self._writers = writers(names, self._out, self._columns, step)
+        except OSError as error:
+            raise _not_written(error, self._out) from error
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """One row."""
+        for writer in self._writers:
+            try:
+                writer.write(row)
+            except OSError as error:
+                raise _not_written(error, writer.file) from error
+
+    def flush(self) -> None:
+        """Wait until the disk has all rows."""
+        for writer in self._writers:
+            try:
+                writer.flush()
+            except OSError as error:
+                raise _not_written(error, writer.file) from error
+
+    def close(self) -> None:
+        """Close the files. What a full disk does not take now, :meth:`write` or :meth:`flush` complained of."""
+        for writer in self._writers:
+            with suppress(OSError):
+                writer.close()
+        self._writers = []
+
+
+def _not_written(error: OSError, file: Path) -> MetricsError:
+    return MetricsError(
+        f"{error.filename or file}: metrics could not be written: {error.strerror or error}; "
+        f"checkpoints are untouched, --resume goes on from the last one"
+    )
+
+
 class Writer(Protocol):
     """Takes rows of metrics: numbers by column, "step" among them; absent columns have no value."""
+
+    file: Path
 
     def write(self, row: Mapping[str, float]) -> None: ...
     def flush(self) -> None: ...
@@ -76,7 +171,8 @@ class Jsonl:
         def step_of(line: str) -> int:
             return int(json.loads(line)["step"])
 
-        self._stream = _reopen(out / "metrics.jsonl", step, step_of)
+        self.file = out / "metrics.jsonl"
+        self._stream = _reopen(self.file, step, step_of)
 
     def write(self, row: Mapping[str, float]) -> None:
         self._stream.write(json.dumps(row) + "\n")
@@ -96,7 +192,8 @@ class Csv:
             return int(line.partition(",")[0])
 
         self._columns = columns
-        self._stream = _reopen(out / "metrics.csv", step, step_of, header=self._line(columns))
+        self.file = out / "metrics.csv"
+        self._stream = _reopen(self.file, step, step_of, header=self._line(columns))
 
     def write(self, row: Mapping[str, float]) -> None:
         self._stream.write(self._line([row.get(name, "") for name in self._columns]))
@@ -124,7 +221,8 @@ class TensorBoard:
             raise ModuleNotFoundError(
                 "metrics: 'tensorboard' needs the package tensorboardX: pip install 'gpulstm[tensorboard]'"
             ) from error
-        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+        self.file = out / "tensorboard"
+        self._writer = SummaryWriter(str(self.file), purge_step=step + 1)
 
     def write(self, row: Mapping[str, float]) -> None:
         for name, value in row.items():
@@ -141,22 +239,30 @@ class TensorBoard:
 FORMATS: dict[str, Any] = {"jsonl": Jsonl, "csv": Csv, "tensorboard": TensorBoard}
 
 
-def _reopen(file: Path, step: int, step_of: Any, header: str = "") -> TextIO:
+def _reopen(file: Path, step: int, step_of: Callable[[str], int], header: str = "") -> TextIO:
     """``file`` opened to append, holding ``header`` and the whole rows up to ``step`` that it held before."""
-    kept = [header] if header else []
-    if step > 0 and file.exists():
-        for line in file.read_text("utf-8", errors="replace").splitlines(keepends=True):
-            try:
-                if line.endswith("\n") and step_of(line) <= step:
-                    kept.append(line)
-            # the header, a row that a kill cut short, or none of ours
-            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-                continue
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".tmp-{file.name}")
-    temporary.write_text("".join(kept), "utf-8", newline="\n")
-    os.replace(temporary, file)
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(header)
+            if step > 0 and file.exists():
+                with open(file, encoding="utf-8", errors="replace", newline="\n") as before:
+                    stream.writelines(line for line in before if _is_row(line, step, step_of))
+        os.replace(temporary, file)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, error.strerror, str(file)) from error
     return open(file, "a", encoding="utf-8", newline="\n", buffering=1)
+
+
+def _is_row(line: str, step: int, step_of: Callable[[str], int]) -> bool:
+    """Whether ``line`` is the whole row of a step up to ``step``."""
+    try:
+        return line.endswith("\n") and step_of(line) <= step
+    # the header, a row that a kill cut short, or none of ours
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return False
 
 
 def _sync(stream: TextIO) -> None:

@@ -55,7 +55,7 @@ class Record:
             fields.real("elapsed", "[0, inf)"),
             (pair.integer("tokens"), pair.real("seconds", "[0, inf)")),
             math.nan if fields.take("loss") is None else fields.real("loss"),
-            {name: validation.real(name) for name in validation.value},
+            {name: math.nan if value is None else validation.real(name) for name, value in validation.value.items()},
         )
 
 

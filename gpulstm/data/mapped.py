@@ -1,0 +1,68 @@
+"""Long files read where they lie on the disk.
+
+Mapping costs no memory and no time before the first step, but the file must stay as it is. One that is renamed,
+deleted or replaced by a rename does: the mapping keeps the old one alive. One that is cut short in place is fatal,
+since the system ends a process that reads beyond the end (SIGBUS), so lengths are looked at right before a batch is
+gathered: what is left is the moment of one copy. One that is written over in place gives other bytes; that is said
+once, and --resume refuses it, whose digest differs. Files below :data:`LEAST` are read, which none of this concerns.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger("gpulstm")
+LEAST = 1 << 24  # bytes; a file below is read at once in some milliseconds
+_CHUNK = 1 << 22
+
+
+class Mapped:
+    """The file at ``path``, not empty, as ``content``.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open(path, "rb") as stream:
+            self._before = os.fstat(stream.fileno())
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self.content = memoryview(self._map)
+        self._said = False
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes from first to last, read rather than mapped: pages that are mapped count as the process's own."""
+        with open(self.path, "rb", buffering=0) as stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+
+    def check(self) -> None:
+        """Look whether the file is as it was, and give its pages back, which come again when they are needed.
+
+        Raises:
+            ValueError: it is shorter now.
+        """
+        try:
+            now = os.stat(self.path)
+        except OSError:  # it has another name now, or none
+            return
+        if not os.path.samestat(now, self._before):
+            return
+        if now.st_size < len(self.content):
+            raise ValueError(
+                f"data: {str(self.path)!r} was cut to {now.st_size} bytes while it was in use; "
+                f"expected its {len(self.content)} bytes to stay until training ends"
+            )
+        if now.st_mtime_ns != self._before.st_mtime_ns and not self._said:
+            logger.warning(
+                "data: %r was written to while it was in use; if its bytes are others now, --resume refuses it",
+                str(self.path),
+            )
+            self._said = True
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
