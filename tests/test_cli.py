@@ -553,7 +553,9 @@ def test_bad_samples(run, tmp_path):
     other = checkpoint.save(tmp_path / "other", 1, {"w": np.ones(1)}, {}, {"config": {"task": "adding"}})
     assert "task is 'adding', expected 'text'" in sample(other)
     other = checkpoint.save(tmp_path / "wrong", 1, {"w": np.ones(1)}, {}, saved.record)
-    assert "record.config.embed: expects 0.weight of shape (256, " in sample(other)
+    assert "config.embed: expects 0.weight of shape (256, " in sample(other)
+    more = checkpoint.save(tmp_path / "more", 1, saved.model | {"w": np.ones(1)}, {}, saved.record)
+    assert "model.safetensors: w: expected no such tensor, got (1,)" in sample(more)
 
 
 def test_info():

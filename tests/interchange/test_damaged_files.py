@@ -52,11 +52,10 @@ def test_cut_short_at_any_byte(name: str, tmp_path: Path) -> None:
             LOADS[name](path)
 
 
-@pytest.mark.parametrize(
-    ("name", "count", "at_once"), [(name, *((12, 8) if "h5" in name else (300, 1))) for name in LOADS]
-)
-def test_bytes_changed(name: str, count: int, at_once: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", LOADS)
+def test_bytes_changed(name: str, tmp_path: Path) -> None:
     """Whatever a byte becomes, a file loads or is refused: no other error comes out."""
+    count, at_once = (12, 8) if name.endswith(".h5") else (300, 1)  # a process each; much of the file means nothing
     path = tmp_path / name
     whole = _write(path)
     rng = np.random.default_rng(0)
@@ -102,12 +101,12 @@ def test_hdf5_that_turns_in_circles(tmp_path: Path) -> None:
 def test_whatever_becomes_of_the_process(
     code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    io.save_keras(gpulstm.LSTM(3, 128, seed=0), tmp_path / "m.weights.h5")  # more than a pipe holds
+    io.save_keras(gpulstm.LSTM(3, 128, seed=0), tmp_path / "m.keras")  # more than a pipe holds
     (tmp_path / "child.py").write_text(code)
     monkeypatch.setattr(hdf5.hdf5_child, "__file__", str(tmp_path / "child.py"))
     monkeypatch.setattr(hdf5, "_START", 1.0 if "sleep" in code else 60.0)
-    with pytest.raises(io.WeightsError, match=rf"m.weights.h5: {message}"):
-        io.load_keras(tmp_path / "m.weights.h5")
+    with pytest.raises(io.WeightsError, match=rf"m.keras: {message}"):
+        io.load_keras(tmp_path / "m.keras")
 
 
 @pytest.mark.parametrize("name", LOADS)
