@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from .. import parsing
-from . import hdf5
 from .common import PathLike, WeightsError, path_of, read, require
 from .hdf5_child import allowed
 
@@ -53,6 +52,8 @@ def found_in(path: PathLike) -> list[Found]:
         WeightsError: it is cut short, damaged, not one of Keras's, or leads or declares too far.
         ImportError: h5py is not installed.
     """
+    from . import hdf5  # which starts processes: not for every import of gpulstm
+
     require("h5py", "keras")
     start = read(path, length=len(_HDF5))
     text: str | bytes | None = None

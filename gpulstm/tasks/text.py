@@ -224,8 +224,8 @@ def _model_config(saved: Checkpoint) -> dict[str, Any]:
     expected = {"0.weight": (VOCABULARY, embed), **{f"1.{name}": shape for name, shape in expected.items()}}
     expected |= {"3.weight": (VOCABULARY, hidden), "3.bias": (VOCABULARY,)}
     if wrong := sorted(name for name in expected.keys() | shapes.keys() if shapes.get(name) != expected.get(name)):
-        needed, found = (of.get(wrong[0], "no such tensor") for of in (expected, shapes))
-        raise CheckpointError(f"{saved.path / MODEL}: {wrong[0]}: expected {needed}, got {found}")
+        needed, given = (of.get(wrong[0], "no such tensor") for of in (expected, shapes))
+        raise CheckpointError(f"{saved.path / MODEL}: {wrong[0]}: expected {needed}, got {given}")
     return config.value
 
 
