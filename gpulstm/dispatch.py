@@ -129,8 +129,9 @@ class use_backend:  # a function with a context manager's face, as numpy.errstat
         BackendUnavailable: it cannot run here; the message says why.
     """
 
+    _entered = True  # nothing to warn of where the name is refused
+
     def __init__(self, name: str | None) -> None:
-        self._entered = True  # nothing to warn of where the name is refused
         if name is not None:
             check_backend(name)
         self.name = name

@@ -185,6 +185,8 @@ def test_a_context_manager_that_is_not_entered_changes_nothing_and_says_so() -> 
     with pytest.warns(RuntimeWarning, match=message):
         gpulstm.use_backend("reference")
     assert chosen() == "numba_cpu"
+    with pytest.raises(TypeError):
+        gpulstm.use_backend()  # type: ignore[call-arg]
 
 
 def test_the_choice_reaches_the_computation(monkeypatch: pytest.MonkeyPatch) -> None:

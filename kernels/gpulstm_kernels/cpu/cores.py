@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 logger = logging.getLogger("gpulstm")
@@ -21,7 +22,9 @@ def available_cores(process: Path = Path("/proc/self")) -> int:
         count = os.cpu_count() or 1
     if hasattr(os, "process_cpu_count"):  # from Python 3.13 on: what -X cpu_count asks for
         count = min(count, os.process_cpu_count() or 1)
-    return max(1, math.floor(min([count, *_quotas(process)])))
+    with suppress(OSError, ValueError):  # another system, or one that tells in another way
+        count = math.floor(min([count, *_quotas(process)]))
+    return max(1, count)
 
 
 def limited(count: int, name: str) -> int:
@@ -39,16 +42,11 @@ def _say(name: str, count: str, cores: int) -> None:
 
 def _quotas(process: Path) -> Iterator[float]:
     """The processors' time that each cgroup which this process is in may use, in cores; nothing where none is set."""
-    try:
-        memberships = _lines(process / "cgroup")
-        mounts = _lines(process / "mountinfo")
-    except OSError:
-        return
     groups: dict[str, str] = {}  # by controller; "" is the second version, which has one hierarchy for all
-    for line in memberships:
+    for line in _lines(process / "cgroup"):
         _, controllers, path = line.split(":", 2)
         groups |= dict.fromkeys(controllers.split(","), path)
-    for line in mounts:
+    for line in _lines(process / "mountinfo"):
         own, _, system = line.partition(" - ")
         kind, _, options = system.split(" ", 2)
         controller = "" if kind == "cgroup2" else "cpu"
@@ -76,7 +74,7 @@ def _quota(folder: Path) -> Iterator[float]:
             if quota not in ("max", "-1"):
                 yield int(quota) / int(period)
         except (OSError, ValueError, ZeroDivisionError):  # not there, or not as it should be
-            continue
+            pass
 
 
 def _lines(path: Path) -> list[str]:

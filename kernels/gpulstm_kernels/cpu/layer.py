@@ -343,11 +343,11 @@ def _packs(steps: int, batch: int, weights: Weights, dtype: np.dtype) -> bool:
 
 def _contents(weights: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], whole: bool) -> Contents:
     """Of what is packed of one direction: without ``whole`` neither ih nor hh. ``given``: before they were copied."""
+    return contents(_to_pack(weights, whole), lambda: _to_pack(given, whole))
 
-    def packed(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        return tuple([value for name, value in arrays.items() if whole or name not in ("weight_ih", "weight_hh")])
 
-    return contents(packed(weights), lambda: packed(given))
+def _to_pack(weights: Mapping[str, np.ndarray], whole: bool) -> tuple[np.ndarray, ...]:
+    return tuple([value for name, value in weights.items() if whole or name not in ("weight_ih", "weight_hh")])
 
 
 def _packed_rows(

@@ -58,6 +58,17 @@ def milliseconds(typing: Any) -> Any:
 
 
 @intrinsic
+def stay_apart(typing: Any) -> Any:
+    """Keep the machine code of the function that says this out of those that call it: it is for what seldom runs."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+@intrinsic
 def run_handlers(typing: Any) -> Any:
     """Let Python run the handlers of signals that came; whether one raised, which :func:`raise_pending` then must."""
 

@@ -34,7 +34,7 @@ from numba.extending import intrinsic
 from .atomics import LINE, SPINS, clock, exchange, fetch_add, pause, publish, read, sleep
 from .compile import entry, entry_point, inline, kernel, machine_code
 from .record import Record, address_of, share_of
-from .signals import milliseconds, raise_pending, run_handlers, thread_ident
+from .signals import milliseconds, raise_pending, run_handlers, stay_apart, thread_ident
 from .vector import INT64
 
 POSTED, GO, TAKEN, DONE = range(0, 4 * LINE, LINE)  # bytes from the beginning of a box
@@ -80,6 +80,7 @@ def _abort(words):
 @inline
 def _look(words):
     """Have Python run the handlers of signals, if this is their thread and it is time; abort the call if one raises."""
+    stay_apart()
     publish(words + _LEFT, _OFTEN)
     if thread_ident() == read(words + _MAIN) and read(words + _RAISED) == 0:
         now = milliseconds()

@@ -26,7 +26,6 @@ from .team import CROWDED, FAILED, POSTED, TAKEN, attend, for_python, new_box, n
 _PAUSE, _LONGEST_PAUSE = 0.1, 3.2  # seconds for which a crowded crew is left alone, doubled as long as it stays so
 _ALONE = new_team([])
 
-
 _libc = ctypes.PyDLL(None) if os.name == "posix" else None
 _core: Callable[[], int] = getattr(_libc, "sched_getcpu", lambda: -1)  # that the caller is on, where the system tells
 
@@ -36,10 +35,7 @@ class Crew:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # which tells whether the caller has it, whatever ended what it did
-        self._hands: tuple[list[_Worker], np.ndarray] = (
-            [],
-            _ALONE,
-        )  # threads, and the team that they are with the caller
+        self._hands: tuple[list[_Worker], np.ndarray] = [], _ALONE  # the threads, and their team with the caller
         self._crowded, self._pause = 0, _PAUSE
         self._alone_until = self._together_until = 0.0
         self._crowded_call: tuple[Any, float] = None, 0.0  # the last one's kernel, and its seconds for a unit of work
