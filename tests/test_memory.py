@@ -52,6 +52,14 @@ def test_idle_memory_is_bounded_by_the_most_ever_used() -> None:
     assert not memory._idle.blocks
 
 
+def test_a_buffer_that_there_is_no_memory_for_is_not_counted() -> None:
+    before = memory._idle.used
+    with pytest.raises(MemoryError):
+        memory.empty((1 << 60,), np.uint8)
+    gc.collect()  # nothing is printed of a lease that came to nothing
+    assert memory._idle.used == before
+
+
 def test_threads_never_share_a_block() -> None:
     wrong = []
 

@@ -38,12 +38,14 @@ class _Idle:
 
     def take(self, size: int) -> np.ndarray:
         with self.lock:
+            if self.blocks.get(size):
+                block = self.blocks[size].pop()
+                self.idle -= size
+            else:
+                block = np.empty(size, np.uint8)
             self.used += size
             self.most_used = max(self.most_used, self.used)
-            if self.blocks.get(size):
-                self.idle -= size
-                return self.blocks[size].pop()
-        return np.empty(size, np.uint8)
+            return block
 
     def give_back(self, block: np.ndarray) -> None:
         with self.lock:
@@ -86,6 +88,8 @@ def release() -> None:
 class Lease:
     """Stands between a block and the arrays over it: when the last of them is gone, so is this, and the block idle."""
 
+    _block: np.ndarray | None = None  # where there was no memory for one
+
     def __init__(self, size: int) -> None:
         self._block = _idle.take(-(-(size + ALIGNMENT) // _GRAIN) * _GRAIN)
         address = self._block.ctypes.data
@@ -93,7 +97,8 @@ class Lease:
         self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": data, "version": 3}
 
     def __del__(self, give_back: Any = _idle.give_back) -> None:
-        give_back(self._block)
+        if self._block is not None:
+            give_back(self._block)
 
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
