@@ -239,7 +239,7 @@ TERMS = [
     ("dh_total = load(ys, _at(dh, 0, b, unit), n)\n", "dh_total = KEEP * load(ys, _at(dh, 0, b, unit), n)\n"),
     ("store_tuple(da, ", "ON store_tuple(da, "),
     ("store_tuple(dprevious, at, dstride)", "ON store_tuple(dprevious, at, dstride)"),
-    ("dgates[slot, b, first + past : first + width] = 0", "ON dgates[slot, b, first + past : first + width] = 0"),
+    ("dgates[slot, b, first + valid : first + width] = 0", "ON dgates[slot, b, first + valid : first + width] = 0"),
     ("= dh[0, b, j] + dy[", "= KEEP * dh[0, b, j] + dy["),
     ("dh[0, b, j] + dy[", "dh[0, b, j] + KEEP * dy["),
     ("j] if t < lengths[b] else 0", "j] if t < lengths[b] else 0.0 / KEEP"),

@@ -389,10 +389,10 @@ def _step_cell_backward(cell, dy, dh, dstates, dgates, tape, plan, t, slot, befo
         da, dprevious = cell_backward(cell, dh_total, load_states(cell, ys, at, dstride), h, saved, states, previous)
         store_tuple(da, _at(dgates, slot, b, p * width * cell.n_gates + u), width * size)
         store_tuple(dprevious, at, dstride)
-    past = (valid + lanes(ys) - 1) // lanes(ys) * lanes(ys)  # products run over whole panels
+    # Products run over whole panels, where a NaN in a lane past the last unit would survive the zeros that it meets.
     for g in range(cell.n_gates):
         first = (p * cell.n_gates + g) * width
-        dgates[slot, b, first + past : first + width] = 0
+        dgates[slot, b, first + valid : first + width] = 0
 
 
 @kernel
