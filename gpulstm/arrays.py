@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulstm_kernels.memory import empty, poison, zeros
+from gpulstm_kernels.memory import contiguous, empty, poison, zeros
 
 from . import dispatch
 
@@ -67,16 +67,6 @@ def copy(array: np.ndarray) -> np.ndarray:
     result = empty(array.shape, array.dtype)
     np.copyto(result, array)
     return result
-
-
-def contiguous(array: np.ndarray) -> np.ndarray:
-    """``array`` itself where kernels can take it as it lies (contiguous, aligned, writable, so that one compiled
-    kernel serves); else a copy.
-    """
-    flags = array.flags
-    if flags.c_contiguous and flags.aligned and flags.writeable:
-        return array
-    return np.require(array, requirements=("C", "A", "W"))
 
 
 def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -247,10 +237,12 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
         TypeError: ``value`` is neither, or masked; lists are not taken, since their dtype would be a guess.
     """
     if isinstance(value, np.ndarray):
+        if type(value) is np.ndarray:
+            return value
         # A plain array does not ask for numpy.ma, which takes a while to import.
-        if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
+        if isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{name}: expected an array, got a masked one, whose mask would be lost; fill it first")
-        return value
+        return np.asarray(value)  # a matrix, say, would keep two dimensions whatever is done to it
     if hasattr(value, "__dlpack__"):
         try:
             return np.from_dlpack(value)

@@ -180,6 +180,7 @@ def to_array(value: Any, name: str) -> Any:
 
 def gemm(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
     """``a @ b`` of two matrices of one dtype: see :func:`gpulstm.arrays.gemm`."""
+    a, b = contiguous(a), contiguous(b)
     shape = a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1]
     result = empty(shape, a.dtype)
     tf32 = a.dtype == np.float32 and tf32_allowed()
@@ -189,7 +190,7 @@ def gemm(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -
 
 def add_bias(y: Any, bias: Any) -> None:
     """See :func:`gpulstm.arrays.add_bias`."""
-    _network(f"add_bias<{type_name(y.dtype)}>", y.size, (y, bias, *y.shape))
+    _network(f"add_bias<{type_name(y.dtype)}>", y.size, (y, contiguous(bias), *y.shape))
 
 
 def sum_rows(values: Any) -> Any:
@@ -202,7 +203,7 @@ def sum_rows(values: Any) -> Any:
 def take(rows: Any, ids: Any) -> Any:
     """See :func:`gpulstm.arrays.take`; an id out of range gives a row of NaN."""
     result = empty((*ids.shape, rows.shape[1]), rows.dtype)
-    _network(f"take_rows<{type_name(rows.dtype)}>", result.size, (rows, ids, result, ids.size, *rows.shape))
+    _network(f"take_rows<{type_name(rows.dtype)}>", result.size, (contiguous(rows), ids, result, ids.size, *rows.shape))
     return result
 
 

@@ -6,6 +6,7 @@ Inside everything is time-major, (T, B, features).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -76,21 +77,24 @@ class Config:
         ends = ["", "_reverse"][: self.directions]
         return [[f"_l{layer}{end}" for end in ends] for layer in range(self.num_layers)]
 
+    @functools.cached_property
+    def parameters(self) -> list[list[list[tuple[str, str, tuple[int, ...]]]]]:
+        """For each layer and direction its parameters, in torch's order: (name in it, torch's name, shape)."""
+        rows, inputs = len(self.cell.gates) * self.hidden_size, self.input_size
+        layers = []
+        for ends in self.suffixes():
+            own: dict[str, tuple[int, ...]] = {"weight_ih": (rows, inputs), "weight_hh": (rows, self.output_size)}
+            if self.bias:
+                own |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            if self.proj_size:
+                own["weight_hr"] = (self.proj_size, self.hidden_size)
+            layers.append([[(name, name + end, shape) for name, shape in own.items()] for end in ends])
+            inputs = self.output_size * self.directions
+        return layers
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter, under torch's names and in torch's order."""
-        rows = len(self.cell.gates) * self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {}
-        inputs = self.input_size
-        for layer in self.suffixes():
-            for end in layer:
-                shapes[f"weight_ih{end}"] = (rows, inputs)
-                shapes[f"weight_hh{end}"] = (rows, self.output_size)
-                if self.bias:
-                    shapes[f"bias_ih{end}"] = shapes[f"bias_hh{end}"] = (rows,)
-                if self.proj_size:
-                    shapes[f"weight_hr{end}"] = (self.proj_size, self.hidden_size)
-            inputs = self.output_size * self.directions
-        return shapes
+        return {name: shape for layer in self.parameters for own in layer for _, name, shape in own}
 
     def state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
         """The shapes of h and of each carried state."""
@@ -165,9 +169,9 @@ def rnn_forward(
     tapes: list[Any] = []
     masks: list[np.ndarray | None] = []
     finals: list[State] = []
-    for layer, ends in enumerate(config.suffixes()):
+    for layer in range(config.num_layers):
         own = slice(layer * config.directions, (layer + 1) * config.directions)
-        weights = [weights_of(params, end) for end in ends]
+        weights = weights_of(config, params, layer)
         y, final, tape = chosen.module.layer_forward(
             config.cell, x, tuple(s[own] for s in state), weights, lengths, keep
         )
@@ -240,8 +244,7 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
     device, dtype = arrays.device_of(like), dtype_of(like)
     checked, _ = _check_input(config, x, dtype, device)
     chosen, why = dispatch.select(device, backend)
-    weights = [weights_of(params, end) for end in config.suffixes()[0]]
-    how = chosen.module.describe(config.cell, *checked.shape[:2], weights)
+    how = chosen.module.describe(config.cell, *checked.shape[:2], weights_of(config, params, 0))
     lines = [f"{chosen.name}: {why}", f"  cell {config.cell.name}, {dtype.name}, first layer: {how}"]
     for name, reason in dispatch.backends().items():
         if name != chosen.name:
@@ -249,15 +252,55 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
     return "\n".join(lines)
 
 
-def weights_of(params: Mapping[str, np.ndarray], end: str) -> dict[str, np.ndarray]:
-    """The parameters of one layer and direction, without the end of their names."""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "scale_ih", "scale_hh")
-    return {name: params[name + end] for name in names if name + end in params}
+def weights_of(config: Config, params: Mapping[str, Any], layer: int) -> list[dict[str, np.ndarray]]:
+    """The parameters of each direction of one layer, without the end of their names, as kernels can take them.
+
+    Kernels go by addresses and sizes, and a user may have put any array in the place of a parameter: each is checked
+    at every call. A copy is made only of what is not C-contiguous and aligned.
+
+    Raises:
+        TypeError, ValueError: a parameter that is missing, of another dtype or shape, or of a dtype that no kernel has.
+    """
+    like = next(iter(params.values()))
+    device, dtype = arrays.device_of(like), dtype_of(like)
+    kind = type(like) if device == "cuda" else np.ndarray
+    contiguous, narrow = arrays.library(device).contiguous, not checks.is_float(like.dtype)
+    if dtype not in checks.FLOATS:
+        checks.dtype(dtype, device)
+    directions = []
+    for parameters in config.parameters[layer]:
+        if narrow:
+            parameters = _narrow(parameters, params)
+        own = {}
+        for name, full, shape in parameters:
+            value = params.get(full)
+            expected = like.dtype if narrow and name in _NARROW else dtype
+            if type(value) is not kind or value.shape != shape or value.dtype != expected:
+                value = checks.array(value, full, expected, shape, device=device)
+            own[name] = contiguous(value)
+        directions.append(own)
+    return directions
+
+
+_NARROW = ("weight_ih", "weight_hh")  # what a quantized layer has in fewer bits
+
+
+def _narrow(parameters: list[tuple[str, str, Any]], params: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """The ``parameters`` of a direction, and the scale of each row of its narrow weights where there are scales."""
+    scales = [
+        (name.replace("weight", "scale"), full.replace("weight", "scale"), shape[:1])
+        for name, full, shape in parameters
+        if name in _NARROW
+    ]
+    return parameters + [scale for scale in scales if scale[1] in params]
 
 
 def dtype_of(parameter: np.ndarray) -> np.dtype:
-    """The dtype of calls with such a parameter: its own, or float32 for one that is quantized."""
-    return parameter.dtype if checks.is_float(parameter.dtype) else np.dtype(np.float32)
+    """The dtype of calls with such a parameter: its own in the machine's byte order, or float32 for a quantized one."""
+    dtype = parameter.dtype
+    if not checks.is_float(dtype):
+        return np.dtype(np.float32)
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
 # --- checks, and the way in and out -----------------------------------------------------------------------------

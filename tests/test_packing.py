@@ -96,7 +96,7 @@ def test_parameters_in_another_order_are_read_right(steps: int) -> None:
         layer.params[name] = wide[..., ::2] if name.endswith("hh_l0") else np.asfortranarray(value[::-1])[::-1]
     for found, same in zip(outputs(), expected, strict=True):
         np.testing.assert_array_equal(found, same)
-    with pytest.raises(ValueError, match=r"layer: expected C-contiguous parameters, .*: weight_ih_l0"):
+    with pytest.raises(ValueError, match=r"layer: expected C-contiguous, aligned parameters, .*: weight_ih_l0"):
         layer.stream()
 
 

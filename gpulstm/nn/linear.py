@@ -55,9 +55,9 @@ class Linear(Layer):
     def __call__(self, x: Any) -> np.ndarray:
         library = arrays.library(self.device)
         x = library.contiguous(checks.array(x, "x", self.dtype, (..., self.in_features), device=self.device))
-        y = library.gemm(x.reshape(-1, self.in_features), self.params["weight"], transpose_b=True)
+        y = library.gemm(x.reshape(-1, self.in_features), self._param("weight"), transpose_b=True)
         if "bias" in self.params:
-            library.add_bias(y, self.params["bias"])
+            library.add_bias(y, self._param("bias"))
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def vjp(self, x: Any, *, rng: Any = None) -> tuple[np.ndarray, Pullback]:
@@ -72,9 +72,17 @@ class Linear(Layer):
             grads = {"weight": library.gemm(flat_dy, flat_x, transpose_a=True)}
             if "bias" in self.params:
                 grads["bias"] = library.sum_rows(flat_dy)
-            return library.gemm(flat_dy, self.params["weight"]).reshape(x.shape), grads
+            return library.gemm(flat_dy, self._param("weight")).reshape(x.shape), grads
 
         return y, pullback
+
+    def _param(self, name: str) -> np.ndarray:
+        """A parameter of the layer's sizes: a product would read past the end of a smaller one."""
+        value = self.params[name]
+        shape = (self.out_features, self.in_features) if name == "weight" else (self.out_features,)
+        if value.shape != shape or value.dtype != self.dtype:
+            checks.array(value, name, self.dtype, shape, device=self.device)
+        return value
 
 
 class EveryStepHead(Linear):

@@ -40,7 +40,7 @@ class Stream:
     Raises:
         TypeError: ``batch_size`` or a state of the wrong type or dtype.
         ValueError: a bidirectional layer (its reverse direction starts at the end), a size or shape that does not fit,
-            more rows than memory holds, on the CPU a parameter that is not C-contiguous.
+            more rows than memory holds, on the CPU a float parameter that is not C-contiguous and aligned.
     """
 
     def __init__(self, layer: Streamed, batch_size: int = 1, state: Any = None) -> None:
@@ -59,20 +59,28 @@ class Stream:
         checks.fits(held, "batch_size", self._batch)
         self._kernels = None
         if hasattr(module, "Stream") and not config.proj_size:
-            for name, value in self._params.items():
-                if not value.flags.c_contiguous:
-                    raise ValueError(
-                        f"layer: expected C-contiguous parameters, which a stream reads as they lie: {name}"
-                    )
-            weights = [ops.weights_of(self._params, end) for (end,) in config.suffixes()]
+            weights = [ops.weights_of(config, self._params, n)[0] for n in range(config.num_layers)]
+            if checks.is_float(weights[0]["weight_hh"].dtype):
+                self._check_places()
             self._kernels = module.Stream(config.cell, weights, self._batch, self._dtype)
         self.reset(state)
 
+    def _check_places(self) -> None:
+        """Float parameters are read where they lie: there may be no copy of one, which would not change with it."""
+        for name, value in self._params.items():
+            array = arrays.to_numpy(value, name)
+            if arrays.contiguous(array) is not array:
+                raise ValueError(
+                    f"layer: expected C-contiguous, aligned parameters, which a stream reads as they lie: {name}"
+                )
+
     def reset(self, state: Any = None) -> None:
         """Go on from ``state``, as for the layer; None for zeros."""
-        self._state = ops.check_state("state", self._config, state, self._batch, False, self._dtype, self._device)
-        if self._kernels is not None:
-            self._kernels.set_state(self._state)
+        given = ops.check_state("state", self._config, state, self._batch, False, self._dtype, self._device)
+        if self._kernels is None:
+            self._state = tuple(arrays.library(self._device).copy(part) for part in given)
+        else:
+            self._kernels.set_state(given)
 
     @property
     def state(self) -> Any:
@@ -83,6 +91,8 @@ class Stream:
 
     def __call__(self, x: Any) -> Any:
         """The output (B, P) for one input (B, I). The array may be written again two steps later: copy what you keep.
+
+        On the CPU, without a projection, it is the stream's own h, and therefore read-only.
 
         Raises:
             TypeError, ValueError: ``x`` is no array of the layer's dtype and of that shape; the state is as before.

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpulstm_kernels.memory import contiguous
+
 _on_cpu = nullcontext()
 
 
@@ -45,8 +47,7 @@ def to_arrays(tensors: Sequence[torch.Tensor]) -> list[Any]:
 def _to_array(tensor: torch.Tensor) -> Any:
     tensor = tensor.detach().contiguous()
     if not tensor.is_cuda:
-        array = tensor.numpy()
-        return array if array.flags.aligned else array.copy()
+        return contiguous(tensor.numpy())
     from_dlpack = importlib.import_module("cupy").from_dlpack
     if tensor.dtype is not torch.bfloat16:
         return from_dlpack(tensor)

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpulstm_kernels.cells import Cell
+
 from .. import cells, dispatch
 from . import bridge, equations
 
@@ -41,10 +43,23 @@ backward = torch.ops.gpulstm.layer_backward.default
 # --- what runs
 
 
-def _named(weights: Sequence[Any], directions: int) -> list[dict[str, Any]]:
+def _named(cell: Cell, x: Any, state: Sequence[Any], weights: Sequence[Any]) -> list[dict[str, Any]]:
+    """The arrays ``weights`` of each direction by name. Kernels go by addresses and sizes: each is checked."""
+    directions, _, outputs = state[0].shape
     count = len(weights) // directions
-    names = equations.names(count)
-    return [dict(zip(names, weights[d * count :], strict=False)) for d in range(directions)]
+    named = [dict(zip(equations.names(count), weights[d * count :], strict=False)) for d in range(directions)]
+    hidden = named[0]["weight_hr"].shape[1] if "weight_hr" in named[0] else outputs
+    rows = len(cell.gates) * hidden
+    shapes = {"weight_ih": (rows, x.shape[2]), "weight_hh": (rows, outputs), "weight_hr": (outputs, hidden)}
+    for d, own in enumerate(named):
+        for name, value in own.items():
+            shape = shapes.get(name, (rows,))
+            if value.shape != shape or value.dtype != x.dtype:
+                raise ValueError(
+                    f"{name}{'_reverse' if d else ''}: expected {x.dtype} of shape {shape}, got {value.dtype} of shape "
+                    f"{value.shape}"
+                )
+    return named
 
 
 @functools.cache
@@ -66,10 +81,10 @@ def _forward(
     module = _module(backend)
     with bridge.on_stream_of(x):
         (given,), initial, own = (bridge.to_arrays(tensors) for tensors in ((x,), state, weights))
-        limits = None if lengths is None else lengths.numpy()
-        y, final, tape = module.layer_forward(
-            cells.get(cell), given, tuple(initial), _named(own, len(initial[0])), limits, keep
-        )
+        limits = None if lengths is None else bridge.to_arrays([lengths])[0]
+        kind = cells.get(cell)
+        named = _named(kind, given, initial, own)
+        y, final, tape = module.layer_forward(kind, given, tuple(initial), named, limits, keep)
         first, *rest = module.tape_arrays(tape) if keep else [y]
         return bridge.to_tensors([first, *final, *rest])
 
@@ -92,8 +107,9 @@ def _backward(
         (given, upstream), initial, own, arrays, of_final = (
             bridge.to_arrays(tensors) for tensors in ((x, dy), state, weights, tape, dstate)
         )
-        limits = None if lengths is None else lengths.numpy()
-        named, kind = _named(own, len(initial[0])), cells.get(cell)
+        limits = None if lengths is None else bridge.to_arrays([lengths])[0]
+        kind = cells.get(cell)
+        named = _named(kind, given, initial, own)
         if arrays:
             kept = module.tape_of(kind, given, named, limits, arrays)
         else:

@@ -123,6 +123,12 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     return array
 
 
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """``array`` itself where kernels can take it as it lies, C-contiguous and aligned; else a copy."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=("C", "A"))
+
+
 def zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """As :func:`empty`, full of zeros."""
     array = empty(shape, dtype)

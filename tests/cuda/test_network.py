@@ -9,6 +9,7 @@ import pytest
 from tolerances import assert_close
 
 import gpulstm
+from gpulstm import nn
 
 SIZES = {"input_size": 5, "hidden_size": 12}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -126,3 +127,48 @@ def test_padding_may_hold_nan(runtime: Any) -> None:
 def test_explain_names_the_walk(runtime: Any) -> None:
     _, there = pair({})
     assert "walk" in there.explain(moved(runtime, numbers((3, 2, 5))))
+
+
+def _turned(runtime: Any, a: np.ndarray) -> Any:
+    there = runtime.to_device(np.ascontiguousarray(a.swapaxes(0, -1)))
+    return there.swapaxes(0, -1) if a.ndim > 1 else there
+
+
+LAYOUTS: dict[str, Any] = {
+    "turned": _turned,
+    "gaps": lambda runtime, a: runtime.to_device(np.repeat(a, 2, axis=-1))[..., ::2],
+    "off the boundary": lambda runtime, a: runtime.to_device(np.append(np.zeros(1, a.dtype), a))[1:].reshape(a.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parameters_and_arguments_of_any_layout(runtime: Any, layout: str) -> None:
+    """Kernels go by addresses: what does not lie as they take it is copied before."""
+
+    def laid_out(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(laid_out(part) for part in value)
+        return LAYOUTS[layout](runtime, value)
+
+    here, there = pair({"num_layers": 2, "bidirectional": True})
+    there.params = {name: laid_out(value) for name, value in here.params.items()}
+    x, state = numbers((6, 4, 5)), (numbers((4, 4, 12), 1), numbers((4, 4, 12), 2))
+    compare(runtime, there(laid_out(x), laid_out(state)), here(x, state), "inference")
+    (y, final), vjp = here.vjp(x, state)
+    (y_there, final_there), vjp_there = there.vjp(laid_out(x), laid_out(state))
+    compare(runtime, (y_there, final_there), (y, final), "training")
+    dy = numbers(y.shape, 3)
+    compare(runtime, vjp_there(laid_out(dy), laid_out(state)), vjp(dy, state), "gradient")
+
+    ids = np.array([[1, 4], [0, 2], [4, 4]])
+    for name, given in (("Embedding", ids), ("Linear", x), ("LastStepHead", x)):
+        kind = getattr(nn, name)
+        here, there = kind(5, 6, seed=0), kind(5, 6, device="cuda")
+        there.params = {key: laid_out(value) for key, value in here.params.items()}
+        if name == "LastStepHead":
+            there.linear.params = there.params
+        y, vjp = here.vjp(given)
+        y_there, vjp_there = there.vjp(given if name == "Embedding" else laid_out(given))
+        dy = numbers(y.shape, 4)
+        (_, grads_there), (_, grads) = vjp_there(laid_out(dy)), vjp(dy)
+        compare(runtime, (y_there, grads_there), (y, grads), name)

@@ -369,3 +369,52 @@ def test_one_call_a_layer() -> None:
         lstm(torch.randn(50, 3, 2))[0].sum().backward()
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts["gpulstm::layer_forward"] == counts["gpulstm::layer_backward"] == 2
+
+
+# --- what kernels are given
+
+
+@variants
+def test_tensors_of_any_layout(variant: dict[str, Any]) -> None:
+    """Kernels go by addresses: what has gaps, or lies in another order, is copied before."""
+    x, state, weights, lengths = arguments(**variant)
+
+    def with_gaps(tensor: Tensor) -> Tensor:
+        return tensor.repeat_interleave(2, -1)[..., ::2]
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+    expected: Any = None
+    for of in (lambda tensor: tensor, with_gaps, turned):
+        names, limits = (variant["cell"], "numba_cpu"), None if lengths is None else of(lengths)
+        given = of(x), [of(part) for part in state], [of(weight) for weight in weights], limits
+        y, *rest = operator.forward(*given, *names, False)
+        first, *others = operator.forward(*given, *names, True)
+        tape = [of(part) for part in (first, *others[len(state) :])]
+        upstream = of(torch.ones_like(y)), [of(part) for part in state]
+        found = [y, *rest, *operator.backward(*given, tape, *upstream, *names)]
+        expected = found if expected is None else expected
+        valid = 1 if lengths is None else (torch.arange(len(x))[:, None] < lengths)[:, :, None]
+        assert torch.equal(found[0] * valid, expected[0] * valid)
+        assert all(torch.equal(a, b) for a, b in zip(found[1:], expected[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "weight_ih_l0",
+            torch.zeros(8, 3),
+            r"weight_ih: expected float32 of shape \(16, 3\), got float32 of shape \(8",
+        ),
+        ("weight_hh_l0_reverse", torch.zeros(16, 3), r"weight_hh_reverse: expected float32 of shape \(16, 4\)"),
+        ("bias_hh_l0", torch.zeros(16, 1), r"bias_hh: expected float32 of shape \(16,\)"),
+    ],
+)
+def test_a_weight_that_does_not_fit(name: str, value: Tensor, message: str) -> None:
+    """Kernels would read past its end."""
+    lstm = LSTM(3, 4, bidirectional=True)
+    setattr(lstm, name, torch.nn.Parameter(value))
+    with pytest.raises(ValueError, match=message):
+        lstm(torch.zeros(5, 2, 3))

@@ -117,17 +117,17 @@ class Contents(NamedTuple):
 
     place: tuple[Any, ...]
     digest: bytes
-    given: Callable[[], tuple[np.ndarray, ...]]  # the arrays themselves, where these are copies for one call
+    arrays: tuple[np.ndarray, ...]
 
 
-def contents(arrays: tuple[np.ndarray, ...], given: Callable[[], tuple[np.ndarray, ...]] | None = None) -> Contents:
-    """Those of C-contiguous ``arrays``, which are, or for this call are copies of, what ``given`` returns."""
+def contents(arrays: tuple[np.ndarray, ...]) -> Contents:
+    """Those of C-contiguous ``arrays``."""
     found = np.zeros((2, len(arrays)), np.int64)
     kinds = tuple([(array.dtype, array.ndim) for array in arrays])
     at_most = sum([array.nbytes for array in arrays]) // _WORTH_A_THREAD
     if arrays:
         crew.run(_digest, kinds, (arrays, found, _SEGMENT), at_most)
-    return Contents((found[0].tobytes(), kinds), found[1].tobytes(), given or (lambda: arrays))
+    return Contents((found[0].tobytes(), kinds), found[1].tobytes(), arrays)
 
 
 def _owner(array: np.ndarray) -> Any:
@@ -170,18 +170,12 @@ class _Cache:
     def get(self, of: Contents, how: Hashable, make: Callable[[], Made]) -> Made:
         if self._gone:
             self._sweep()
-        addresses, kinds = of.place
-        found: Any = self._found((addresses, kinds, how), of.digest)
+        key = *of.place, how
+        found: Any = self._found(key, of.digest)
         if found is not None:
             return found
-        arrays = of.given()
-        key = np.array([array.ctypes.data for array in arrays], np.int64).tobytes(), kinds, how
-        if key[0] != addresses:
-            found = self._found(key, of.digest)
-            if found is not None:
-                return found
         made = make()  # of new arrays: another call may be reading the old ones
-        owners = [_owner(array) for array in arrays]
+        owners = [_owner(array) for array in of.arrays]
         watched = [weakref.ref(owner, functools.partial(self._forget, key)) for owner in owners if owner is not None]
         with self._lock:
             self._entries[key] = _Entry(of.digest, made, watched, 0 < len(watched) == len(owners))
@@ -208,10 +202,11 @@ class _Cache:
         """Drop what has lost an owner, unless a thread has the lock: what it leaves, the next one finds."""
         while self._gone and self._lock.acquire(blocking=False):
             try:
-                key, owner = self._gone.popleft()
-                entry = self._entries.get(key)
-                if entry is not None and any(watched is owner for watched in entry.owners):
-                    del self._entries[key]
+                while self._gone:  # asked again: another thread may have been quicker
+                    key, owner = self._gone.popleft()
+                    entry = self._entries.get(key)
+                    if entry is not None and any(watched is owner for watched in entry.owners):
+                        del self._entries[key]
             finally:
                 self._lock.release()
 

@@ -102,7 +102,6 @@ def layer_forward(
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], LayerTape | None]:
     """See :func:`gpulstm_kernels.reference.layer_forward`. ``y`` is a view of the tape's ``ys``."""
     steps, batch, inputs = x.shape
-    given, weights = weights, [_contiguous(w) for w in weights]
     own = [_matrices(w) for w in weights]
     dtype, directions, projected = x.dtype, len(weights), own[0].hr is not None
     packs = _packs(steps, batch, own[0], dtype)
@@ -125,7 +124,7 @@ def layer_forward(
     walks, projections, columns = [], [], []
     for d in range(directions):
         plan = Plan(d == 1, d * sizes.outputs, keep, by_batch, chunk, sizes.hidden, sizes.outputs)
-        of = _contents(weights[d], given[d], packs or keep)
+        of = _contents(weights[d], packs or keep)
         packed = _packed_rows(weights[d], of, sizes, dtype, packs, wide)
         if keep:
             columns.append(_packed_columns(own[d], of, sizes))
@@ -183,13 +182,15 @@ def _one_step(
     states = np.empty((directions, len(state) - 1, batch, hidden), x.dtype)
     for k, part in enumerate(state[1:]):
         states[:, k] = part
+    no_bias = _nothing(x.dtype, 1)
     for d, own in enumerate(weights):
-        at_most = max(1, (own["weight_ih"].size + own["weight_hh"].size) // step.WORTH_A_THREAD)
-        rooms = step.room(cell, at_most)
-        row = np.array(step.program_row(x[0], own, state[0][d], states[d], new_h[d], rooms), np.int64)
-        crew.run(step.step, (cell, x.dtype), (cell, x[0], row, np.zeros(1, np.int64)), at_most)
-    y = new_h.swapaxes(0, 1).reshape(1, batch, directions * hidden)
-    return y.copy() if directions == 1 else y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
+        ih, hh = own["weight_ih"], own["weight_hh"]
+        at_most = max(1, (ih.size + hh.size) // step.WORTH_A_THREAD)
+        read = ih, hh, own.get("bias_ih", no_bias), own.get("bias_hh", no_bias)
+        written = states[d], new_h[d], step.room(cell, at_most), np.zeros(1, np.int64)
+        crew.run(step.step, (cell, x.dtype), (cell, x[0], state[0][d], read, *written), at_most)
+    y = np.concatenate(new_h, axis=1)[None]  # a copy, whatever the sizes: y and h share no memory
+    return y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
 
 
 def layer_backward(
@@ -293,7 +294,6 @@ def tape_of(
     """See :func:`gpulstm_kernels.reference.tape_of`."""
     steps, batch, _ = x.shape
     directions = len(weights)
-    given, weights = weights, [_contiguous(w) for w in weights]
     own = [_matrices(w) for w in weights]
     sizes = sizes_of(cell, own[0].hh, x.dtype)
     hidden, outputs = sizes.hidden, sizes.outputs
@@ -302,7 +302,7 @@ def tape_of(
         x,
         np.full(batch, steps, np.int64) if lengths is None else lengths,
         own,
-        [_packed_columns(own[d], _contents(weights[d], given[d], True), sizes) for d in range(directions)],
+        [_packed_columns(own[d], _contents(weights[d], True), sizes) for d in range(directions)],
         [tuple(w) for w in weights],
         # The walk back decides anew how threads share it, and knows no chunks.
         [Plan(d == 1, d * outputs, True, False, 0, hidden, outputs) for d in range(directions)],
@@ -327,11 +327,6 @@ def _nothing(dtype: np.dtype, dimensions: int = 2) -> np.ndarray:
     return np.empty((0,) * dimensions, dtype)
 
 
-def _contiguous(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """``weights``, copied where they lie in another order than kernels read."""
-    return {name: np.ascontiguousarray(value) for name, value in weights.items()}
-
-
 def _matrices(weights: Mapping[str, np.ndarray]) -> Weights:
     return Weights(weights["weight_ih"], weights["weight_hh"], weights.get("weight_hr"))
 
@@ -341,13 +336,11 @@ def _packs(steps: int, batch: int, weights: Weights, dtype: np.dtype) -> bool:
     return steps * batch >= _PACKS_FROM or weights.hh.dtype != dtype or weights.hr is not None
 
 
-def _contents(weights: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], whole: bool) -> Contents:
-    """Of what is packed of one direction: without ``whole`` neither ih nor hh. ``given``: before they were copied."""
-    return contents(_to_pack(weights, whole), lambda: _to_pack(given, whole))
-
-
-def _to_pack(weights: Mapping[str, np.ndarray], whole: bool) -> tuple[np.ndarray, ...]:
-    return tuple([value for name, value in weights.items() if whole or name not in ("weight_ih", "weight_hh")])
+def _contents(weights: Mapping[str, np.ndarray], whole: bool) -> Contents:
+    """Of what is packed of one direction: without ``whole`` neither ih nor hh."""
+    return contents(
+        tuple([value for name, value in weights.items() if whole or name not in ("weight_ih", "weight_hh")])
+    )
 
 
 def _packed_rows(

@@ -3,14 +3,19 @@
 Numba unboxes a tuple into one value of as many words as all its arrays have, and hands it on word by word: of the
 arguments of a walk there are three hundred, which take a second to compile. Here each argument is unboxed into its
 place, and arrays are borrowed: whoever calls holds them meanwhile.
+
+Every array comes to its kernel here. Kernels go by addresses, so at every call each is seen to be C-contiguous and
+aligned; whoever calls makes it so, by :func:`gpulstm_kernels.memory.contiguous`. Whether it may be written to is no
+part of its type: parameters of which some are read-only are no other kernel.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import typeof, types
+from numba import from_dtype, typeof, types
 from numba.core import cgutils
 from numba.extending import NativeValue, intrinsic, models, register_model, typeof_impl, unbox
 
@@ -37,7 +42,41 @@ class _RecordModel(models.PrimitiveModel):
 
 @typeof_impl.register(Record)
 def _typeof_record(value: Record, context: Any) -> RecordType:
-    return RecordType(typeof(tuple(value)))
+    return RecordType(type_of(tuple(value)))
+
+
+def type_of(value: Any) -> types.Type:
+    """Numba's type of an argument of a kernel."""
+    if isinstance(value, np.ndarray):
+        return types.Array(from_dtype(value.dtype), value.ndim, "C")
+    if isinstance(value, tuple):
+        return types.BaseTuple.from_types([type_of(element) for element in value], type(value))
+    return typeof(value)
+
+
+def _lies_well(c: Any, typ: types.Array, place: Any) -> Any:
+    """Whether the array that Numba has at ``place`` is C-contiguous and aligned."""
+    name = f"lies_well.{typ.dtype}.{typ.ndim}"
+    function = c.builder.module.globals.get(name) or _check_of(c.context, c.builder.module, name, typ)
+    return c.builder.call(function, [place])
+
+
+def _check_of(context: Any, module: ir.Module, name: str, typ: types.Array) -> ir.Function:
+    """A function of its own, which all arrays of a type share: a walk has some forty."""
+    function_type = ir.FunctionType(ir.IntType(1), [context.get_value_type(typ).as_pointer()])
+    function = ir.Function(module, function_type, name)
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    array = context.make_array(typ)(context, builder, ref=function.args[0])
+    past = builder.and_(builder.ptrtoint(array.data, INT64), builder.sub(array.itemsize, INT64(1)))
+    right, stride = builder.icmp_signed("==", past, INT64(0)), array.itemsize
+    sizes, strides = (cgutils.unpack_tuple(builder, part, typ.ndim) for part in (array.shape, array.strides))
+    for size, own in reversed(list(zip(sizes, strides, strict=True))):
+        fits = builder.or_(builder.icmp_signed("==", own, stride), builder.icmp_signed("==", size, INT64(1)))
+        right, stride = builder.and_(right, fits), builder.mul(stride, size)
+    builder.ret(builder.or_(right, builder.icmp_signed("==", array.nitems, INT64(0))))
+    return function
 
 
 @unbox(RecordType)
@@ -55,7 +94,9 @@ def _unbox_record(record: RecordType, arguments: Any, c: Any) -> NativeValue:
             # Of Numba: it fills in an array's words, without a reference.
             borrow = cgutils.get_or_insert_function(c.builder.module, function_type, "numba_adapt_ndarray")
             status = c.builder.call(borrow, [value, c.builder.bitcast(to, c.pyapi.voidptr)])
-            error = cgutils.is_not_null(c.builder, status)
+            error = c.builder.or_(cgutils.is_not_null(c.builder, status), c.builder.not_(_lies_well(c, typ, to)))
+            with c.builder.if_then(error, likely=False):
+                c.pyapi.err_set_string("PyExc_ValueError", "a kernel takes C-contiguous, aligned arrays alone")
         else:
             native = c.unbox(typ, value)
             c.builder.store(native.value, to)

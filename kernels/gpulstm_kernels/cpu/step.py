@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import overload
 
 from ..cells import Cell
-from ..memory import empty, zeros
+from ..memory import contiguous, empty, zeros
 from . import packing
 from .atomics import LINE, fetch_add, publish
 from .claims import claim, next_step, open_claims
@@ -121,12 +121,22 @@ def _claims(cell, like, weights, hidden):
     return (hidden + few - 1) // few
 
 
+@inline
+def _address(array):
+    """Byte address of the first element; 0 where there is none."""
+    return array.ctypes.data + 0 * array.size if array.size else 0  # a signed number
+
+
 @kernel
-def step(cell, x, row, counters, rank, size, barrier):
+def step(cell, x, h, weights, states, new_h, rooms, counters, rank, size, barrier):
     """A step of one direction, shared by any number of threads; ``counters`` (1,) is zero.
 
-    x (B, I); ``row``: :func:`program_row` of float weights.
+    x (B, I); h and what it becomes, ``new_h`` (B, H); ``states`` (S, B, H), updated in place; ``weights``: ih, hh and
+    the two biases, which are empty where there are none, as a layer has them; ``rooms``: of :func:`room`.
     """
+    ih, hh, bias_ih, bias_hh = weights
+    places = _address(x), _address(ih), _address(hh), _address(bias_ih), _address(bias_hh), 0, 0, _address(h)
+    row = (x.shape[1], h.shape[1], *places, _address(states), _address(new_h), _address(rooms), rooms.shape[1])
     item, count = x.itemsize, _claims(cell, x, x, row[_HIDDEN])
     own = row[_ROOMS] + rank * row[_APART]
     i = fetch_add(counters.ctypes.data, 1)
@@ -157,6 +167,8 @@ def program_row(
     hidden = h.shape[1]
     arrays = [x, *(weights.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))]
     arrays += [weights.get("scale_ih"), weights.get("scale_hh"), h, states, new_h, rooms]
+    if any(array is not None and contiguous(array) is not array for array in arrays):
+        raise ValueError("a stream takes C-contiguous, aligned arrays alone")
     return x.shape[1], hidden, *(0 if array is None else array.ctypes.data for array in arrays), rooms.shape[1]
 
 
@@ -243,6 +255,9 @@ class Stream:
         threads = max(1, min(crew.size, size // _WORTH_A_LOOKOUT))
         self._x = zeros((batch, inputs), dtype)
         self._h = [[zeros((batch, hidden), dtype) for _ in layers] for _ in range(2)]  # of even steps, and of odd ones
+        self._outputs = [h[-1].view() for h in self._h]
+        for output in self._outputs:
+            output.flags.writeable = False
         self._states = [zeros((len(cell.states), batch, hidden), dtype) for _ in layers]
         rows16 = batch * (row_bytes(like, max(inputs, hidden)) + row_bytes(like, hidden))
         self._rooms = room(cell, threads, batch, rows16)
@@ -281,12 +296,13 @@ class Stream:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The output (B, H) of the last layer for ``x``, which is written again two steps later.
 
-        ``x`` must be (B, I) of the stream's dtype, C-contiguous, aligned and writeable: it is not checked here.
+        It is read-only, since the next step reads h there. ``x`` must be (B, I) of the stream's dtype, C-contiguous and
+        aligned: it is not checked here.
         """
         result = self._run(x)
         if result & 3 != 1:
             self._look_for_threads(result >> 2, bool(result & 2))
-        return self._h[(result >> 2) & 1][-1]
+        return self._outputs[(result >> 2) & 1]
 
     def _look_for_threads(self, number: int, crowded: bool) -> None:
         """Ask those that are missing to look out for the next steps, if steps come one after another."""

@@ -33,7 +33,7 @@ from numba.extending import intrinsic
 
 from .atomics import LINE, SPINS, clock, exchange, fetch_add, pause, publish, read, sleep
 from .compile import entry, entry_point, inline, kernel, machine_code
-from .record import Record, address_of, share_of
+from .record import Record, address_of, share_of, type_of
 from .signals import milliseconds, raise_pending, run_handlers, stay_apart, thread_ident
 from .vector import INT64
 
@@ -258,7 +258,7 @@ def _prepare(function: Any, key: Any, arguments: tuple[Any, ...]) -> tuple[Calla
     """Compile a kernel for arguments of the types of these: what starts it, and the addresses that takes."""
     team, number = new_team([]), types.int64
     lead = machine_code(_lead, (typeof(team), number, number))
-    code = machine_code(function, (*map(typeof, arguments), number, number, number))
+    code = machine_code(function, (*map(type_of, arguments), number, number, number))
     _prepared[function, key] = entry_point(_start, team, lead, Record((code, *arguments))), lead, code
     return _prepared[function, key]
 
