@@ -182,13 +182,10 @@ def test_packed_weights_go_with_a_parameter_that_is_replaced(cache: kept._Cache)
         assert len(cache._entries) == 0
 
 
-def test_weights_in_another_order_are_packed_once_and_go_with_their_layer(cache: kept._Cache, packs: list[str]) -> None:
+def test_weights_in_another_order_are_copied_for_a_call_and_leave_nothing(cache: kept._Cache) -> None:
     layer = gpulstm.LSTM(64, 100, seed=0)
     layer.params = {name: np.asfortranarray(value) for name, value in layer.params.items()}
-    for _ in range(5):
-        trained(layer, np.ones((20, 4, 64), np.float32))
-    assert sorted(packs) == ["columns"] * 2 + ["rows"] * 2
-    del layer
+    trained(layer, np.ones((20, 4, 64), np.float32))
     assert not cache._entries
 
 

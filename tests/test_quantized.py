@@ -137,6 +137,16 @@ def test_int8_is_rounded_to_nearest_by_rows() -> None:
     np.testing.assert_array_equal(wide[3], 0)
 
 
+@pytest.mark.parametrize("largest", [0, 1e-45, 2e-43, 1e-40, 1e-36])
+def test_rows_of_the_smallest_weights(largest: float) -> None:
+    layer = gpulstm.LSTM(5, 9, seed=0)
+    w = layer.params["weight_ih_l0"]
+    w[3] = np.linspace(-1, 1, 5) * largest
+    quantized = gpulstm.quantize(layer, "int8")
+    assert (np.sign(quantized.params["weight_ih_l0"][3]) * np.sign(w[3]) >= 0).all()
+    assert np.abs(quantized.widened()["weight_ih_l0"][3] - w[3]).max() <= max(largest / 254 * (1 + 1e-5), 6e-39)
+
+
 @pytest.mark.parametrize(("kind", "allowed"), [("bf16", 2e-3), ("int8", 3e-3)])
 def test_outputs_stay_close(kind: str, allowed: float) -> None:
     """The largest change of an output of two layers of 256 units, over 64 steps."""

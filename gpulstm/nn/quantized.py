@@ -102,7 +102,7 @@ def quantize(layer: RNNBase, kind: str) -> Quantized:
     Args:
         layer: a float32 recurrent layer on the CPU.
         kind: ``"bf16"``: weights in bfloat16, relative rounding error at most 2⁻⁸; ``"int8"``: in 8 bits with a scale
-            a row, absolute error at most 1/254 of the row's largest weight.
+            a row, absolute error at most 1/254 of the row's largest weight, or 6e-39 if that is more.
 
     Raises:
         TypeError: no recurrent layer.
@@ -126,5 +126,6 @@ def _check(layer: Any, kind: Any) -> None:
 def _to_int8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whole numbers (R, K) and the scale of each row (R,)."""
     largest = np.abs(weight).max(axis=1)
-    scale = np.where(largest > 0, largest, 1) / np.float32(_MOST)
+    # At least the smallest normal number: a scale of fewer bits would put the largest weight beyond 127.
+    scale = np.maximum(largest / np.float32(_MOST), np.finfo(np.float32).tiny)
     return np.rint(weight / scale[:, None]).astype(np.int8), scale.astype(np.float32)
