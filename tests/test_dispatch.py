@@ -382,7 +382,7 @@ def test_where_numba_may_not_compile_everything_computes_with_numpy() -> None:
         "True",
         *["True True"] * 4,
         "True",
-        f"backend: 'numba_cpu' cannot run here: {reason}",
+        f"backend: 'numba_cpu' cannot run here: {reason}; expected one that can: reference",
     ]
 
 
