@@ -6,8 +6,7 @@ is nothing to clean up, and Ctrl-C ends the process without a word, as it ends o
 
 from __future__ import annotations
 
-import _signal as signal  # not signal itself, which takes a while to make enumerations of these
-
+signal = __import__("_signal")  # not signal itself, which takes a while to make enumerations of these
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
