@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 import sys
 
-if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == "gpulstm":  # python -m gpulstm
+if getattr(sys, "argv", [])[:1] == ["-m"] and sys.orig_argv[-len(sys.argv) :][:1] == ["gpulstm"]:  # python -m gpulstm
     import gpulstm_command  # noqa: F401  # before anything that takes a while
 
 from typing import Any

@@ -85,11 +85,11 @@ def _friendly(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(_INTERRUPTED)
         except BrokenPipeError:  # click ends quietly when the reader of a pipe has gone
             raise
-        except _USER_ERRORS as error:
-            if ctrl_c.seen:  # an import or a callback that was cut short raises what it likes
+        except Exception as error:
+            if ctrl_c.seen:  # an import, a lock or a callback that was cut short raises what it likes
                 click.echo("Interrupted.", err=True)
                 sys.exit(_INTERRUPTED)
-            if os.environ.get("GPULSTM_TRACEBACK"):
+            if not isinstance(error, _USER_ERRORS) or os.environ.get("GPULSTM_TRACEBACK"):
                 raise
             raise click.ClickException(str(error) or type(error).__name__) from error
 
@@ -273,7 +273,8 @@ def sample_command(
     with _kernels(Settings(backend=backend)):
         # one step at a time is a CPU's work, unless a backend is asked for
         model = restored(saved, dispatch.choose_device("auto") if backend else "cpu")
-        utf8 = saved.record.get("settings", {}).get("utf8") is True  # not in checkpoints of older versions
+        stored = saved.record.get("settings")  # without "utf8" in checkpoints of older versions
+        utf8 = isinstance(stored, dict) and stored.get("utf8") is True
         written = sample(model, prompt, length, temperature=temperature, top_k=top_k, rng=seed, utf8=utf8)
         click.echo(prompt + written)
 
@@ -403,6 +404,7 @@ def _check_data(corpus: Corpus, saved: Checkpoint) -> None:
         raise CheckpointError(
             f"data: {corpus.source} has SHA-256 {corpus.digest:.12}, but {saved.path} was trained on "
             f"{saved.record['settings'].get('source')} with {before:.12}; expected the same files, unchanged"
+            + "".join(f" ({note}, which earlier versions did not)" for note in corpus.notes)
         )
 
 

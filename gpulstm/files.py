@@ -176,7 +176,7 @@ class FolderLock:
     def _is_held(self, file: Path) -> bool:
         try:
             return self._stream is not None and os.path.samestat(os.fstat(self._stream.fileno()), file.stat())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def _close(self) -> None:

@@ -101,10 +101,7 @@ class Fields:
 
     def text(self, name: str) -> str:
         """A string."""
-        value = self.take(name)
-        if not isinstance(value, str):
-            raise TypeError(f"{self.path}.{name}: expected a string, got {checks.shown(value)}")
-        return value
+        return checks.text(self.take(name), f"{self.path}.{name}")
 
     def fields(self, name: str, needed: Collection[str] = ()) -> Fields:
         """An object, with the fields ``needed``."""

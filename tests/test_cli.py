@@ -251,9 +251,10 @@ def test_ctrl_c_makes_no_traceback_while_numpy_is_imported(tmp_path, start):
     [
         "class Callback:\n    def __del__(self): signal.raise_signal(signal.SIGINT)\nCallback()",
         "try: signal.raise_signal(signal.SIGINT)\nexcept BaseException: raise ImportError('numpy failed') from None",
+        "try: signal.raise_signal(signal.SIGINT)\nexcept BaseException: raise RuntimeError('a lock') from None",
         "try: signal.raise_signal(signal.SIGINT)\nexcept BaseException: signal.raise_signal(signal.SIGINT)",
     ],
-    ids=["in a callback", "another error", "twice"],
+    ids=["in a callback", "another error", "one that no user causes", "twice"],
 )
 def test_a_ctrl_c_that_is_swallowed_ends_the_process_all_the_same(swallow):
     code = f"""
@@ -554,6 +555,9 @@ def test_bad_samples(run, tmp_path):
     assert "task is 'adding', expected 'text'" in sample(other)
     other = checkpoint.save(tmp_path / "wrong", 1, {"w": np.ones(1)}, {}, saved.record)
     assert "config.embed: expects 0.weight of shape (256, " in sample(other)
+    for number, settings in enumerate((None, [])):
+        strange = checkpoint.save(tmp_path / f"s{number}", 1, saved.model, {}, saved.record | {"settings": settings})
+        assert invoke("sample", "--checkpoint", strange, "--length", 1).exit_code == 0
     more = checkpoint.save(tmp_path / "more", 1, saved.model | {"w": np.ones(1)}, {}, saved.record)
     assert "model.safetensors: w: expected no such tensor, got (1,)" in sample(more)
 

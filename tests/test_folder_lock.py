@@ -91,6 +91,15 @@ def test_a_folder_that_is_removed_is_noticed(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a file that is open cannot be removed on Windows")
+def test_a_folder_that_becomes_a_file_is_noticed(tmp_path):
+    with FolderLock(tmp_path / "out") as lock:
+        shutil.rmtree(tmp_path / "out")
+        (tmp_path / "out").touch()
+        assert lock.lost()
+    assert (tmp_path / "out").is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file that is open cannot be removed on Windows")
 def test_a_lock_that_is_removed_while_it_is_taken(tmp_path, monkeypatch):
     """The last holder ends between the two moments in which the next one opens and locks the file."""
     try_lock, left = files._try_lock, [2]

@@ -353,14 +353,37 @@ def long_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> TextTask:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a file that is mapped cannot be cut short on Windows")
-def test_a_mapped_file_that_is_cut_short_is_an_error_and_no_crash(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["a", "a.1"])
+def test_a_mapped_file_that_is_cut_short_is_an_error_and_no_crash(tmp_path, monkeypatch, name):
     task = long_file(tmp_path / "a", monkeypatch)
     task.batches.next()
-    os.truncate(tmp_path / "a", 50)
+    os.rename(tmp_path / "a", tmp_path / name)  # as logs are rotated
+    os.truncate(tmp_path / name, 50)
     message = r"data: '.*a' was cut to 50 bytes while it was in use; expected its \d+ bytes to stay until training ends"
     for use in (task.batches.next, task.validate, task.evaluate):
         with pytest.raises(ValueError, match=message):
             use()
+
+
+def test_so_many_files_are_mapped_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "LEAST", 1)
+    monkeypatch.setattr(mapped, "MOST", 2)
+    for name in "abcd":
+        (tmp_path / name).write_bytes(PROSE.encode())
+    corpus = read(tmp_path)
+    assert [file.path.name for file in corpus.mapped] == ["a", "b"]
+    monkeypatch.setattr(mapped, "LEAST", 1 << 24)
+    assert read(tmp_path).digest == corpus.digest
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file that is mapped cannot be replaced on Windows")
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(tmp_path):
+    (tmp_path / "a").write_bytes(b"the first")
+    file = mapped.Mapped(tmp_path / "a")
+    (tmp_path / "b").write_bytes(b"the other")
+    os.replace(tmp_path / "b", tmp_path / "a")
+    with pytest.raises(ValueError, match=r"data: '.*a' was replaced while it was read; expected it to stay"):
+        list(file.chunks())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a file that is mapped cannot be removed on Windows")

@@ -210,6 +210,7 @@ def test_the_clock_begins_when_the_first_step_has_ended(tmp_path, monkeypatch):
         ({}, "limit: expected one of steps, epochs and minutes, got none"),
         ({"steps": 1, "minutes": 2}, "limit: expected one of steps, epochs and minutes, got {'steps': 1"),
         ({"steps": 0}, "steps: expected an integer >= 1, got 0"),
+        ({"steps": 10**400}, r"steps: expected a number in \(0, 1e15\], got 1000"),
         ({"epochs": -1}, r"epochs: expected a number in \(0, 1e15\], got -1"),
         ({"minutes": math.nan}, r"minutes: expected a number in \(0, 1e15\], got nan"),
         ({"minutes": math.inf}, r"minutes: expected a number in \(0, 1e15\], got inf"),
@@ -328,6 +329,9 @@ def test_an_absurd_loss_ends_the_run(tmp_path):
     task.on_loss, task.validations = None, [201.0]
     with pytest.raises(TrainingDiverged, match="after step 1: the validation loss is 201, expected at most 200"):
         trainer.run(steps=10)
+    task.chance = "x"
+    with pytest.raises(TypeError, match=r"task: chance: expected a number in \(0, inf\], got 'x'"):
+        make(None, task)
 
 
 def test_a_metric_that_json_cannot_hold(tmp_path):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 logger = logging.getLogger("gpulstm")
 LEAST = 1 << 24  # bytes; a file below is read at once in some milliseconds
+MOST = 64  # files, each of which keeps a descriptor open; further ones are read
 _CHUNK = 1 << 22
 
 
@@ -38,6 +39,8 @@ class Mapped:
     def chunks(self) -> Iterator[bytes]:
         """Its bytes from first to last, read rather than mapped: pages that are mapped count as the process's own."""
         with open(self.path, "rb", buffering=0) as stream:
+            if not os.path.samestat(os.fstat(stream.fileno()), self._before):
+                raise ValueError(f"data: {str(self.path)!r} was replaced while it was read; expected it to stay")
             while chunk := stream.read(_CHUNK):
                 yield chunk
 
@@ -47,22 +50,22 @@ class Mapped:
         Raises:
             ValueError: it is shorter now.
         """
+        size = self._map.size()  # of the file itself, whatever its name is now
+        if size < len(self.content):
+            raise ValueError(
+                f"data: {str(self.path)!r} was cut to {size} bytes while it was in use; "
+                f"expected its {len(self.content)} bytes to stay until training ends"
+            )
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
         try:
             now = os.stat(self.path)
         except OSError:  # it has another name now, or none
             return
-        if not os.path.samestat(now, self._before):
-            return
-        if now.st_size < len(self.content):
-            raise ValueError(
-                f"data: {str(self.path)!r} was cut to {now.st_size} bytes while it was in use; "
-                f"expected its {len(self.content)} bytes to stay until training ends"
-            )
-        if now.st_mtime_ns != self._before.st_mtime_ns and not self._said:
+        same = os.path.samestat(now, self._before)
+        if same and now.st_mtime_ns != self._before.st_mtime_ns and not self._said:
             logger.warning(
                 "data: %r was written to while it was in use; if its bytes are others now, --resume refuses it",
                 str(self.path),
             )
             self._said = True
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)

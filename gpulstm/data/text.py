@@ -139,7 +139,7 @@ class _Reader:
         sizes = {name: _tried(path, path.stat).st_size for name, path in paths.items()}
         self._total = sum(sizes.values())
         for name, path in paths.items():
-            if sizes[name] < mapped.LEAST:
+            if sizes[name] < mapped.LEAST or len(self.mapped) >= mapped.MOST:
                 self._add(name, path, _tried(path, path.read_bytes))
             else:
                 file = _tried(path, partial(Mapped, path))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import cells, nn, parsing
+from .. import cells, checks, nn, parsing
 from .common import Arrays, WeightsError, finite, recurrent, widened
 from .torch_names import infer, under
 
@@ -138,7 +138,7 @@ def _quantized(words: dict[str, Any], own: Arrays, prefix: str, dtype: Any, devi
     kind = words.get("kind")
     if kind not in tuple(_NARROW):
         raise WeightsError(f"metadata: kind: expected one of {', '.join(_NARROW)}, got {kind!r}")
-    if dtype not in (None, "float32", np.float32) or device not in (None, "cpu"):
+    if (dtype is not None and checks.dtype(dtype) != np.float32) or device not in (None, "cpu"):
         raise WeightsError(f"dtype, device: a quantized layer is float32 on the CPU; got {dtype} and {device}")
     params = {name: value for name, value in own.items() if not name.startswith("scale_")}
     config = infer({name: value.shape for name, value in params.items()}, prefix, _cell(words), **_options(words))

@@ -89,8 +89,7 @@ class Settings:
             ("device", self.device, ("auto", "cpu", "cuda")),
             *(("metrics", name, tuple(FORMATS)) for name in self.metrics),
         ):
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+            checks.choice(value, name, known)
         for name in ("patience", "steps"):
             if getattr(self, name) is not None:
                 checks.integer(getattr(self, name), name)
@@ -190,7 +189,11 @@ def settings_of(saved: Checkpoint) -> Settings:
     """
     config = _model_config(saved)
     try:
-        stored = Settings.of(parsing.Fields(saved.record, "record").fields("settings").value)
+        fields = parsing.Fields(saved.record, "record").fields("settings")
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{saved.path / RECORD}: {error}") from error
+    try:
+        stored = Settings.of(fields.value)
         for name in FIXED:
             expected, found = parsing.Fields(config, "record.config").take(name), getattr(stored, name)
             if name != "data" and found != expected:  # there a digest, here a path

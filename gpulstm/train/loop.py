@@ -140,7 +140,8 @@ class Trainer:
         if not isinstance(lock, (FolderLock, type(None))):
             raise TypeError(f"lock: expected None or a gpulstm.files.FolderLock, got {checks.shown(lock)}")
         self.task, self.optimizer = task, optimizer
-        self._absurd = _ABSURD * getattr(task, "chance", math.inf)
+        chance = getattr(task, "chance", None)
+        self._absurd = math.inf if chance is None else _ABSURD * checks.real(chance, "task: chance", "(0, inf]")
         self.schedule = optim.Constant(optimizer.lr) if schedule is None else schedule
         self.out = None if out is None else checks.path(out, "out")
         self.metrics = [checks.choice(name, "metrics", FORMATS) for name in checks.texts(metrics, "metrics")]
@@ -454,6 +455,7 @@ class _Limit:
             raise ValueError(f"limit: expected one of steps, epochs and minutes, got {given or 'none'}")
         if steps is not None:
             steps = checks.integer(steps, "steps")
+            checks.real(steps, "steps", _LONGEST)
         if epochs is not None:
             epochs = checks.real(epochs, "epochs", _LONGEST)
             steps = max(1, round(epochs * steps_per_epoch))

@@ -42,6 +42,8 @@ class Progress:
             return
         if not self._begun:  # the time that is shown, too, begins now
             self._bar.unpause()
+            if not self._timed:
+                self._bar.initial = step
             self._begun = True
         self._drawn = now
         self._bar.n = min(elapsed, self._bar.total) if self._timed else step

@@ -84,14 +84,14 @@ def test_hdf5_that_turns_in_circles(tmp_path: Path) -> None:
     begun = time.monotonic()
     with pytest.raises(io.WeightsError, match=r"m.weights.h5: took longer than 5 seconds to read"):
         io.load_keras(path)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < hdf5._START + 10
 
 
 @pytest.mark.parametrize(
     ("code", "message"),
     [
         ("import os; os.abort()", r"HDF5's library failed on it \(exit code -?\d+\)"),
-        ("print('ready')", r"HDF5's library failed on it \(exit code 0\)"),
+        ("import sys; sys.stdout.buffer.write(b'ready\\n')", r"HDF5's library failed on it \(exit code 0\)"),
         ("raise ImportError", r"HDF5's library failed on it \(exit code 1\)"),
         ("print('ready\\n' + 'x' * (1 << 24))", "takes more than 16777216 bytes to describe"),
         ("print('ready\\n' + '{' * 5000)", "expected JSON"),
@@ -109,6 +109,7 @@ def test_whatever_becomes_of_the_process(
         io.load_keras(tmp_path / "m.keras")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes, and files without their bytes, are POSIX's")
 @pytest.mark.parametrize("name", LOADS)
 def test_files_that_are_never_read(name: str, tmp_path: Path) -> None:
     """A pipe with nobody at its other end, and a file that is larger than memory."""

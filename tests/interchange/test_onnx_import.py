@@ -242,6 +242,7 @@ def _symbolic_link(folder: Path) -> None:
     (folder / "w.bin").symlink_to("other.bin")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes, and links that anyone may make, are POSIX's")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
