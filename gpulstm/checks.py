@@ -154,7 +154,7 @@ def dtype(value: Any, device: str = "cpu") -> np.dtype:
 
 def is_float(dtype: np.dtype) -> bool:
     """Whether ``dtype`` is floating point, bfloat16 included (whose kind NumPy does not know)."""
-    return dtype.kind == "f" or dtype.name == "bfloat16"
+    return dtype.kind == "f" or (dtype.kind == "V" and dtype.name == "bfloat16")  # a name takes long to make
 
 
 def array(value: Any, name: str, dtype: np.dtype | None, *shapes: Shape, device: str = "cpu") -> np.ndarray:

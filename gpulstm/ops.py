@@ -152,7 +152,7 @@ def rnn_forward(
         ValueError: a shape, length or size that does not fit; the message names the argument.
     """
     like = next(iter(params.values()))
-    device, dtype = arrays.device_of(like), dtype_of(like)
+    device, dtype = arrays.device_of(like), dtype_of(params)
     library = arrays.library(device)
     x, unbatched = _check_input(config, x, dtype, device)
     steps, batch, _ = x.shape
@@ -171,7 +171,7 @@ def rnn_forward(
     finals: list[State] = []
     for layer in range(config.num_layers):
         own = slice(layer * config.directions, (layer + 1) * config.directions)
-        weights = weights_of(config, params, layer)
+        weights = weights_of(config, params, layer, chosen.module, keep)
         y, final, tape = chosen.module.layer_forward(
             config.cell, x, tuple(s[own] for s in state), weights, lengths, keep
         )
@@ -241,10 +241,10 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
         TypeError, ValueError: as :func:`rnn_forward`.
     """
     like = next(iter(params.values()))
-    device, dtype = arrays.device_of(like), dtype_of(like)
+    device, dtype = arrays.device_of(like), dtype_of(params)
     checked, _ = _check_input(config, x, dtype, device)
     chosen, why = dispatch.select(device, backend)
-    how = chosen.module.describe(config.cell, *checked.shape[:2], weights_of(config, params, 0))
+    how = chosen.module.describe(config.cell, *checked.shape[:2], weights_of(config, params, 0, chosen.module))
     lines = [f"{chosen.name}: {why}", f"  cell {config.cell.name}, {dtype.name}, first layer: {how}"]
     for name, reason in dispatch.backends().items():
         if name != chosen.name:
@@ -252,8 +252,11 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
     return "\n".join(lines)
 
 
-def weights_of(config: Config, params: Mapping[str, Any], layer: int) -> list[dict[str, np.ndarray]]:
-    """The parameters of each direction of one layer, without the end of their names, as kernels can take them.
+def weights_of(
+    config: Config, params: Mapping[str, Any], layer: int, module: ModuleType, keep: bool = False
+) -> list[dict[str, np.ndarray]]:
+    """The parameters of each direction of one layer, without the end of their names, as a backend's ``module`` takes
+    them; with ``keep`` for training, which takes no quantized ones.
 
     Kernels go by addresses and sizes, and a user may have put any array in the place of a parameter: each is checked
     at every call. A copy is made only of what is not C-contiguous and aligned.
@@ -262,15 +265,17 @@ def weights_of(config: Config, params: Mapping[str, Any], layer: int) -> list[di
         TypeError, ValueError: a parameter that is missing, of another dtype or shape, or of a dtype that no kernel has.
     """
     like = next(iter(params.values()))
-    device, dtype = arrays.device_of(like), dtype_of(like)
+    device, dtype = arrays.device_of(like), dtype_of(params)
     kind = type(like) if device == "cuda" else np.ndarray
     contiguous, narrow = arrays.library(device).contiguous, not checks.is_float(like.dtype)
+    if narrow and (keep or like.dtype not in getattr(module, "NARROW", {}).values()):
+        raise TypeError(f"{next(iter(params))}: expected floating-point parameters, got {like.dtype}")
     if dtype not in checks.FLOATS:
         checks.dtype(dtype, device)
     directions = []
     for parameters in config.parameters[layer]:
         if narrow:
-            parameters = _narrow(parameters, params)
+            parameters = _narrow(parameters, like.dtype)
         own = {}
         for name, full, shape in parameters:
             value = params.get(full)
@@ -285,19 +290,27 @@ def weights_of(config: Config, params: Mapping[str, Any], layer: int) -> list[di
 _NARROW = ("weight_ih", "weight_hh")  # what a quantized layer has in fewer bits
 
 
-def _narrow(parameters: list[tuple[str, str, Any]], params: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """The ``parameters`` of a direction, and the scale of each row of its narrow weights where there are scales."""
-    scales = [
+def _narrow(parameters: list[tuple[str, str, Any]], dtype: np.dtype) -> list[tuple[str, str, Any]]:
+    """The ``parameters`` of a direction, and of int8 the scale of each row of its narrow weights."""
+    if dtype != np.int8:
+        return parameters
+    return parameters + [
         (name.replace("weight", "scale"), full.replace("weight", "scale"), shape[:1])
         for name, full, shape in parameters
         if name in _NARROW
     ]
-    return parameters + [scale for scale in scales if scale[1] in params]
 
 
-def dtype_of(parameter: np.ndarray) -> np.dtype:
-    """The dtype of calls with such a parameter: its own in the machine's byte order, or float32 for a quantized one."""
-    dtype = parameter.dtype
+def dtype_of(params: Mapping[str, Any]) -> np.dtype:
+    """The dtype of calls with such parameters: theirs in the machine's byte order, or float32 for quantized ones.
+
+    Raises:
+        TypeError: the first of them is no array.
+    """
+    name, like = next(iter(params.items()))
+    dtype = getattr(like, "dtype", None)
+    if dtype is None:
+        raise TypeError(f"{name}: expected an array, got {type(like).__name__}")
     if not checks.is_float(dtype):
         return np.dtype(np.float32)
     return dtype if dtype.isnative else dtype.newbyteorder("=")

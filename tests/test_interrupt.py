@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,8 @@ from numba import njit
 import gpulstm
 from gpulstm import arrays
 from gpulstm_kernels.cpu import kept, layer
-from gpulstm_kernels.cpu.team import meet
+from gpulstm_kernels.cpu.atomics import pause
+from gpulstm_kernels.cpu.team import is_over, meet, of_all
 from gpulstm_kernels.cpu.threads import Crew, crew
 
 LIMIT = 3  # seconds; each call would take several times as long
@@ -150,17 +152,34 @@ def test_a_call_of_another_thread_is_none_of_ctrl_cs() -> None:
 
 
 @njit(nogil=True)
+def _uneven(slow, turns, rank, size, barrier):
+    """One thread works for long, in turns of some hundred microseconds, the others wait for it."""
+    if rank == slow:
+        for _ in range(turns):
+            if is_over(barrier, rank, 1 << 20):
+                return
+            for _ in range(5000):
+                pause()
+    meet(of_all(barrier), 1, size)
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_who_waits_keeps_no_signal_from_who_works(slow: int) -> None:
+    own = Crew()
+    own.resize(2)
+    own.run(_uneven, None, (slow, 1), 2)
+    ends_early(lambda: own.run(_uneven, None, (slow, 1_000_000), 2))
+    own.close()
+
+
+@njit(nogil=True)
 def _count(ran, rank, size, barrier):
     meet(barrier, 1, size)
     ran[rank] += 1
 
 
-@pytest.mark.parametrize("fresh", [False, True])
-def test_a_handler_that_raises_between_two_instructions_leaves_the_crew_whole(fresh: bool) -> None:
-    """At each moment of a call at which Python looks for signals, with threads that are there or begin then."""
-    own = Crew()
-    own.resize(2)
-    ran = np.zeros(2, np.int64)
+def interrupted_everywhere(call: Callable[[], Any], check: Callable[[], None]) -> int:
+    """Raise at each moment of ``call`` at which Python looks for signals, ``check`` after each; how many there are."""
     moment, finished = 0, False
     while not finished:
         moment += 1
@@ -173,22 +192,57 @@ def test_a_handler_that_raises_between_two_instructions_leaves_the_crew_whole(fr
                 if left == 0:
                     raise KeyboardInterrupt
 
-        if fresh:
-            own.close()
         sys.setprofile(look)
         try:
-            own.run(_count, None, (ran,), 2, 1)
+            call()
             finished = True
         except (KeyboardInterrupt, RuntimeError):  # the latter from a lock of the threading module's
             pass
         finally:
             sys.setprofile(None)
+        check()
+    return moment
+
+
+@pytest.mark.parametrize("use", ["run", "first run", "lend", "recall"])
+def test_a_handler_that_raises_between_two_instructions_leaves_the_crew_whole(use: str) -> None:
+    """With threads that are there or begin then."""
+    own = Crew()
+    own.resize(2)
+    ran = np.zeros(2, np.int64)
+
+    def call() -> None:
+        if use == "lend":
+            own.lend(1, lambda counter, posted: None)
+        elif use == "recall":
+            own._recall()
+        else:
+            own.run(_count, None, (ran,), 2, 1)
+
+    def check() -> None:
         assert not own._owned
         before = ran.copy()
         own.run(_count, None, (ran,), 2)
         assert (ran - before).tolist() == [1, 1]
-    assert moment > (40 if fresh else 10)
+        if use == "first run":
+            own.close()
+
+    assert interrupted_everywhere(call, check) > (40 if use == "first run" else 10)
     own.close()
+
+
+def test_a_handler_that_raises_between_two_instructions_leaves_the_cache_free() -> None:
+    cache, owner = kept._Cache(), np.ones(3)
+
+    def call() -> None:
+        cache._gone.append(((), weakref.ref(owner)))
+        cache._sweep()
+
+    def check() -> None:
+        assert not cache._lock._is_owned()
+
+    assert interrupted_everywhere(call, check) > 5
+    assert not cache._gone
 
 
 def test_what_could_not_be_packed_is_not_kept() -> None:

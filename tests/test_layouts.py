@@ -15,6 +15,7 @@ from tolerances import assert_close
 import gpulstm
 from gpulstm import nn, ops
 from gpulstm_kernels.cpu import gemm, kept
+from gpulstm_kernels.cpu import layer as kernels
 
 CASES, AT_ONCE = 1500, 100
 
@@ -297,7 +298,7 @@ def test_nothing_is_copied_that_lies_well() -> None:
     """Of a parameter that may not be written to, a call reads the memory itself; so it does of x."""
     layer = gpulstm.LSTM(3, 4, seed=0)
     layer.params = {name: _read_only(value) for name, value in layer.params.items()}
-    (own,) = ops.weights_of(layer.config, layer.params, 0)
+    (own,) = ops.weights_of(layer.config, layer.params, 0, kernels)
     for name, value in own.items():
         assert value is layer.params[f"{name}_l0"]
     x = _read_only(np.ones((5, 4, 3), np.float32))
@@ -312,6 +313,7 @@ def test_nothing_is_copied_that_lies_well() -> None:
         ("weight_hh_l0", np.ones((16, 3), "f4"), ValueError, r"weight_hh_l0: expected shape \(16, 4\), got \(16, 3\)"),
         ("bias_hh_l1_reverse", np.ones((16, 1), "f4"), ValueError, r"bias_hh_l1_reverse: expected shape \(16,\)"),
         ("weight_ih_l1", np.ones((16, 8)), TypeError, "weight_ih_l1: expected dtype float32, got float64"),
+        ("weight_ih_l0", [1.0] * 48, TypeError, "weight_ih_l0: expected an array, got list"),
         ("bias_ih_l0", [1.0] * 16, TypeError, "bias_ih_l0: expected an array, got list"),
         ("weight_ih_l0", np.ones((16, 3), ">f4"), TypeError, "weight_ih_l0: expected dtype float32, got >f4"),
         ("bias_ih_l0", None, TypeError, "bias_ih_l0: expected an array, got NoneType"),
@@ -334,6 +336,25 @@ def test_parameters_of_a_dtype_that_no_kernel_has() -> None:
     layer.params = {name: value.astype(np.float16) for name, value in layer.params.items()}
     with pytest.raises(ValueError, match=r"dtype: expected float32 or float64, got dtype\('float16'\)"):
         layer(np.ones((1, 2, 3), np.float16))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "int8", "uint16"])
+@pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
+def test_whole_numbers_are_no_parameters(dtype: str, backend: str) -> None:
+    layer = gpulstm.LSTM(3, 4, bias=False, seed=0)
+    layer.params = {name: (value * 100).astype(dtype) for name, value in layer.params.items()}
+    x = np.ones((5, 2, 3), "f4")
+    for call in (layer.vjp, layer)[: 1 if (dtype, backend) == ("uint16", "numba_cpu") else 2]:  # which is bfloat16's
+        with pytest.raises(TypeError, match=r"expected (floating-point parameters, got|an array, got NoneType)"):
+            call(x, backend=backend)
+
+
+def test_a_scale_that_is_missing() -> None:
+    quantized = gpulstm.quantize(gpulstm.LSTM(3, 4, seed=0), "int8")
+    del quantized.params["scale_ih_l0"]
+    for call in (lambda: quantized(np.ones((1, 2, 3), "f4")), lambda: quantized.stream(2)):
+        with pytest.raises(TypeError, match="scale_ih_l0: expected an array, got NoneType"):
+            call()
 
 
 @pytest.mark.parametrize("turn", [lambda a: a.T, lambda a: a[:, ::-1], lambda a: a[::2], _unaligned, _broadcast])
@@ -369,7 +390,8 @@ def test_a_stream_is_not_changed_through_what_it_gave_or_was_given() -> None:
 @pytest.mark.parametrize(("name", "shape"), [("weight", (4, FEATURES - 1)), ("bias", (1,))])
 def test_a_linear_parameter_that_does_not_fit(name: str, shape: tuple[int, ...]) -> None:
     layer = nn.Linear(FEATURES, 4, seed=0)
-    layer.params[name] = np.ones(shape, "f4")
-    for call in (layer, layer.vjp):
-        with pytest.raises(ValueError, match=f"{name}: expected shape"):
-            call(np.ones((3, FEATURES), "f4"))
+    for value, message in ((np.ones(shape, "f4"), "expected shape"), ([1.0], "expected an array, got list")):
+        layer.params[name] = value
+        for call in (layer, layer.vjp):
+            with pytest.raises((ValueError, TypeError), match=f"{name}: {message}"):
+                call(np.ones((3, FEATURES), "f4"))

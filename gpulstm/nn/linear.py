@@ -78,10 +78,10 @@ class Linear(Layer):
 
     def _param(self, name: str) -> np.ndarray:
         """A parameter of the layer's sizes: a product would read past the end of a smaller one."""
-        value = self.params[name]
+        value: Any = self.params.get(name)
         shape = (self.out_features, self.in_features) if name == "weight" else (self.out_features,)
-        if value.shape != shape or value.dtype != self.dtype:
-            checks.array(value, name, self.dtype, shape, device=self.device)
+        if getattr(value, "shape", None) != shape or value.dtype != self.dtype:
+            value = checks.array(value, name, self.dtype, shape, device=self.device)
         return value
 
 

@@ -54,12 +54,12 @@ class Stream:
         self._shape = (self._batch, config.input_size)
         module = dispatch.select(self._device)[0].module
         self._params = dict(layer.params_for(module))
-        self._dtype = ops.dtype_of(next(iter(self._params.values())))
+        self._dtype = ops.dtype_of(self._params)
         held = sum(math.prod(shape) for shape in config.state_shapes(self._batch)) * self._dtype.itemsize
         checks.fits(held, "batch_size", self._batch)
         self._kernels = None
         if hasattr(module, "Stream") and not config.proj_size:
-            weights = [ops.weights_of(config, self._params, n)[0] for n in range(config.num_layers)]
+            weights = [ops.weights_of(config, self._params, n, module)[0] for n in range(config.num_layers)]
             if checks.is_float(weights[0]["weight_hh"].dtype):
                 self._check_places()
             self._kernels = module.Stream(config.cell, weights, self._batch, self._dtype)
@@ -102,7 +102,9 @@ class Stream:
             time = 1 if self._config.batch_first else 0
             y, self._state, _ = ops.rnn_forward(self._config, self._params, _with_axis(x, time), self._state)
             return y[:, 0] if time else y[0]
-        if type(x) is not np.ndarray or x.dtype is not self._dtype or x.shape != self._shape or not x.flags.carray:
+        flags = x.flags if type(x) is np.ndarray else None
+        well = flags is not None and flags.c_contiguous and flags.aligned
+        if not well or x.dtype is not self._dtype or x.shape != self._shape:
             x = arrays.contiguous(checks.array(x, "x", self._dtype, self._shape))
         return self._kernels(x)
 

@@ -4,7 +4,8 @@ Every kernel is tested against this module, and this module against central fini
 backend ``reference`` and states what a backend is: :func:`layer_forward` and :func:`layer_backward` over one layer of
 D = 1 or 2 directions. T steps, B batch, I input, H hidden, P output of a direction (H without a projection), G gates.
 All arrays that a backend is given are C-contiguous and aligned (:func:`gpulstm_kernels.memory.contiguous`), of the
-shapes that are said here; some may be read-only. Nothing that it returns shares memory with them, or with each other.
+shapes that are said here; some may be read-only. No array that it returns shares memory with them, or with another; a
+tape may refer to what was given and to ``y``.
 
 A framework with an autograd of its own keeps arrays, not tapes: :func:`tape_arrays` takes a tape apart without copying
 the large ones, :func:`tape_of` puts it together again, and :func:`tape_layout` says beforehand what the arrays will be.

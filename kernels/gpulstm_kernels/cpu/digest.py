@@ -40,8 +40,11 @@ def maths_digest(cell: Cell) -> bytes:
     """
     reader = _Reader()
     reader.note("cell", repr(cell))
-    for name in ("forward", "backward"):
-        reader.add(getattr(cell.module, name), f"{cell.maths}.{name}", frozenset())
+    try:
+        for name in ("forward", "backward"):
+            reader.add(getattr(cell.module, name), f"{cell.maths}.{name}", frozenset())
+    except RecursionError as error:
+        raise CannotDigest(f"{cell.maths} reads what contains itself") from error
     return reader.digest()
 
 

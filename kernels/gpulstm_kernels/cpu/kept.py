@@ -165,7 +165,7 @@ class _Cache:
         self.new_lock()
 
     def new_lock(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # which tells whether the caller has it
 
     def get(self, of: Contents, how: Hashable, make: Callable[[], Made]) -> Made:
         if self._gone:
@@ -200,15 +200,21 @@ class _Cache:
 
     def _sweep(self) -> None:
         """Drop what has lost an owner, unless a thread has the lock: what it leaves, the next one finds."""
-        while self._gone and self._lock.acquire(blocking=False):
+        while self._gone and not self._lock._is_owned():  # type: ignore[attr-defined]
+            # A signal's handler may raise between any two instructions: hence the lock is given back whoever has it.
             try:
+                if not self._lock.acquire(blocking=False):
+                    return
                 while self._gone:  # asked again: another thread may have been quicker
                     key, owner = self._gone.popleft()
                     entry = self._entries.get(key)
                     if entry is not None and any(watched is owner for watched in entry.owners):
                         del self._entries[key]
             finally:
-                self._lock.release()
+                try:  # noqa: SIM105 - a handler could run in the call of suppress
+                    self._lock.release()
+                except RuntimeError:  # another thread has it
+                    pass
 
     def release(self) -> None:
         """Drop what has no owner here."""

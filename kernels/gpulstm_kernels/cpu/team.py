@@ -81,7 +81,6 @@ def _abort(words):
 def _look(words):
     """Have Python run the handlers of signals, if this is their thread and it is time; abort the call if one raises."""
     stay_apart()
-    publish(words + _LEFT, _OFTEN)
     if thread_ident() == read(words + _MAIN) and read(words + _RAISED) == 0:
         now = milliseconds()
         if read(words + _LOOKED) == 0:
@@ -100,6 +99,7 @@ def is_over(barrier, rank, work):
         left = read(barrier + _LEFT) - work
         publish(barrier + _LEFT, left)
         if left < 0:
+            publish(barrier + _LEFT, _OFTEN)
             _look(barrier)
     return read(barrier + _ABORTED) != 0
 

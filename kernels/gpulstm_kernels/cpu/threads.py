@@ -92,8 +92,10 @@ class Crew:
         try:
             yield self._lock.acquire(blocking=False)
         finally:
-            with suppress(RuntimeError):  # another thread has it
+            try:  # noqa: SIM105 - a handler could run in the call of suppress
                 self._lock.release()
+            except RuntimeError:  # another thread has it
+                pass
 
     def _hire(self, count: int) -> tuple[list[_Worker], np.ndarray]:
         """``count`` threads or more, and the team with room for them."""
