@@ -14,8 +14,8 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -83,14 +83,14 @@ class Crew:
         """Whether the calling thread is in a call already: then this is a signal's handler."""
         return self._lock._is_owned()  # type: ignore[attr-defined]
 
-    @contextmanager
-    def _if_free(self) -> Iterator[bool]:
-        """Keep calls away from the threads while it lasts, unless one has them; whether it does."""
+    def _if_free(self, use: Callable[[], None]) -> None:
+        """Call ``use`` while no other call has the threads; not at all where one has them."""
         if self._owned:
-            yield False
             return
+        # As in run: no context manager, in whose own calls a handler could raise.
         try:
-            yield self._lock.acquire(blocking=False)
+            if self._lock.acquire(blocking=False):
+                use()
         finally:
             try:  # noqa: SIM105 - a handler could run in the call of suppress
                 self._lock.release()
@@ -167,16 +167,16 @@ class Crew:
         """
         if rank >= self.size or self.crowded:
             return
-        with self._if_free() as free:
-            if free:
-                self._hire(rank)[0][rank - 1].lend(task)
+        self._if_free(lambda: self._hire(rank)[0][rank - 1].lend(task))
 
     def _recall(self) -> None:
         """Have lent threads come back, unless a call has the crew, which has recalled them."""
-        with self._if_free() as free:
-            if free:
-                for worker in self._hands[0]:
-                    worker.recall()
+
+        def recall() -> None:
+            for worker in self._hands[0]:
+                worker.recall()
+
+        self._if_free(recall)
 
     def look_back(self, crowded: bool) -> None:
         """Two crowded calls in a row, and threads are not used for a while: one may be bad luck."""
