@@ -211,7 +211,7 @@ def choose_device(device: str) -> str:
     asked = (_in_block() or _for_process or os.environ.get("GPULSTM_BACKEND") or "auto").strip()
     if asked != "auto":
         return check_backend(asked).device
-    on_gpu = any(backend.device == "cuda" and _why_not(name) is None for name, backend in _BACKENDS.items())
+    on_gpu = any(backend.device == "cuda" and runs(name) for name, backend in _BACKENDS.items())
     return "cuda" if on_gpu else "cpu"
 
 

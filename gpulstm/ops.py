@@ -50,18 +50,20 @@ class Config:
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size: expected less than hidden_size = {self.hidden_size}, got {self.proj_size}")
 
-    def check_memory(self, itemsize: int) -> None:
-        """Refuse sizes whose parameters, of ``itemsize`` bytes a number, this machine cannot hold."""
+    def memory(self, itemsize: int) -> int:
+        """Bytes that the parameters take, of ``itemsize`` bytes a number; however many layers, none is listed."""
 
         def size(layers: int) -> int:
             shapes = replace(self, num_layers=layers).shapes().values()
             return sum(math.prod(shape) * itemsize + _ARRAY for shape in shapes)
 
-        total = size(1)
-        if self.num_layers > 1:
-            total += (self.num_layers - 1) * (size(2) - total)
+        first = size(1)
+        return first if self.num_layers == 1 else first + (self.num_layers - 1) * (size(2) - first)
+
+    def check_memory(self, itemsize: int) -> None:
+        """Refuse sizes whose parameters, of ``itemsize`` bytes a number, this machine cannot hold."""
         sizes = self.input_size, self.hidden_size, self.num_layers
-        checks.fits(total, "input_size, hidden_size, num_layers", sizes)
+        checks.fits(self.memory(itemsize), "input_size, hidden_size, num_layers", sizes)
 
     @property
     def directions(self) -> int:

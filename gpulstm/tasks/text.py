@@ -21,7 +21,6 @@ from ..train.checkpoint import MODEL, RECORD, Checkpoint, CheckpointError
 from ..train.progress import FORMATS
 
 NAME = "text"
-_LAYER_BYTES = 1024  # of any layer, however small: four arrays, their names, the layer
 _DIVERGED = 2.0  # times the loss of chance
 SCHEDULES = ("constant", "cosine", "plateau")
 # What a run cannot change when it is resumed: the model, what it sees, and whose state the checkpoint holds.
@@ -159,10 +158,8 @@ def check_size(config: Mapping[str, Any], copies: int) -> None:
         ValueError: its parameters alone take more than all memory.
     """
     embed, hidden, layers = (config[name] for name in ("embed", "hidden", "layers"))
-    per_layer = 4 * hidden * (2 * hidden + 2)
-    first = 4 * hidden * (embed + hidden + 2)
-    parameters = VOCABULARY * (embed + hidden + 1) + first + (layers - 1) * per_layer
-    needed = 4 * copies * parameters + _LAYER_BYTES * layers
+    size = 4 * copies  # bytes of a float32 and its copies
+    needed = ops.Config(LSTM, embed, hidden, layers).memory(size) + size * VOCABULARY * (embed + hidden + 1)
     checks.fits(needed, "hidden, layers, embed", (hidden, layers, embed))
 
 

@@ -180,10 +180,9 @@ def versions() -> dict[str, str]:
 
 def _read_record(file: Path) -> tuple[parsing.Fields, dict[str, tuple[int, str]]]:
     """The record, and size and digest of the files beside it."""
+    text = _read(file)
     try:
-        body = parsing.loads(_read(file), _MOST[RECORD])
-    except CheckpointError:
-        raise
+        body = parsing.loads(text, _MOST[RECORD])
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
