@@ -19,7 +19,7 @@ if getattr(sys, "argv", [])[:1] == ["-m"] and sys.orig_argv[-len(sys.argv) :][:1
 
 from typing import Any
 
-from gpulstm_kernels.cuda.precision import allow_tf32
+from gpulstm_kernels.cuda.device.precision import allow_tf32
 from gpulstm_kernels.memory import release as release_memory
 
 from . import cells, io, nn, optim

@@ -50,11 +50,11 @@ def _probe_numba_cpu() -> str | None:
 
 
 def _probe_cupy() -> str | None:
-    return importlib.import_module("gpulstm_kernels.cuda.runtime").why_not()
+    return importlib.import_module("gpulstm_kernels.cuda.device.runtime").why_not()
 
 
 def _probe_numba_cuda() -> str | None:
-    return importlib.import_module("gpulstm_kernels.numba_cuda.runtime").why_not()
+    return importlib.import_module("gpulstm_kernels.cuda.device.numba_runtime").why_not()
 
 
 # In the order of automatic choice.
@@ -62,7 +62,7 @@ _BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("cupy", "cuda", "gpulstm_kernels.cuda.layer", _probe_cupy),
-        Backend("numba_cuda", "cuda", "gpulstm_kernels.numba_cuda.layer", _probe_numba_cuda),
+        Backend("numba_cuda", "cuda", "gpulstm_kernels.cuda.numba_layer", _probe_numba_cuda),
         Backend("numba_cpu", "cpu", "gpulstm_kernels.cpu.layer", _probe_numba_cpu),
         Backend("reference", "cpu", "gpulstm_kernels.reference", _probe_reference),
     )

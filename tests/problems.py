@@ -12,7 +12,7 @@ import pytest
 from gpulstm import cells
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cpu import gemm, layer
-from gpulstm_kernels.cpu.threads import crew
+from gpulstm_kernels.cpu.crew.crew import crew
 
 Arrays = dict[str, np.ndarray]
 

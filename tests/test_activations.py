@@ -12,9 +12,9 @@ from numba import njit
 
 import gpulstm
 from gpulstm_kernels.cells import activations
-from gpulstm_kernels.cpu import activations as of_vectors  # noqa: F401 - which implements them
-from gpulstm_kernels.cpu.compile import OPTIONS
-from gpulstm_kernels.cpu.vector import lanes, load, store
+from gpulstm_kernels.cpu.codegen import activations as of_vectors  # noqa: F401 - which implements them
+from gpulstm_kernels.cpu.codegen.compilation import OPTIONS
+from gpulstm_kernels.cpu.codegen.vector import lanes, load, store
 
 
 def _applied(function: Any) -> Any:

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from gpulstm_kernels.cells import Cell
-from gpulstm_kernels.cpu import compile as compiling
-from gpulstm_kernels.cpu import digest, disk_cache
-from gpulstm_kernels.cpu.compile import CellType, entry
+from gpulstm_kernels.cpu.codegen import compilation as compiling
+from gpulstm_kernels.cpu.codegen import digest, disk_cache
+from gpulstm_kernels.cpu.codegen.compilation import CellType, entry
 
 
 @pytest.fixture

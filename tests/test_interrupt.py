@@ -21,10 +21,11 @@ from numba import njit
 
 import gpulstm
 from gpulstm import arrays
-from gpulstm_kernels.cpu import kept, layer
-from gpulstm_kernels.cpu.atomics import pause
-from gpulstm_kernels.cpu.team import is_over, meet, of_all
-from gpulstm_kernels.cpu.threads import Crew, crew
+from gpulstm_kernels.cpu import layer
+from gpulstm_kernels.cpu.crew.atomics import pause
+from gpulstm_kernels.cpu.crew.crew import Crew, crew
+from gpulstm_kernels.cpu.crew.team import is_over, meet, of_all
+from gpulstm_kernels.cpu.packing import cache as kept
 
 LIMIT = 3  # seconds; each call would take several times as long
 

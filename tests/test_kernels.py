@@ -21,7 +21,8 @@ import gpulstm
 from gpulstm import arrays
 from gpulstm_kernels import reference
 from gpulstm_kernels.cells import activations
-from gpulstm_kernels.cpu import features, gemm, layer, vector
+from gpulstm_kernels.cpu import gemm, layer
+from gpulstm_kernels.cpu.codegen import features, vector
 
 DTYPES = ["float32", "float64"]
 CELLS = ["lstm", "rnn"]

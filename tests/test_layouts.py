@@ -14,8 +14,9 @@ from tolerances import assert_close
 
 import gpulstm
 from gpulstm import nn, ops
-from gpulstm_kernels.cpu import gemm, kept
+from gpulstm_kernels.cpu import gemm
 from gpulstm_kernels.cpu import layer as kernels
+from gpulstm_kernels.cpu.packing import cache as kept
 
 CASES, AT_ONCE = 1500, 100
 

@@ -29,7 +29,10 @@ from gpulstm import arrays, cells, ops
 from gpulstm_kernels import reference
 from gpulstm_kernels.cells import lstm as lstm_maths
 from gpulstm_kernels.cells import rnn as rnn_maths
-from gpulstm_kernels.cpu import layer, sequence, team, threads
+from gpulstm_kernels.cpu import layer
+from gpulstm_kernels.cpu.crew import crew as threads
+from gpulstm_kernels.cpu.crew import team
+from gpulstm_kernels.cpu.walks import sequence
 
 
 def agree(found: Arrays, expected: Arrays, what: str) -> bool:

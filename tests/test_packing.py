@@ -12,7 +12,8 @@ import torch
 import gpulstm
 import gpulstm.torch
 from gpulstm_kernels import memory
-from gpulstm_kernels.cpu import kept, packing
+from gpulstm_kernels.cpu.packing import cache as kept
+from gpulstm_kernels.cpu.packing import layouts as packing
 
 
 def packed(*weights: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -13,8 +13,9 @@ import pytest
 from tolerances import assert_close
 
 import gpulstm
-from gpulstm_kernels.cpu import features, step
-from gpulstm_kernels.cpu.threads import crew
+from gpulstm_kernels.cpu.codegen import features
+from gpulstm_kernels.cpu.crew.crew import crew
+from gpulstm_kernels.cpu.walks import step
 
 LAYERS: dict[str, Any] = {
     "lstm": lambda dtype: gpulstm.LSTM(5, 9, 3, dtype=dtype, seed=0),

@@ -23,11 +23,12 @@ import pytest
 from numba import njit
 
 import gpulstm
-from gpulstm_kernels.cpu import cores, team, threads
-from gpulstm_kernels.cpu.atomics import fetch_add
-from gpulstm_kernels.cpu.cores import available_cores
-from gpulstm_kernels.cpu.team import meet
-from gpulstm_kernels.cpu.threads import Crew, crew
+from gpulstm_kernels.cpu.crew import cores, team
+from gpulstm_kernels.cpu.crew import crew as threads
+from gpulstm_kernels.cpu.crew.atomics import fetch_add
+from gpulstm_kernels.cpu.crew.cores import available_cores
+from gpulstm_kernels.cpu.crew.crew import Crew, crew
+from gpulstm_kernels.cpu.crew.team import meet
 
 ROOT = Path(__file__).parent.parent
 

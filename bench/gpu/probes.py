@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from gpulstm_kernels.cuda import compile
-from gpulstm_kernels.cuda.runtime import Kernel, current
+from gpulstm_kernels.cuda.device import source as compile
+from gpulstm_kernels.cuda.device.runtime import Kernel, current
 
 from .timing import Elapsed
 
@@ -71,7 +71,7 @@ def _clustered(name: str, size: int) -> Any:
     import cupy
     from cupy_backends.cuda.api import driver
 
-    from gpulstm_kernels.cuda.cupy_runtime import include_folders
+    from gpulstm_kernels.cuda.device.cupy_runtime import include_folders
 
     expression = f"{name}<{size}>"
     options = ("-std=c++17", *(f"-I{folder}" for folder in include_folders()))

@@ -98,7 +98,7 @@ class Step:
         return Outcome(loss, norm, state)
 
     def _capture(self, key: tuple[Any, ...], batch: Batch, state: Any) -> _Captured | None:
-        from gpulstm_kernels.cuda.runtime import current
+        from gpulstm_kernels.cuda.device.runtime import current
 
         library = arrays.library("cuda")
         inputs, targets = (library.from_host(_placed(value)) for value in (batch.inputs, batch.targets))

@@ -12,11 +12,14 @@ import ml_dtypes
 import numpy as np
 
 from gpulstm import cells
-from gpulstm_kernels.cuda import block, grid, runtime, step
-from gpulstm_kernels.cuda.problem import Problem
-from gpulstm_kernels.cuda.runtime import Device, Kernel
+from gpulstm_kernels.cuda.buffers import Problem
+from gpulstm_kernels.cuda.device import runtime
+from gpulstm_kernels.cuda.device.runtime import Device, Kernel
+from gpulstm_kernels.cuda.walks.block import host as block
+from gpulstm_kernels.cuda.walks.grid import host as grid
+from gpulstm_kernels.cuda.walks.step import host as step
 
-FOLDER = Path(runtime.__file__).parent
+FOLDER = Path(runtime.__file__).parents[1]
 CELLS = ("lstm", "rnn")
 # dtype, and whether products are TF32
 KINDS = [("float32", False), ("float32", True), ("float16", False), (ml_dtypes.bfloat16, False), ("float64", False)]
@@ -89,8 +92,8 @@ def _steps() -> Iterator[tuple[Kernel, Launch]]:
 
 def _elementwise() -> Iterator[tuple[Kernel, Launch]]:
     """The kernels of files that no walk owns: each with all that its template parameters can be."""
-    for file in sorted({path.stem for path in FOLDER.glob("*.cu")} - {"step", "persistent_block", "persistent_grid"}):
-        source = (FOLDER / f"{file}.cu").read_text(encoding="utf-8")
+    for path in sorted((FOLDER / "kernels").glob("*.cu")):
+        source, file = path.read_text(encoding="utf-8"), f"kernels/{path.stem}"
         for parameters, name in _TEMPLATES.findall(source):
             choices = [_choices(parameter, source) for parameter in parameters.split(", ") if parameter]
             for arguments in itertools.product(*choices):
@@ -109,7 +112,7 @@ def _choices(parameter: str, source: str) -> tuple[str, ...]:
 def defined() -> set[tuple[str, str]]:
     """Every ``__global__`` function: its file and name."""
     return {
-        (path.stem, name)
-        for path in FOLDER.glob("*.cu")
+        (path.relative_to(FOLDER).with_suffix("").as_posix(), name)
+        for path in FOLDER.rglob("*.cu")
         for _, name in _TEMPLATES.findall(path.read_text(encoding="utf-8"))
     }

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import bench.gpu
-from gpulstm_kernels.cuda import compile
-from gpulstm_kernels.cuda.runtime import Kernel
+from gpulstm_kernels.cuda.device import source as compile
+from gpulstm_kernels.cuda.device.runtime import Kernel
 
 pytestmark = pytest.mark.compile_matrix
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpulstm import cells
-from gpulstm_kernels.cuda.runtime import Kernel
+from gpulstm_kernels.cuda.device.runtime import Kernel
 
 pytestmark = pytest.mark.compile_matrix
 
@@ -25,21 +25,21 @@ def kernels() -> Iterator[Kernel]:
     """One of each template, with each kind of argument that changes its code."""
     for element in ELEMENTS:
         for name in ("to_accumulate", "from_accumulate", "add_biases", "sum_rows"):
-            yield Kernel("layer", f"{name}<{element}>", None)
+            yield Kernel("kernels/layer", f"{name}<{element}>", None)
         for name in ("step_place", "step_unplace"):
-            yield Kernel("step", f"{name}<{element}>", None)
+            yield Kernel("walks/step/kernels", f"{name}<{element}>", None)
         for name, struct, own in (("lstm", "LstmCell", 4), ("rnn", "RnnCell", 1)):
             if name == "rnn" and element != "float":
                 continue  # how many gates and states a cell has does not depend on the type
             cell = cells.get(name)
             for keep in ("false", "true"):
-                yield Kernel("step", f"step_forward<{element}, {struct}, {keep}, {own}>", cell)
-            yield Kernel("step", f"step_backward<{element}, {struct}, {own}>", cell)
+                yield Kernel("walks/step/kernels", f"step_forward<{element}, {struct}, {keep}, {own}>", cell)
+            yield Kernel("walks/step/kernels", f"step_backward<{element}, {struct}, {own}>", cell)
             if element == "double":
                 continue  # the block walk has none
             for keep in ("false", "true"):
-                yield Kernel("persistent_block", f"block_forward<{element}, false, {struct}, {keep}, 2>", cell)
-            yield Kernel("persistent_block", f"block_backward<{element}, false, {struct}, 2>", cell)
+                yield Kernel("walks/block/kernels", f"block_forward<{element}, false, {struct}, {keep}, 2>", cell)
+            yield Kernel("walks/block/kernels", f"block_backward<{element}, false, {struct}, 2>", cell)
 
 
 class Compiler:
@@ -82,7 +82,7 @@ def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_kernel_compiles(compiler: Compiler) -> None:
-    from gpulstm_kernels.numba_cuda.launch import twin
+    from gpulstm_kernels.cuda.device.numba_launch import twin
 
     failed = []
     for kernel in kernels():
@@ -104,7 +104,7 @@ def test_float32_kernels_do_no_float64_arithmetic(compiler: Compiler) -> None:
     """A literal that Numba took for float64 would make every value after it float64, at 1/32 or 1/64 of the rate."""
     from numba import cuda
 
-    from gpulstm_kernels.numba_cuda.launch import twin
+    from gpulstm_kernels.cuda.device.numba_launch import twin
 
     for kernel in kernels():
         if "double" in kernel.expression:

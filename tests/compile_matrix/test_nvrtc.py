@@ -17,8 +17,8 @@ import shipped
 from offline import Built, Job
 from shipped import Launch
 
-from gpulstm_kernels.cuda import compile
-from gpulstm_kernels.cuda.runtime import Kernel
+from gpulstm_kernels.cuda.device import source as compile
+from gpulstm_kernels.cuda.device.runtime import Kernel
 
 pytestmark = pytest.mark.compile_matrix
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpulstm import dispatch
-from gpulstm_kernels.cuda import runtime as runtimes
+from gpulstm_kernels.cuda.device import runtime as runtimes
 
 
 @pytest.fixture(

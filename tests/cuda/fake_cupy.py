@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpulstm_kernels.cuda import blas, cupy_runtime
+from gpulstm_kernels.cuda.device import blas, cupy_runtime
 
 STATIC = 2048  # bytes of static shared memory of every kernel
 HANDLES = 1000

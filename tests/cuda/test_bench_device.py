@@ -15,7 +15,7 @@ from bench.gpu.grid import CONTENDERS
 from bench.gpu.problem import Problem, check, truth
 from bench.gpu.providers import gpulstm as provider
 from bench.registry import MODES, Case
-from gpulstm_kernels.cuda import precision
+from gpulstm_kernels.cuda.device import precision
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpulstm_kernels.cuda import blas
+from gpulstm_kernels.cuda.device import blas
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from fake_cupy import HANDLES, STATIC, FakeArray, FakeCupy, FakeStream, installed
 
-from gpulstm_kernels.cuda import compile, cupy_runtime
-from gpulstm_kernels.cuda.runtime import Attributes, Device, Kernel
+from gpulstm_kernels.cuda.device import cupy_runtime
+from gpulstm_kernels.cuda.device import source as compile
+from gpulstm_kernels.cuda.device.runtime import Attributes, Device, Kernel
 
-KERNEL = Kernel("layer", "sum_rows<float>", None)
-OTHER = Kernel("layer", "sum_rows<double>", None)
+KERNEL = Kernel("kernels/layer", "sum_rows<float>", None)
+OTHER = Kernel("kernels/layer", "sum_rows<double>", None)
 ONE = (1, 1, 1)
 
 

@@ -14,7 +14,8 @@ from problems import Arrays, Problem
 from tolerances import assert_close
 
 from gpulstm_kernels import reference
-from gpulstm_kernels.cuda import layer, precision
+from gpulstm_kernels.cuda import layer
+from gpulstm_kernels.cuda.device import precision
 
 KINDS = ["float32", "tf32", "float64", "float16", "bfloat16"]
 CELLS = ["lstm", "rnn"]

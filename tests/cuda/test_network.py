@@ -101,7 +101,7 @@ def test_dropout_is_repeated_by_its_seed_and_scales(runtime: Any) -> None:
     runs = [runtime.to_host(there.vjp(x, rng=seed)[0][0]) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
-    from gpulstm import cuda_arrays
+    from gpulstm.arrays import cuda as cuda_arrays
 
     mask = runtime.to_host(cuda_arrays.kept(np.random.default_rng(0), (1000, 20), 0.3))
     assert set(np.unique(mask)) == {0, 1}

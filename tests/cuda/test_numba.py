@@ -10,7 +10,7 @@ import pytest
 from tolerances import assert_close
 
 from gpulstm_kernels import reference
-from gpulstm_kernels.cuda import runtime as runtimes
+from gpulstm_kernels.cuda.device import runtime as runtimes
 
 pytestmark = pytest.mark.gpu
 
@@ -36,14 +36,14 @@ class OnDevice:
         return type(value)(map(self._there, value))
 
     def layer_forward(self, cell: Any, x: Any, state: Any, weights: Any, lengths: Any, keep: bool) -> Any:
-        from gpulstm_kernels.numba_cuda import layer
+        from gpulstm_kernels.cuda import numba_layer as layer
 
         x, state, weights = map(self._there, (x, state, weights))
         y, final, tape = layer.layer_forward(cell, x, state, weights, lengths, keep)
         return self.runtime.to_host(y), tuple(map(self.runtime.to_host, final)), tape
 
     def layer_backward(self, tape: Any, dy: Any, dstate: Any) -> Any:
-        from gpulstm_kernels.numba_cuda import layer
+        from gpulstm_kernels.cuda import numba_layer as layer
 
         dx, initial, grads = layer.layer_backward(tape, self._there(dy), self._there(dstate))
         host = self.runtime.to_host

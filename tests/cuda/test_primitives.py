@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from problems import dtype_of
 
-from gpulstm_kernels.cuda.runtime import Kernel
+from gpulstm_kernels.cuda.device.runtime import Kernel
 
 HALVES = {"__half": "float16", "__nv_bfloat16": "bfloat16"}
 

@@ -11,9 +11,10 @@ import problems
 import pytest
 from test_layer import CELLS, KINDS, check, dtype_of
 
-from gpulstm_kernels.cuda import grid, precision
-from gpulstm_kernels.cuda.problem import Problem
-from gpulstm_kernels.cuda.runtime import Device
+from gpulstm_kernels.cuda.buffers import Problem
+from gpulstm_kernels.cuda.device import precision
+from gpulstm_kernels.cuda.device.runtime import Device
+from gpulstm_kernels.cuda.walks.grid import host as grid
 
 CASES = 13  # of each of 26 combinations: more than 300 in all
 COMBINATIONS = [

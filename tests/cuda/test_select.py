@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from gpulstm import cells
-from gpulstm_kernels.cuda import block, grid, measured, select
-from gpulstm_kernels.cuda.problem import Problem
-from gpulstm_kernels.cuda.runtime import Device
+from gpulstm_kernels.cuda import measured, select
+from gpulstm_kernels.cuda.buffers import Problem
+from gpulstm_kernels.cuda.device.runtime import Device
+from gpulstm_kernels.cuda.walks.block import host as block
+from gpulstm_kernels.cuda.walks.grid import host as grid
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

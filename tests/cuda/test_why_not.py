@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_cupy import CUDARuntimeError, FakeCupy, installed
 
-from gpulstm_kernels.cuda import blas, cupy_runtime
+from gpulstm_kernels.cuda.device import blas, cupy_runtime
 
 
 @pytest.fixture(autouse=True)

@@ -98,7 +98,7 @@ def machine(sanitizer: str) -> ctypes.CDLL:
 
 @functools.cache
 def cublas() -> ctypes.CDLL:
-    """A library with the calls of cuBLAS that :mod:`gpulstm_kernels.cuda.blas` makes."""
+    """A library with the calls of cuBLAS that :mod:`gpulstm_kernels.cuda.device.blas` makes."""
     return _part("cublas", "-O2")
 
 

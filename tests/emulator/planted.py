@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpulstm_kernels.cuda.runtime import Kernel
+from gpulstm_kernels.cuda.device.runtime import Kernel
 
 from .runtime import EmulatedRuntime
 

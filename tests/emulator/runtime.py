@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from gpulstm_kernels.cuda import blas, compile
-from gpulstm_kernels.cuda.runtime import Attributes, Device, Graph, Kernel, Runtime, Shape3, arguments
+from gpulstm_kernels.cuda.device import blas
+from gpulstm_kernels.cuda.device import source as compile
+from gpulstm_kernels.cuda.device.runtime import Attributes, Device, Graph, Kernel, Runtime, Shape3, arguments
 
 from . import build
 
@@ -85,7 +86,7 @@ class EmulatedGraph(Graph):
 
 
 class EmulatedRuntime(Runtime):
-    """See :class:`gpulstm_kernels.cuda.runtime.Runtime`.
+    """See :class:`gpulstm_kernels.cuda.device.runtime.Runtime`.
 
     Args:
         device: what it says it is.

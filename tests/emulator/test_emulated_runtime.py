@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from problems import dtype_of
 
-from gpulstm_kernels.cuda.runtime import Device, Kernel
+from gpulstm_kernels.cuda.device.runtime import Device, Kernel
 
 from . import build
 from .runtime import EmulatedRuntime
 
 pytestmark = pytest.mark.emulator
 
-ADD = Kernel("layer", "add_biases<float>", None)
+ADD = Kernel("kernels/layer", "add_biases<float>", None)
 ONE, MANY = (1, 1, 1), (64, 1, 1)
 
 

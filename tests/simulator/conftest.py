@@ -24,8 +24,8 @@ def runtime() -> Iterator[Any]:
     """The Numba runtime over NumPy arrays, which is the process's while a test lasts."""
     from simulator.host_runtime import HostRuntime
 
-    from gpulstm_kernels.cuda import runtime as runtimes
-    from gpulstm_kernels.numba_cuda.runtime import current
+    from gpulstm_kernels.cuda.device import runtime as runtimes
+    from gpulstm_kernels.cuda.device.numba_runtime import current
 
     with runtimes.use(HostRuntime()):
         yield current()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulstm_kernels.cuda.runtime import Device, Kernel, Runtime
+from gpulstm_kernels.cuda.device.runtime import Device, Kernel, Runtime
 
 
 class HostRuntime(Runtime):

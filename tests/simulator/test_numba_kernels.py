@@ -18,7 +18,7 @@ import gpulstm_kernels
 from gpulstm import cells
 from gpulstm_kernels import reference
 from gpulstm_kernels.cells import Cell
-from gpulstm_kernels.cuda.runtime import Kernel
+from gpulstm_kernels.cuda.device.runtime import Kernel
 
 pytestmark = pytest.mark.simulator
 
@@ -60,7 +60,7 @@ def solved(p: Problem) -> Arrays:
     ],
 )
 def test_equals_the_reference(runtime: Any, walk: str, cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpulstm_kernels.numba_cuda import layer
+    from gpulstm_kernels.cuda import numba_layer as layer
 
     monkeypatch.setenv("GPULSTM_WALK", walk)
     for label, (steps, batch, inputs, hidden, projection, directions, bias, ragged) in SHAPES.items():
@@ -92,20 +92,20 @@ def test_equals_the_reference(runtime: Any, walk: str, cell: str, dtype: str, mo
 
 def test_an_index_past_the_end_raises(runtime: Any) -> None:
     arrays = [np.ones(4, np.float32), None, np.ones(4, np.float32), np.ones(7, np.float32)]  # ys: 8 = (0 + 2)·2·2
-    kernel = Kernel("step", "step_place<float>", None)
+    kernel = Kernel("walks/step/kernels", "step_place<float>", None)
     with pytest.raises(IndexError):
         runtime.launch(kernel, (1, 1, 1), (128, 1, 1), (*arrays, 0, 1, 2, 2, 1, 0))
 
 
 def test_a_missing_array_raises(runtime: Any) -> None:
     arrays = [np.ones(4, np.float32), None, np.ones(4, np.float32), np.ones(12, np.float32)]
-    kernel = Kernel("step", "step_place<float>", None)
+    kernel = Kernel("walks/step/kernels", "step_place<float>", None)
     with pytest.raises(TypeError):
         runtime.launch(kernel, (1, 1, 1), (128, 1, 1), (*arrays, 0, 1, 2, 2, 1, 1))
 
 
 def test_strided_arrays_and_cooperative_launches_are_refused(runtime: Any) -> None:
-    kernel = Kernel("layer", "to_accumulate<float>", None)
+    kernel = Kernel("kernels/layer", "to_accumulate<float>", None)
     with pytest.raises(ValueError, match="contiguous"):
         runtime.launch(kernel, (1, 1, 1), (32, 1, 1), (np.ones((4, 4))[:, :2], np.ones(8), 8))
     with pytest.raises(RuntimeError, match="barrier"):
@@ -113,8 +113,8 @@ def test_strided_arrays_and_cooperative_launches_are_refused(runtime: Any) -> No
 
 
 def test_the_backend_says_how_it_walks(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpulstm_kernels.numba_cuda import layer
-    from gpulstm_kernels.numba_cuda.runtime import why_not
+    from gpulstm_kernels.cuda import numba_layer as layer
+    from gpulstm_kernels.cuda.device.numba_runtime import why_not
 
     assert why_not() is None
     weights = problems.layer_problem("lstm", "float32").weights
@@ -139,21 +139,21 @@ def _parameters(file: str, name: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("file", "expression"),
     [
-        ("step", "step_forward<__half, LstmCell, true, 4>"),
-        ("step", "step_place<__half>"),
-        ("step", "step_unplace<__half>"),
-        ("step", "step_backward<__half, LstmCell, 4>"),
-        ("persistent_block", "block_forward<__half, false, LstmCell, true, 1>"),
-        ("persistent_block", "block_backward<__half, false, LstmCell, 1>"),
-        ("layer", "to_accumulate<__half>"),
-        ("layer", "from_accumulate<__half>"),
-        ("layer", "add_biases<__half>"),
-        ("layer", "sum_rows<__half>"),
+        ("walks/step/kernels", "step_forward<__half, LstmCell, true, 4>"),
+        ("walks/step/kernels", "step_place<__half>"),
+        ("walks/step/kernels", "step_unplace<__half>"),
+        ("walks/step/kernels", "step_backward<__half, LstmCell, 4>"),
+        ("walks/block/kernels", "block_forward<__half, false, LstmCell, true, 1>"),
+        ("walks/block/kernels", "block_backward<__half, false, LstmCell, 1>"),
+        ("kernels/layer", "to_accumulate<__half>"),
+        ("kernels/layer", "from_accumulate<__half>"),
+        ("kernels/layer", "add_biases<__half>"),
+        ("kernels/layer", "sum_rows<__half>"),
     ],
 )
 def test_argument_lists_are_those_of_cuda(runtime: Any, file: str, expression: str) -> None:
-    from gpulstm_kernels.numba_cuda.compile import ELEMENTS
-    from gpulstm_kernels.numba_cuda.launch import twin
+    from gpulstm_kernels.cuda.device.numba_kernel import ELEMENTS
+    from gpulstm_kernels.cuda.device.numba_launch import twin
 
     function, arguments = twin(Kernel(file, expression, CELLS["lstm"]))
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
@@ -165,7 +165,7 @@ def test_argument_lists_are_those_of_cuda(runtime: Any, file: str, expression: s
 
     found = [(name, in_cuda(typ)) for name, typ in zip(names, arguments, strict=True)]
     expected = _parameters(file, expression.split("<")[0])
-    if file == "layer":  # `from` and `to` are no names in Python
+    if file == "kernels/layer":  # `from` and `to` are no names in Python
         assert [typ for _, typ in found] == [typ for _, typ in expected]
     else:
         assert found == expected

@@ -6,9 +6,9 @@ import os
 from typing import Any
 
 import gpulstm
-from gpulstm_kernels.cuda import problem as cuda
-from gpulstm_kernels.cuda import runtime as runtimes
+from gpulstm_kernels.cuda import buffers as cuda
 from gpulstm_kernels.cuda import select
+from gpulstm_kernels.cuda.device import runtime as runtimes
 
 from ...problem import Runner
 from ...registry import Case

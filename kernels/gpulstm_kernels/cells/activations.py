@@ -1,7 +1,7 @@
 """The activations that cells are written in.
 
 Here for NumPy arrays and scalars; each backend gives Numba its own version of the same names
-(:mod:`gpulstm_kernels.cpu.activations` for vector registers).
+(:mod:`gpulstm_kernels.cpu.codegen.activations` for vector registers).
 """
 
 from __future__ import annotations

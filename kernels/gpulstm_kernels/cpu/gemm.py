@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..memory import empty, zeros
-from . import packing
-from .atomics import LINE
-from .compile import inline, kernel
-from .team import is_over, meet, of_all, share
-from .threads import crew
-from .tile import ROWS, WIDTH, tile_rows
-from .vector import lanes, load, store, transpose
+from .codegen.compilation import inline, kernel
+from .codegen.tile import ROWS, WIDTH, tile_rows
+from .codegen.vector import lanes, load, store, transpose
+from .crew.atomics import LINE
+from .crew.crew import crew
+from .crew.team import is_over, meet, of_all, share
+from .packing import layouts as packing
 
 DEPTH = 512  # steps along K that one pass takes: a panel of them stays in the L2 cache
 OUTER_DEPTH = 512  # the same where both operands are packed: a thread holds its share of one of them whole

@@ -11,15 +11,17 @@ import numpy as np
 from .. import bfloat16
 from ..cells import Cell
 from ..memory import empty, zeros
-from . import gemm, packing, sequence, step
-from .features import L2_BYTES
-from .kept import Contents, contents, kept
-from .narrow import group, row_bytes
-from .sequence import Packed, Plan, Tape, Weights
-from .step import Stream as Stream  # a part of the backend, for gpulstm.nn.Stream
-from .threads import crew
-from .tile import ROWS, WIDTH, panel_vectors
-from .vector import REGISTER_BYTES, lanes
+from . import gemm
+from .codegen.features import L2_BYTES
+from .codegen.narrow import group, row_bytes
+from .codegen.tile import ROWS, WIDTH, panel_vectors
+from .codegen.vector import REGISTER_BYTES, lanes
+from .crew.crew import crew
+from .packing import layouts as packing
+from .packing.cache import Contents, contents, kept
+from .walks import sequence, step
+from .walks.sequence import Packed, Plan, Tape, Weights
+from .walks.step import Stream as Stream  # a part of the backend, for gpulstm.nn.Stream
 
 _PACKS_FROM = 16  # rows of input from which packing the weights pays
 _BLOCK = 48  # rows of a panel of gates that stay in the L1 cache from bias to cell

@@ -15,10 +15,10 @@ import numpy as np
 
 from ..cells import Cell
 from . import select
-from .compile import type_name
-from .precision import tf32_allowed
-from .problem import Buffers, Problem
-from .runtime import Kernel, Runtime, current
+from .buffers import Buffers, Problem
+from .device.precision import tf32_allowed
+from .device.runtime import Kernel, Runtime, current
+from .device.source import type_name
 
 _THREADS = 256
 _COLUMNS, _ROWS = 32, 8  # the block of sum_rows
@@ -197,7 +197,7 @@ def tape_of(
 def sum_rows(runtime: Runtime, values: Any, sums: Any) -> None:
     """``sums`` (N,) = the sum of the rows of ``values`` (M, N), in one order always."""
     rows, columns = values.shape
-    kernel = Kernel("layer", f"sum_rows<{type_name(values.dtype)}>", None)
+    kernel = Kernel("kernels/layer", f"sum_rows<{type_name(values.dtype)}>", None)
     runtime.launch(kernel, (-(-columns // _COLUMNS), 1, 1), (_COLUMNS, _ROWS, 1), (values, sums, rows, columns))
 
 
@@ -248,7 +248,7 @@ def _on_device(runtime: Runtime, lengths: Any) -> Any:
 
 def _walk(runtime: Runtime, problem: Problem, backward: bool) -> Any:
     choice = select.choose(runtime.device(), problem, backward, walks=runtime.walks)
-    return importlib.import_module(f".{choice.walk}", __package__)
+    return importlib.import_module(f".walks.{choice.walk}.host", __package__)
 
 
 def _stacked(runtime: Runtime, parts: Sequence[Any]) -> Any:
@@ -271,4 +271,6 @@ def _convert(runtime: Runtime, dtype: np.dtype, source: Any, target: Any) -> Non
 
 
 def _elementwise(runtime: Runtime, expression: str, count: int, arguments: tuple[Any, ...]) -> None:
-    runtime.launch(Kernel("layer", expression, None), (-(-count // _THREADS), 1, 1), (_THREADS, 1, 1), arguments)
+    runtime.launch(
+        Kernel("kernels/layer", expression, None), (-(-count // _THREADS), 1, 1), (_THREADS, 1, 1), arguments
+    )

@@ -15,8 +15,8 @@ import os
 from typing import NamedTuple
 
 from . import measured
-from .problem import Plan, Problem
-from .runtime import Device
+from .buffers import Plan, Problem
+from .device.runtime import Device
 
 _FAR = math.log(4)  # a measurement is of use as far as this: sizes four times as large, or as small
 
@@ -89,7 +89,7 @@ def _plan(walk: str, device: Device, problem: Problem, backward: bool) -> Plan |
     """How a walk would be launched, or in words why it cannot; None for the step walk, which has nothing to plan."""
     if walk == "step":
         return None
-    found: Plan | str = importlib.import_module(f".{walk}", __package__).plan(device, problem, backward)
+    found: Plan | str = importlib.import_module(f".walks.{walk}.host", __package__).plan(device, problem, backward)
     return found
 
 

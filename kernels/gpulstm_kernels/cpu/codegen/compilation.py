@@ -1,0 +1,221 @@
+"""How kernels are compiled: cached on disk where that is possible, and specialised on the cell.
+
+A walk takes the cell as an ordinary argument. To Numba its type is :class:`CellType`, which carries the cell's name
+and a digest of its maths. What is compiled into a kernel is more than its function: so the names of kernels on disk
+(:mod:`.disk_cache`) carry a digest of this package, and their argument types one of all that the cell's maths reads
+(:mod:`.digest`): what changed is compiled anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit, typeof, types
+from numba.core.errors import NumbaError
+from numba.core.imputils import lower_getattr_generic
+from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
+from numba.extending import (
+    NativeValue,
+    lower_builtin,
+    models,
+    overload,
+    register_model,
+    typeof_impl,
+    unbox,
+)
+
+from ...cells import Cell
+from .digest import CannotDigest, maths_digest
+from .disk_cache import NOT_KEPT, DiskCache
+from .features import AMX
+
+logger = logging.getLogger("gpulstm")
+
+# 'contract' lets a*b + c become one fused multiply-add; nothing else is relaxed, so NaN and infinities stay.
+_MATHS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
+# Ways in from Python and C take as long to compile as a small kernel.
+_INSIDE = _MATHS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+OPTIONS = _MATHS | {"nogil": True, "no_cfunc_wrapper": True}
+
+
+def _sources() -> str:
+    """A digest of all that kernels are compiled from, but for the cells."""
+    contents = [path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
+    return hashlib.blake2b(b"".join([*contents, bytes([AMX])]), digest_size=8).hexdigest()
+
+
+_SOURCES = _sources()
+
+
+def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Compile ``function`` at its first call, cached on disk unless no folder can hold the cache."""
+    function.__qualname__ += f"_{_SOURCES}"  # which names the cache's files
+    compiled = njit(**options)(function)
+    with contextlib.suppress(RuntimeError):  # "no locator available": a read-only install without a writable home
+        compiled._cache = DiskCache(function)
+    return compiled
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` for threads that go by the address of its :func:`machine_code`. Python must not call it."""
+    return _cached(function, _INSIDE)
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` for Python, which is free to go on in other threads while it runs."""
+    return _cached(function, OPTIONS)
+
+
+def machine_code(function: Any, arguments: tuple[types.Type, ...]) -> int:
+    """Where the machine code of a kernel for arguments of these types lies; it is compiled if it must."""
+    function.compile(arguments)
+    compiled = function.overloads[arguments]
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+
+
+def entry_point(function: Any, *arguments: Any) -> Callable[..., Any]:
+    """An entry for arguments of the types of these: for callers that vouch for the types.
+
+    Numba looks at the type of every argument at every call, which takes longer than a small kernel.
+    """
+    types_of = tuple(typeof(argument) for argument in arguments)
+    function.compile(types_of)
+    return function.overloads[types_of].entry_point
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` as a part of the kernels that call it."""
+    return njit(**_INSIDE)(function)
+
+
+def always_inline(function: Callable[..., Any]) -> Any:
+    """As :func:`inline`, and never as a call, however large: for what runs once a register, where a call costs as much.
+
+    A call passes every array as ten numbers, and keeps the constants of its maths inside of loops.
+    """
+    return njit(forceinline=True, **_INSIDE)(function)
+
+
+class CellType(types.Type):
+    """The Numba type of one cell."""
+
+    def __init__(self, name: str, digest: str) -> None:
+        self.cell_name, self.digest = name, digest
+        super().__init__(name=f"Cell({name}, {digest})")
+
+    @property
+    def cell(self) -> Cell:
+        return _cells[self.name]
+
+
+_cells: dict[str, Cell] = {}
+register_model(CellType)(models.OpaqueModel)
+
+
+@functools.cache
+def _cell_type(cell: Cell) -> CellType:
+    try:
+        digest = maths_digest(cell).hex()
+    except CannotDigest as error:
+        logger.warning(f"cell {cell.name}: its kernels are compiled in every process, since {error}")
+        digest = f"{NOT_KEPT} {len(_cells)}"
+    typ = CellType(cell.name, digest)
+    _cells[typ.name] = cell
+    return typ
+
+
+@typeof_impl.register(Cell)
+def _typeof_cell(value: Cell, context: Any) -> CellType:
+    return _cell_type(value)
+
+
+@unbox(CellType)
+def _unbox_cell(typ: CellType, value: Any, context: Any) -> NativeValue:
+    return NativeValue(context.context.get_dummy_value())
+
+
+_COUNTS: dict[str, Callable[[Cell], int]] = {
+    "n_gates": lambda cell: len(cell.gates),
+    "n_states": lambda cell: len(cell.states),
+    "n_saved": lambda cell: cell.saved,
+}
+
+
+@infer_getattr
+class _CellAttributes(AttributeTemplate):
+    """In a kernel a cell has these numbers, as constants."""
+
+    key = CellType
+
+    def generic_resolve(self, cell: CellType, attribute: str) -> Any:
+        return types.int64 if attribute in _COUNTS else None
+
+
+@lower_getattr_generic(CellType)
+def _cell_attribute(context: Any, builder: Any, typ: CellType, value: Any, attribute: str) -> Any:
+    return context.get_constant(types.int64, _COUNTS[attribute](typ.cell))
+
+
+def constant(function: Callable[..., Any], value: Callable[..., int], result: types.Type = types.int64) -> None:
+    """In kernels, make ``function(*arguments)`` a constant: ``value`` of the arguments' types.
+
+    An overload would do as well, and take a twentieth of a second to compile for each combination of types.
+    """
+
+    @infer_global(function)
+    class Template(AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:
+            return signature(result, *args)
+
+    @lower_builtin(function, types.VarArg(types.Any))
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.get_constant(result, value(*sig.args))
+
+
+def cell_forward(cell: Cell, gates: Any, states: Any) -> Any:
+    """``cell``'s forward, callable from a kernel."""
+    return cell.module.forward(gates, states)
+
+
+def cell_backward(cell: Cell, dh: Any, dstates: Any, h: Any, saved: Any, states: Any, previous: Any) -> Any:
+    """``cell``'s backward, callable from a kernel."""
+    return cell.module.backward(dh, dstates, h, saved, states, previous)
+
+
+def _maths_of(typ: CellType, name: str, *arguments: types.Type) -> Any:
+    """A function of a cell's maths, as a part of the kernels that call it for arguments of these types."""
+    function = always_inline(getattr(typ.cell.module, name))
+    try:
+        function.compile(arguments)
+    except NumbaError as error:  # of a hundred lines, were it left to the kernels that are compiled around it
+        lines = [line.strip() for line in str(error).splitlines() if line and not line.startswith("Failed in")]
+        call = re.search(r">>> (.+)", str(error))
+        place = re.search(r'File "(.+)", line (\d+)', str(error))
+        raise ValueError(
+            f"cell: {typ.cell_name!r}: {typ.cell.maths}.{name}: expected + - * /, the functions of "
+            "gpulstm_kernels.cells.activations and helpers under numba.extending.register_jitable, for which there is "
+            f"code for the CPU, got {call[1] if call else lines[0]}{f' ({place[0]})' if place else ''}"
+        ) from error
+    return function
+
+
+# Numba wants an overload's parameters to be those of its implementation, annotations included: hence none.
+
+
+@overload(cell_forward)
+def _cell_forward(cell, gates, states):
+    function = _maths_of(cell, "forward", gates, states)
+    return lambda cell, gates, states: function(gates, states)
+
+
+@overload(cell_backward)
+def _cell_backward(cell, dh, dstates, h, saved, states, previous):
+    function = _maths_of(cell, "backward", dh, dstates, h, saved, states, previous)
+    return lambda cell, dh, dstates, h, saved, states, previous: function(dh, dstates, h, saved, states, previous)

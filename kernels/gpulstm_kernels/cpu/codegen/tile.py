@@ -1,0 +1,443 @@
+"""The inner loop of every matrix product: a tile of C held in vector registers while it runs along K.
+
+``tile_rows`` adds A·B to rows of C that are ``width`` vectors wide. B is packed, so that a step along K reads ``width``
+consecutive vectors; A is read one element a row and step, and broadcast. Every element is one sum in the order of K,
+however the rows are cut into tiles, so threads may split them anywhere. ``dots`` serves a handful of rows, where
+packing B would cost more than the product: it reads B as it lies.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ..crew.atomics import LINE
+from . import amx, narrow
+from .compilation import CellType, constant
+from .narrow import group, in_blocks
+from .vector import (
+    INT64,
+    REGISTER_BYTES,
+    REGISTERS,
+    counted_loop,
+    element_bytes,
+    from_bfloat16,
+    lanes,
+    llvm_call,
+    load_at,
+    load_first_at,
+    of_array,
+    splat,
+    store_at,
+    suffix,
+)
+
+WIDTH = 4  # vectors of C across a tile; a step along K loads as many from B
+# Products that a loop along K adds up before it counts. Where a core serves two threads, each may start half as many
+# instructions in a cycle, and then every one that is not a product costs time. A step of the highest tile has 12 in 16
+# registers, and 24 in 32, where more of them take longer to compile than they save.
+_IN_A_ROW = 48 if REGISTERS == 16 else 24
+# Rows whose dot products share the loads of a vector, and independent sums of each, so that multiply-adds overlap:
+# of short rows, whose matrix is in the L2 cache; and of long ones, which two streams bring faster from behind it, or
+# four where registers are half as wide.
+_SHORT, _OF_SHORT, _OF_LONG = 192, (4, 1), (128 // REGISTER_BYTES, 2)
+
+
+def _tile_height(width: int, spare: int = 0) -> int:
+    """How many rows of C, ``width`` vectors each, fit the registers as sums, with what a step along K multiplies.
+
+    That is every register of the lower side of a tile, one of the other, and ``spare`` ones.
+    """
+    fits = [m for m in range(1, REGISTERS) if m * width + min(m, width) + 1 + spare <= REGISTERS]
+    return max(fits, default=1)
+
+
+ROWS = _tile_height(WIDTH)  # of a tile of floats
+
+
+def panel_vectors(n_gates: int) -> int:
+    """How many vectors of units a panel of gates holds: as many as make a tile about ``WIDTH`` vectors wide."""
+    return max(1, WIDTH // n_gates)
+
+
+def units(cell: Any, like: Any) -> int:
+    """How many units a panel of ``cell``'s gates spans (a constant in a kernel)."""
+    return panel_vectors(len(cell.gates)) * lanes(like)
+
+
+constant(units, lambda cell, like: panel_vectors(len(cell.cell.gates)) * of_array(like).lanes)
+
+
+def _width(typ: Any) -> int:
+    """The width in vectors: of a panel of a cell's gates, or a literal number."""
+    if isinstance(typ, CellType):
+        n_gates = len(typ.cell.gates)
+        return n_gates * panel_vectors(n_gates)
+    return int(typ.literal_value)
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return llvm_call(builder, f"fmuladd.{suffix(c.type)}", c.type, a, b, c)
+
+
+def _fetch(builder: Any, address: Any, near: int = 2) -> None:
+    """Bring the cache line at ``address`` into the L2 cache (``near`` 2) or the L1 (3), if there is memory there."""
+    i32 = ir.IntType(32)
+    to_read, data = i32(0), i32(1)
+    place = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    llvm_call(builder, "prefetch.p0i8", ir.VoidType(), place, to_read, i32(near), data)
+
+
+class _Products:
+    """Multiply-adds of a register with one of weights: floats of its own type, or bfloat16 (as uint16) widened."""
+
+    group, spare = 1, 0
+    steps = 8  # in a row, at most
+
+    def __init__(self, vector: ir.VectorType, element: types.Type) -> None:
+        self.lanes, self.element = vector, element
+        self.bytes = vector.count * element.bitwidth // 8
+
+    def load(self, builder: ir.IRBuilder, address: Any) -> Any:
+        if isinstance(self.element, types.Float):
+            return load_at(builder, address, self.lanes)
+        return from_bfloat16(builder, address, self.lanes)
+
+    def add(self, builder: ir.IRBuilder, left: Any, right: Any, total: Any) -> Any:
+        return _multiply_add(builder, left, right, total)
+
+
+def _products(like: Any, weights: Any) -> Any:
+    """How a register of the dtype of ``like`` is multiplied with one of ``weights``."""
+    vector, element = of_array(like).ir, weights.dtype
+    by_pairs = group(np.dtype(element.name)) == 2
+    return narrow.Pairs(vector, element) if by_pairs else _Products(vector, element)
+
+
+def _emit_tile(
+    builder: ir.IRBuilder,
+    products: Any,
+    vector: ir.VectorType,
+    w: int,
+    rows: list[Any],
+    n: Any,
+    panels: list[tuple[Any, Any, list[Any], list[Any]]],
+    ahead: tuple[Any, Any] | None = None,
+) -> None:
+    """C = S + A·B for ``rows`` of A and each of ``panels``, ``w`` vectors wide, in one loop along K.
+
+    A panel: byte addresses of scales and of B, and of its rows of S and of C. ``ahead``: an address, from which on a
+    cache line is fetched for each step, and whether to do that.
+    """
+    across = [INT64(v * vector.count * element_bytes(vector)) for v in range(w)]
+    steps = builder.sdiv(builder.add(n, INT64(products.group - 1)), INT64(products.group))
+
+    def multiply(k: Any, count: int, sums: list[Any]) -> list[Any]:
+        offset = builder.mul(k, INT64(element_bytes(products.lanes)))
+        lefts = [builder.add(row, offset) for row in rows]
+        offset = builder.mul(k, INT64(w * products.bytes))
+        rights = [builder.add(b, offset) for _, b, _, _ in panels]
+        for j in range(count):
+            sums = add_products(lefts, rights, j, sums)
+        return sums
+
+    def add_products(lefts: list[Any], rights: list[Any], j: int, sums: list[Any]) -> list[Any]:
+        @functools.cache
+        def left(r: int) -> Any:
+            place = builder.add(lefts[r], INT64(j * element_bytes(products.lanes)))
+            pointer = builder.inttoptr(place, products.lanes.element.as_pointer())
+            return splat(builder, products.lanes, builder.load(pointer))
+
+        @functools.cache
+        def right(c: int) -> Any:
+            return products.load(builder, builder.add(rights[c // w], INT64((j * w + c % w) * products.bytes)))
+
+        # All of the side with fewer registers stays in them; the other one comes one at a time.
+        m, n = range(len(rows)), range(len(panels) * w)
+        order = [(r, c) for c in n for r in m] if len(m) < len(n) else [(r, c) for r in m for c in n]
+        result = list(sums)
+        for r, c in order:
+            i = r * len(n) + c
+            result[i] = products.add(builder, left(r), right(c), sums[i])
+        return result
+
+    def places(which: int) -> list[Any]:
+        firsts = [panel[which][r] for r in range(len(rows)) for panel in panels]
+        return [builder.add(first, place) for first in firsts for place in across]
+
+    def along_k(sums: list[Any]) -> list[Any]:
+        several = min(products.steps, max(1, _IN_A_ROW // len(sums)))
+
+        def in_a_row(i: Any, sums: list[Any]) -> list[Any]:
+            k = builder.mul(i, INT64(several))
+            if ahead is not None:
+                begin, fetches = ahead
+                line = builder.add(begin, builder.mul(k, INT64(LINE)))
+                with builder.if_then(fetches):
+                    for j in range(several):
+                        _fetch(builder, builder.add(line, INT64(j * LINE)))
+            return multiply(k, several, sums)
+
+        def one_by_one(k: Any, sums: list[Any]) -> list[Any]:
+            builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True)  # what LLVM does not unroll
+            return multiply(builder.add(done, k), 1, sums)
+
+        times = builder.sdiv(steps, INT64(several))
+        sums, done = counted_loop(builder, times, sums, in_a_row), builder.mul(times, INT64(several))
+        return counted_loop(builder, builder.sub(steps, done), sums, one_by_one)
+
+    first = [load_at(builder, place, vector) for place in places(2)]
+    if products.element == types.int8:
+        sums = along_k([ir.Constant(products.lanes, None)] * len(first))
+        columns = [load_at(builder, builder.add(scale, place), vector) for scale, *_ in panels for place in across]
+        sums = products.scaled(builder, sums, rows, columns, first)
+    else:
+        sums = along_k(first)
+    for value, place in zip(sums, places(3), strict=True):
+        store_at(builder, value, place)
+
+
+@intrinsic(prefer_literal=True)
+def tile_rows(
+    typing: Any,
+    width: Any,
+    like: Any,
+    weights: Any,
+    scale: Any,
+    c: Any,
+    ldc: Any,
+    start: Any,
+    lds: Any,
+    a: Any,
+    lda: Any,
+    b: Any,
+    m: Any,
+    n: Any,
+    ahead: Any,
+) -> Any:
+    """C = S + A·B for ``m`` rows of C.
+
+    ``width``: a literal number of vectors, or a cell for a panel of its gates; ``like``, ``weights``: arrays of the
+    dtype and of B's, which may be narrower, with A as :func:`.narrow.narrowed` gives it; ``scale``: byte address of
+    what the columns of an int8 product are multiplied with, not read for other dtypes; ``c``, ``start``, ``a``, ``b``:
+    byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``: bytes from row to row, 0 to read
+    the same row again; ``n``: length of the sum; ``ahead``: byte address of as much memory as B takes, which may be
+    brought into the L2 cache meanwhile.
+    """
+    vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
+    blocks = in_blocks(np.dtype(weights.dtype.name)) and w <= amx.WIDEST
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if blocks:
+            c, ldc, start, lds, a, lda, b, m, n = args[4:13]
+            amx.multiply_rows(builder, w, c, ldc, start, lds, a, lda, b, m, n)
+        else:
+            name = f"tile_rows.{w}.{suffix(vector)}.{weights.dtype}"
+            function = builder.module.globals.get(name) or _rows_in_tiles(builder.module, name, products, vector, w)
+            builder.call(function, args[3:])
+        return context.get_dummy_value()
+
+    return types.none(width, like, weights, *[types.int64] * 11), codegen
+
+
+def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.VectorType, w: int) -> ir.Function:
+    """:func:`tile_rows` in tiles of nearly the same height: a low one leaves the core idle.
+
+    A function of its own, which all calls share: inlined, its loops take seconds to compile.
+    """
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT64] * 11), name)
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    scale, c, ldc, start, lds, a, lda, b, m, n, ahead = function.args
+    height, lines = _tile_height(w, products.spare), w * products.bytes // LINE  # of B that a step along K reads
+    tiles = builder.sdiv(builder.add(m, INT64(height - 1)), INT64(height))
+    part = builder.mul(builder.sdiv(n, INT64(products.group)), INT64(LINE))
+    several = builder.icmp_signed(">", tiles, INT64(1))
+    low = builder.sdiv(m, builder.select(several, tiles, INT64(1)))  # the height of the lowest tile
+    higher = builder.sub(m, builder.mul(low, tiles))  # how many have a row more: the first ones
+
+    def tile(i: Any, _: list[Any]) -> list[Any]:
+        is_higher = builder.icmp_signed("<", i, higher)
+        top = builder.add(builder.mul(low, i), builder.select(is_higher, i, higher))
+        of_a, of_s, of_c = (
+            builder.add(first, builder.mul(ld, top)) for first, ld in ((a, lda), (start, lds), (c, ldc))
+        )
+        # The first tiles fetch what lies ahead, each a line at a step.
+        fetches = builder.and_(several, builder.icmp_signed("<", i, INT64(lines)))
+        there = builder.add(ahead, builder.mul(i, part))
+        after = builder.append_basic_block("tiled")
+        switch = builder.switch(builder.add(low, builder.zext(is_higher, INT64)), after)
+        for count in range(1, height + 1):
+            block = builder.append_basic_block(f"rows{count}")
+            switch.add_case(INT64(count), block)
+            builder.position_at_end(block)
+            rows = [
+                [builder.add(at, builder.mul(ld, INT64(r))) for r in range(count)]
+                for at, ld in ((of_a, lda), (of_s, lds), (of_c, ldc))
+            ]
+            below = builder.mul(lds, INT64(count))  # where the next tile begins, which does not wait for its S then
+            for row in rows[1]:
+                for line in range(0, w * vector.count * element_bytes(vector), LINE):
+                    _fetch(builder, builder.add(builder.add(row, below), INT64(line)), near=3)
+            _emit_tile(builder, products, vector, w, rows[0], n, [(scale, b, *rows[1:])], (there, fetches))
+            builder.branch(after)
+        builder.position_at_end(after)
+        return []
+
+    counted_loop(builder, tiles, [], tile)
+    builder.ret_void()
+    return function
+
+
+@intrinsic(prefer_literal=True)
+def tile_row(
+    typing: Any,
+    width: Any,
+    like: Any,
+    weights: Any,
+    scale: Any,
+    c: Any,
+    start: Any,
+    a: Any,
+    b: Any,
+    n: Any,
+) -> Any:
+    """C = S + A·B for the only row of a batch; arguments as for :func:`tile_rows`.
+
+    Of one row, a matrix unit would do a sixteenth of what it can.
+    """
+    vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        *_, scale, c, start, a, b, n = args
+        _emit_tile(builder, products, vector, w, [a], n, [(scale, b, [start], [c])])
+        return context.get_dummy_value()
+
+    return types.none(width, like, weights, *[types.int64] * 6), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_row_twice(
+    typing: Any,
+    width: Any,
+    like: Any,
+    weights: Any,
+    scale: Any,
+    other_scale: Any,
+    c: Any,
+    other_c: Any,
+    a: Any,
+    b: Any,
+    other_b: Any,
+    n: Any,
+) -> Any:
+    """As :func:`tile_row` with S = C, for two panels in one loop along K.
+
+    The sums of one row and panel are too few to hide how long a multiply-add takes.
+    """
+    vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        *_, scale, other_scale, c, other_c, a, b, other_b, n = args
+        panels = [(scale, b, [c], [c]), (other_scale, other_b, [other_c], [other_c])]
+        _emit_tile(builder, products, vector, w, [a], n, panels)
+        return context.get_dummy_value()
+
+    return types.none(width, like, weights, *[types.int64] * 8), codegen
+
+
+@intrinsic
+def dots(
+    typing: Any, like: Any, rows: Any, x: Any, wx: Any, ldx: Any, nx: Any, h: Any, wh: Any, ldh: Any, nh: Any
+) -> Any:
+    """A register with the dot products of as many rows of two matrices as it has lanes: lane r is W_x[r]·x + W_h[r]·h.
+
+    ``x``, ``wx``, ``h``, ``wh``: byte addresses of the vectors and of the matrices' first rows; ``ldx``, ``ldh``:
+    bytes from row to row; ``nx``, ``nh``: lengths; lanes from ``rows`` on repeat the last row. Memory is read in the
+    order in which it lies.
+    """
+    typ = of_array(like)
+    vector = typ.ir
+    size = element_bytes(vector)
+
+    def add_products(builder: Any, parts: list[Any], chains: int, left: Any, rows: list[Any], n: Any) -> list[Any]:
+        """``parts`` + the products of ``n`` elements with each row, lane by lane, in ``chains`` sums each."""
+        block = vector.count * chains
+        whole = builder.sdiv(n, INT64(block))
+
+        def products(offset: Any, read: Any, sums: list[Any]) -> list[Any]:
+            value = read(builder.add(left, offset))
+            right = [read(builder.add(row, offset)) for row in rows]
+            return [_multiply_add(builder, value, other, part) for other, part in zip(right, sums, strict=True)]
+
+        def blocks(k: Any, sums: list[Any]) -> list[Any]:
+            at = builder.mul(k, INT64(block * size))
+            result = []
+            for c in range(chains):
+                offset = builder.add(at, INT64(c * vector.count * size))
+                own = sums[c * len(rows) : (c + 1) * len(rows)]
+                result += products(offset, lambda place: load_at(builder, place, vector), own)
+            return result
+
+        zeros = [ir.Constant(vector, None)] * (len(rows) * (chains - 1))
+        sums = counted_loop(builder, whole, [*parts, *zeros], blocks)
+        while len(sums) > len(rows):
+            half = len(sums) // 2
+            sums = [builder.fadd(a, b) for a, b in zip(sums[:half], sums[half:], strict=True)]
+        done = builder.mul(whole, INT64(block))
+        rest = builder.sub(n, done)
+
+        def masked(k: Any, sums: list[Any]) -> list[Any]:
+            first = builder.mul(k, INT64(vector.count))
+            offset = builder.mul(builder.add(done, first), INT64(size))
+            valid = builder.sub(rest, first)
+            return products(offset, lambda place: load_first_at(builder, place, vector, valid), sums)
+
+        registers = builder.sdiv(builder.add(rest, INT64(vector.count - 1)), INT64(vector.count))
+        return counted_loop(builder, registers, sums, masked)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, rows, x, wx, ldx, nx, h, wh, ldh, nh = args
+        parts = cgutils.alloca_once(builder, ir.ArrayType(vector, vector.count))
+        last = builder.sub(rows, INT64(1))
+
+        def every_row(at_once: int, chains: int) -> None:
+            at_once = min(at_once, vector.count)
+
+            def some_rows(k: Any, _: list[Any]) -> list[Any]:
+                numbers = [builder.add(builder.mul(k, INT64(at_once)), INT64(i)) for i in range(at_once)]
+                valid = [builder.select(builder.icmp_signed("<", r, last), r, last) for r in numbers]
+                sums = [ir.Constant(vector, None)] * at_once
+                for left, first, ld, n in ((x, wx, ldx, nx), (h, wh, ldh, nh)):
+                    own = [builder.add(first, builder.mul(r, ld)) for r in valid]
+                    sums = add_products(builder, sums, chains, left, own, n)
+                for r, value in zip(numbers, sums, strict=True):
+                    builder.store(value, builder.gep(parts, [INT64(0), r]))
+                return []
+
+            counted_loop(builder, INT64(vector.count // at_once), [], some_rows)
+
+        short = builder.icmp_signed("<=", builder.add(nx, nh), INT64(2 * _SHORT))
+        with builder.if_else(short) as (of_short, of_long):
+            with of_short:
+                every_row(*_OF_SHORT)
+            with of_long:
+                every_row(*_OF_LONG)
+        sums = [builder.load(builder.gep(parts, [INT64(0), INT64(r)])) for r in range(vector.count)]
+        index = ir.VectorType(ir.IntType(32), vector.count)
+        even, odd = (ir.Constant(index, list(range(first, 2 * vector.count, 2))) for first in (0, 1))
+        while len(sums) > 1:  # pairs of lanes are added while the registers transpose
+            sums = [
+                builder.fadd(builder.shuffle_vector(a, b, even), builder.shuffle_vector(a, b, odd))
+                for a, b in zip(sums[::2], sums[1::2], strict=True)
+            ]
+        return sums[0]
+
+    return typ(like, *[types.int64] * 9), codegen

@@ -1,0 +1,1 @@
+"""Threads that run one kernel together, and what they share: words of memory, barriers, signals."""

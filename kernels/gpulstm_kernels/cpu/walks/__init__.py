@@ -1,0 +1,1 @@
+"""How time is walked: a whole sequence at a time, or step by step."""

@@ -1,0 +1,1 @@
+"""Kernels beside the walks: what layers, arrays, networks and optimizers need."""

@@ -1,0 +1,1 @@
+"""All of time in one launch, the recurrent weights in the registers of one block."""

@@ -1,0 +1,131 @@
+"""The host side of the grid walk: ``weight_hh`` spread over the registers of many blocks that wait for each other.
+
+``persistent_grid.cu`` has the kernels, and says how blocks share the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...buffers import Buffers, Plan, Problem, cannot_persist
+from ...device.runtime import Device, Kernel, Runtime
+from ...device.source import struct_name, type_name
+
+UNITS = 8  # a block
+COLUMNS = 8  # sequences a tile
+CHUNK = 64  # bytes of a row that a slice is cut into; see tile.cuh
+WARPS = 8  # a block, at most
+_CACHED = 32 * 2**20  # bytes that blocks may exchange a step: what stays in the second-level cache of a large GPU
+
+
+@dataclass(frozen=True)
+class GridPlan(Plan):
+    """A plan with the division of work behind it.
+
+    Attributes:
+        warps: of a block.
+        share: forward: chunks of k a warp; backward: tiles of 16 units a warp.
+        tiles: of eight sequences, a block.
+        exchanged: elements that go from block to block, both copies.
+    """
+
+    warps: int
+    share: int
+    tiles: int
+    exchanged: int
+
+
+def _division(problem: Problem, backward: bool) -> tuple[int, int]:
+    """Warps of a block, and each one's share of the weights: chunks of k forward, tiles of 16 units backward."""
+    whole = -(-problem.hidden // 16) if backward else -(-problem.hidden * problem.dtype.itemsize // CHUNK)
+    warps = min(WARPS, whole)
+    return warps, -(-whole // warps)
+
+
+def _most(device: Device, problem: Problem, backward: bool) -> int:
+    """The largest share of the weights that leaves registers enough, by ptxas 13.0; compile tests hold it to that."""
+    if backward and device.capability >= 100:
+        return 4 if problem.dtype == np.float32 else 7
+    exact = problem.dtype == np.float32 and not problem.tf32
+    return 7 if exact and not backward else 8
+
+
+def kernels(problem: Problem) -> dict[str, Kernel]:
+    """The kernels of a problem, by what they do."""
+    element, cell = type_name(problem.dtype), struct_name(problem.cell)
+    tf32, keep = ("true" if flag else "false" for flag in (problem.tf32, problem.keep))
+    warps, share = _division(problem, backward=False)
+    names = {"forward": f"grid_forward<{element}, {tf32}, {cell}, {keep}, {warps}, {share}>"}
+    if problem.keep:
+        warps, share = _division(problem, backward=True)
+        names["backward"] = f"grid_backward<{element}, {tf32}, {cell}, {warps}, {share}>"
+    return {role: Kernel("walks/grid/kernels", name, problem.cell) for role, name in names.items()}
+
+
+def plan(device: Device, problem: Problem, backward: bool) -> GridPlan | str:
+    """How a device would walk, or in words why it cannot.
+
+    One block a multiprocessor is counted on, which is what registers allow where the walk is worth it.
+    """
+    reason = cannot_persist(device, problem)
+    if reason is not None:
+        return reason
+    gates, size = len(problem.cell.gates), problem.dtype.itemsize
+    warps, share = _division(problem, backward)
+    m16, chunks = (share, -(-gates * UNITS * size // CHUNK)) if backward else (-(-gates // 2), share)
+    if share > _most(device, problem, backward):
+        return f"weight_hh of hidden_size {problem.hidden} does not fit the registers of blocks of {UNITS} units"
+    blocks, whole = -(-problem.hidden // UNITS), -(-problem.batch // COLUMNS)
+    teams = device.multiprocessors // blocks // problem.directions
+    if teams == 0:
+        needed = blocks * problem.directions
+        return f"{needed} blocks must be resident at a time, and {device.multiprocessors} multiprocessors hold fewer"
+    tiles = -(-whole // min(teams, whole))
+    groups = -(-whole // tiles)
+    if tiles > warps:
+        return f"a batch of {problem.batch} is more than {teams} teams of blocks with {warps} warps can take"
+    if backward:
+        pitch = (chunks | 1) * CHUNK
+        shared = tiles * COLUMNS * pitch + tiles * warps * 64 * 4
+        exchanged = 2 * problem.directions * groups * blocks * blocks * tiles * COLUMNS * UNITS
+    else:
+        shared = tiles * warps * m16 * 4 * 32 * 4
+        exchanged = 2 * problem.directions * groups * tiles * COLUMNS * warps * share * CHUNK // size
+    if shared > device.shared_per_block:
+        return f"it needs {shared} bytes of shared memory in a block, of {device.shared_per_block}"
+    if backward and exchanged * 4 > _CACHED:
+        return f"blocks would exchange {exchanged * 4 // 2**20} MiB, more than stay in cache"
+    return GridPlan(32 * warps, (blocks, groups, problem.directions), shared, warps, share, tiles, exchanged)
+
+
+def _planned(runtime: Runtime, problem: Problem, backward: bool) -> GridPlan:
+    found = plan(runtime.device(), problem, backward)
+    if isinstance(found, str):
+        raise ValueError(f"walk: 'grid' cannot walk this: {found}")
+    return found
+
+
+def forward(runtime: Runtime, problem: Problem, buffers: Buffers) -> None:
+    """Walk forward: fills ys, states, and with ``keep`` saved."""
+    p, b = problem, buffers
+    shape = _planned(runtime, p, backward=False)
+    exchange = runtime.zeros((shape.exchanged,), p.dtype)
+    counters = runtime.zeros((shape.grid[1] * p.directions,), np.uint32)
+    arrays = (b.gates, b.bias, b.weight_hh, b.lengths, b.ys, b.states, b.saved, exchange, counters)
+    sizes = (p.steps, p.batch, p.hidden, p.directions, int(b.bias is not None), int(p.ragged), shape.tiles)
+    block = (shape.threads, 1, 1)
+    runtime.launch(kernels(p)["forward"], shape.grid, block, (*arrays, *sizes), shape.shared, cooperative=True)
+
+
+def backward(runtime: Runtime, problem: Problem, buffers: Buffers) -> None:
+    """Walk back: fills dgates, and carries dh and dstates to the first step."""
+    p, b = problem, buffers
+    shape = _planned(runtime, p, backward=True)
+    exchange = runtime.empty((shape.exchanged,), np.float32)
+    counters = runtime.zeros((shape.grid[1] * p.directions,), np.uint32)
+    arrays = (b.dy, b.dh, b.dstates, b.saved, b.states, b.ys, b.weight_hh, b.lengths, b.dgates, exchange, counters)
+    sizes = (p.steps, p.batch, p.hidden, p.directions, int(p.ragged), shape.tiles)
+    block = (shape.threads, 1, 1)
+    runtime.launch(kernels(p)["backward"], shape.grid, block, (*arrays, *sizes), shape.shared, cooperative=True)

@@ -1,0 +1,200 @@
+"""The kernels of the step walk; ``cuda/step.cu`` has the equations, shapes and the launch shape, the same here.
+
+One thread takes ``units`` neighbouring units of one sequence; block (128, 1, 1), grid (⌈B·⌈H/units⌉ / 128⌉, 1, D).
+What is kept for backward: the cell's saved values (value-major) and the states of every step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import cuda
+
+from ....cells import Cell
+from ...device import numba_cell as cells
+from ...device.numba_kernel import INT, POINTER, Element, Twin
+
+
+@cuda.jit(device=True)
+def _place(units, own):
+    """Which sequence and which first unit this thread takes, of ``units`` units in groups of ``own``."""
+    groups = (units + own - 1) // own
+    flat = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    return flat // groups, flat % groups * own
+
+
+def step_forward(element: Element, cell: Cell, keep: bool, own: int) -> Twin:
+    """h_t, states_t, saved_t = cell(gates_t + bias, states_{t-1})."""
+    T, A = element
+    count, states_count = len(cell.gates), len(cell.states)
+    compute, place = cells.forward(cell, A), _place
+    load_gates, add_bias = cells.loader(count, A), cells.adder(count)
+    load_states, store_states = cells.loader(states_count, A), cells.storer(states_count, A)
+    store_saved = cells.storer(cell.saved, T)
+
+    def kernel(
+        gates,
+        bias,
+        lengths,
+        h,
+        ys,
+        states,
+        saved,
+        hidden,
+        step,
+        steps,
+        batch,
+        hidden_size,
+        outputs,
+        directions,
+        has_bias,
+        ragged,
+        projected,
+    ):
+        direction = cuda.blockIdx.z
+        b, first = place(hidden_size, own)
+        if b >= batch:
+            return
+        t = steps - 1 - step if direction else step
+        row, here = (direction * steps + t) * batch + b, direction * batch + b
+        slots = steps + 1 if keep else 1
+        before = (direction * slots + (t + direction if keep else 0)) * batch + b
+        after = (direction * slots + (t + 1 - direction if keep else 0)) * batch + b
+        stride = directions * slots * batch * hidden_size  # from one state to the next
+        stands = ragged != 0 and t >= lengths[b]
+        for unit in range(first, first + own):
+            output = (((t + 1) * batch + b) * directions + direction) * outputs + unit
+            current = load_states(states, before * hidden_size + unit, stride)
+            if stands:
+                store_states(current, states, after * hidden_size + unit, stride)
+                if projected:  # these rows meet zeros in the gradient of weight_hr, and a NaN would survive that
+                    hidden[(row if keep else here) * hidden_size + unit] = T(A(0))
+                else:
+                    ys[output] = h[here * outputs + unit]
+                continue
+            gate = load_gates(gates, row * count * hidden_size + unit, hidden_size)
+            if has_bias:
+                gate = add_bias(gate, bias, direction * count * hidden_size + unit, hidden_size)
+            value, new, save = compute(gate, current)
+            store_states(new, states, after * hidden_size + unit, stride)
+            if keep:
+                store_saved(save, saved, row * cell_saved * hidden_size + unit, hidden_size)
+            if projected:
+                hidden[(row if keep else here) * hidden_size + unit] = T(A(value))
+            else:
+                h[here * outputs + unit] = T(A(value))
+                ys[output] = T(A(value))
+
+    cell_saved = cell.saved
+    ints = (INT,) * 9
+    arrays = (A, A, INT, T, T, A, T, T)
+    return Twin(kernel, (*map(POINTER, arrays), *ints))
+
+
+def step_place(element: Element) -> Twin:
+    """With a projection: product = hidden·W_hrᵀ (D, B, P) becomes h, unless the sequence stands still."""
+    T, A = element
+    place = _place
+
+    def kernel(product, lengths, h, ys, step, steps, batch, outputs, directions, ragged):
+        direction = cuda.blockIdx.z
+        b, unit = place(outputs, 1)
+        if b >= batch:
+            return
+        t = steps - 1 - step if direction else step
+        here = (direction * batch + b) * outputs + unit
+        if ragged == 0 or t < lengths[b]:
+            h[here] = T(product[here])
+        ys[(((t + 1) * batch + b) * directions + direction) * outputs + unit] = h[here]
+
+    return Twin(kernel, (*map(POINTER, (A, INT, T, T)), *(INT,) * 6))
+
+
+def step_unplace(element: Element) -> Twin:
+    """With a projection, backward: the whole gradient of h_t to dprojected; dh keeps what stands still."""
+    T, A = element
+    place = _place
+
+    def kernel(dy, dh, lengths, dprojected, step, steps, batch, outputs, directions, ragged):
+        direction = cuda.blockIdx.z
+        b, unit = place(outputs, 1)
+        if b >= batch:
+            return
+        t = step if direction else steps - 1 - step
+        here = (direction * batch + b) * outputs + unit
+        to = ((direction * steps + t) * batch + b) * outputs + unit
+        if ragged != 0 and t >= lengths[b]:
+            dprojected[to] = T(A(0))
+        else:
+            dprojected[to] = T(A(dh[here] + A(dy[((t * batch + b) * directions + direction) * outputs + unit])))
+            dh[here] = A(0)
+
+    return Twin(kernel, (*map(POINTER, (T, A, INT, T)), *(INT,) * 6))
+
+
+def step_backward(element: Element, cell: Cell, own: int) -> Twin:
+    """dgates_t and dstates_{t-1} from the gradient of h_t and dstates_t; the host's product adds dgates·W_hh to dh."""
+    T, A = element
+    count, states_count, saved_count = len(cell.gates), len(cell.states), cell.saved
+    compute, place = cells.backward(cell, A), _place
+    load_states, store_states = cells.loader(states_count, A), cells.storer(states_count, A)
+    load_saved, store_gates = cells.loader(saved_count, A), cells.storer(count, T)
+
+    def kernel(
+        dy,
+        dh,
+        dhidden,
+        dstates,
+        saved,
+        states,
+        ys,
+        hidden,
+        lengths,
+        dgates,
+        step,
+        steps,
+        batch,
+        hidden_size,
+        outputs,
+        directions,
+        ragged,
+        projected,
+    ):
+        direction = cuda.blockIdx.z
+        b, first = place(hidden_size, own)
+        if b >= batch:
+            return
+        t = step if direction else steps - 1 - step
+        row, here = (direction * steps + t) * batch + b, direction * batch + b
+        stands = ragged != 0 and t >= lengths[b]
+        slots = direction * (steps + 1)
+        before = (slots + t + direction) * batch + b
+        after = (slots + t + 1 - direction) * batch + b
+        stride = directions * batch * hidden_size  # from one state's gradient to the next
+        for unit in range(first, first + own):
+            to = row * count * hidden_size + unit
+            if stands:
+                for j in range(count):
+                    dgates[to + j * hidden_size] = T(A(0))
+                continue
+            if projected:
+                total = dhidden[here * hidden_size + unit]
+                value = A(hidden[row * hidden_size + unit])
+            else:
+                total = dh[here * outputs + unit] + A(dy[((t * batch + b) * directions + direction) * outputs + unit])
+                value = A(ys[(((t + 1) * batch + b) * directions + direction) * outputs + unit])
+                dh[here * outputs + unit] = A(0)
+            dgate, dprevious = compute(
+                total,
+                load_states(dstates, here * hidden_size + unit, stride),
+                value,
+                load_saved(saved, row * saved_count * hidden_size + unit, hidden_size),
+                load_states(states, after * hidden_size + unit, stride * (steps + 1)),
+                load_states(states, before * hidden_size + unit, stride * (steps + 1)),
+            )
+            store_gates(dgate, dgates, to, hidden_size)
+            store_states(dprevious, dstates, here * hidden_size + unit, stride)
+
+    arrays = (T, A, A, A, T, A, T, T, INT, T)
+    ints: tuple[Any, ...] = (INT,) * 8
+    return Twin(kernel, (*map(POINTER, arrays), *ints))
