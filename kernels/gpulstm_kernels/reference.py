@@ -11,7 +11,8 @@ A framework with an autograd of its own keeps arrays, not tapes: :func:`tape_arr
 the large ones, :func:`tape_of` puts it together again, and :func:`tape_layout` says beforehand what the arrays will be.
 
 A backend may have more, which this one has not: ``NARROW``, the kinds of :func:`gpulstm.quantize` whose weights its
-``layer_forward`` takes, and ``Stream``, a stack of layers that is stepped in place (:mod:`gpulstm_kernels.cpu.walks.step`).
+``layer_forward`` takes, and ``Stream``, a stack of layers that is stepped in place
+(:mod:`gpulstm_kernels.cpu.walks.step`).
 """
 
 from __future__ import annotations

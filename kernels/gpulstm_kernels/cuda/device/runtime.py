@@ -1,7 +1,7 @@
 """All that Python asks of a CUDA device, as one small interface.
 
 Layers, walks and training are written against :class:`Runtime`. On a GPU it is CuPy's
-(:mod:`gpulstm_kernels.cuda.device.cupy_runtime`); tests install one that runs the same kernels on the CPU with :func:`use`,
+(:mod:`.cupy_runtime`); tests install one that runs the same kernels on the CPU with :func:`use`,
 so that no line of Python meets a GPU untested. Everything is enqueued on the caller's current stream; nothing waits
 for the device but :meth:`Runtime.to_host` and :meth:`Runtime.synchronize`.
 """
