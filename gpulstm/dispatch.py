@@ -1,10 +1,10 @@
 """Which backend computes a call, and why.
 
-A backend is a module with ``layer_forward`` and ``layer_backward`` (:mod:`gpulstm_kernels.reference` documents them)
-and a probe that says why it cannot run here. The order of choice: an explicit ``backend=``; else the innermost
-``with use_backend(...)``; else the last ``set_backend(...)``; else the environment variable ``GPULSTM_BACKEND``; else
-the first backend in the list that runs on the device. A backend that was asked for by any of these but the last
-raises when it cannot run; the automatic choice is logged once with its reason.
+What a backend is, :class:`gpulstm_kernels.backend.Backend` says. The order of choice: an explicit ``backend=``; else
+the innermost ``with use_backend(...)``; else the last ``set_backend(...)``; else the environment variable
+``GPULSTM_BACKEND``; else the first backend in the list that runs on the device and computes such a call, cell included.
+A backend that was asked for by any of these but the last raises when it cannot; the automatic choice is logged once
+with its reason.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import ModuleType, TracebackType
+from types import TracebackType
+from typing import Any
+
+from gpulstm_kernels.backend import Backend, LayerShape
 
 logger = logging.getLogger("gpulstm")
 
 
 @dataclass(frozen=True)
-class Backend:
-    """A way to compute layers: the device it serves, the module that does it, and ``probe`` -> why it cannot."""
+class Registered:
+    """A backend by name: the device it serves, the module that is it, and ``probe`` -> why it cannot run here."""
 
     name: str
     device: str
@@ -33,38 +36,30 @@ class Backend:
     probe: Callable[[], str | None]
 
     @property
-    def module(self) -> ModuleType:
-        return sys.modules.get(self.module_name) or importlib.import_module(self.module_name)
+    def module(self) -> Backend:
+        module: Any = sys.modules.get(self.module_name) or importlib.import_module(self.module_name)
+        return module
 
 
 class BackendUnavailable(RuntimeError):
     """A backend that was asked for cannot run here; the message says why."""
 
 
-def _probe_reference() -> None:
-    return None
+def _probe(package: str) -> str | None:
+    """Why what a package holds cannot run here, by its ``why_not()``; None where it can."""
+    reason: str | None = importlib.import_module(package).why_not()
+    return reason
 
 
-def _probe_numba_cpu() -> str | None:
-    return importlib.import_module("gpulstm_kernels.cpu").why_not()
-
-
-def _probe_cupy() -> str | None:
-    return importlib.import_module("gpulstm_kernels.cuda.device.runtime").why_not()
-
-
-def _probe_numba_cuda() -> str | None:
-    return importlib.import_module("gpulstm_kernels.cuda.device.numba_runtime").why_not()
-
-
+_KERNELS = "gpulstm_kernels"
 # In the order of automatic choice.
 _BACKENDS = {
-    backend.name: backend
-    for backend in (
-        Backend("cupy", "cuda", "gpulstm_kernels.cuda.layer", _probe_cupy),
-        Backend("numba_cuda", "cuda", "gpulstm_kernels.cuda.numba_layer", _probe_numba_cuda),
-        Backend("numba_cpu", "cpu", "gpulstm_kernels.cpu.layer", _probe_numba_cpu),
-        Backend("reference", "cpu", "gpulstm_kernels.reference", _probe_reference),
+    name: Registered(name, device, f"{_KERNELS}.{module}", probe)
+    for name, device, module, probe in (
+        ("cupy", "cuda", "cuda.layer", functools.partial(_probe, f"{_KERNELS}.cuda.device.runtime")),
+        ("numba_cuda", "cuda", "cuda.numba_layer", functools.partial(_probe, f"{_KERNELS}.cuda.device.numba_runtime")),
+        ("numba_cpu", "cpu", "cpu.layer", functools.partial(_probe, f"{_KERNELS}.cpu")),
+        ("reference", "cpu", "reference", lambda: None),
     )
 }
 
@@ -85,12 +80,12 @@ def backends() -> dict[str, str | None]:
     return {name: _why_not(name) for name in _BACKENDS}
 
 
-def check_backend(name: str) -> Backend:
-    """The backend called ``name``.
+def check_backend(name: str, shape: LayerShape | None = None) -> Registered:
+    """The backend called ``name``; with ``shape`` to compute such a call.
 
     Raises:
         ValueError: no such backend; the message lists the known ones.
-        BackendUnavailable: it cannot run here; the message says why.
+        BackendUnavailable: it cannot run here, or not such a call; the message says why.
     """
     if not isinstance(name, str) or name not in _BACKENDS:
         raise ValueError(f"backend: unknown backend {name!r}; known backends: {', '.join(sorted(_BACKENDS))}")
@@ -98,7 +93,11 @@ def check_backend(name: str) -> Backend:
     if reason is not None:
         others = ", ".join(other for other in sorted(_BACKENDS) if _why_not(other) is None)
         raise BackendUnavailable(f"backend: {name!r} cannot run here: {reason}; expected one that can: {others}")
-    return _BACKENDS[name]
+    found = _BACKENDS[name]
+    reason = None if shape is None else found.module.why_not(shape)
+    if reason is not None:
+        raise BackendUnavailable(f"backend: {name!r} cannot compute this: {reason}; expected another backend")
+    return found
 
 
 _in_context: ContextVar[tuple[use_backend, ...]] = ContextVar("gpulstm_backend", default=())  # the innermost is last
@@ -163,12 +162,14 @@ def _in_block() -> str | None:
     return (blocks[-1].name or "auto") if blocks else None
 
 
-def select(device: str = "cpu", backend: str | None = None) -> tuple[Backend, str]:
-    """The backend for arrays on ``device`` (``"cpu"`` or ``"cuda"``) and, in words, why that one.
+def select(shape: LayerShape | None = None, device: str = "cpu", backend: str | None = None) -> tuple[Registered, str]:
+    """The backend for calls of such a ``shape`` on ``device`` (``"cpu"`` or ``"cuda"``) and, in words, why that one.
+
+    None for the shape: of any.
 
     Raises:
         ValueError: the backend asked for is unknown or serves another device.
-        BackendUnavailable: it cannot run here, or no backend for the device can.
+        BackendUnavailable: it cannot run here or not compute such a call, or no backend for the device can.
     """
     asked = (
         (backend, "asked for by backend="),
@@ -184,24 +185,41 @@ def select(device: str = "cpu", backend: str | None = None) -> tuple[Backend, st
         chosen = check_backend(name)
         if chosen.device != device:
             raise ValueError(f"backend: {name!r} computes on {chosen.device}, but the arrays are on {device}")
-        return chosen, why
-    return _first_that_runs(device)
+        return check_backend(name, shape), why
+    passed: tuple[str, ...] = ()
+    for chosen in _that_run(device):
+        reason = None if shape is None else chosen.module.why_not(shape)
+        if reason is None:
+            return chosen, _automatic(chosen, passed)
+        passed = (*passed, f"{chosen.name}: {reason}")
+    raise BackendUnavailable(
+        f"device: no backend can compute this on {device!r}: {'; '.join(passed)}; expected a shape that one takes"
+    )
 
 
 @functools.cache
-def _first_that_runs(device: str) -> tuple[Backend, str]:
-    """The automatic choice, which is logged, and why; what cannot run is probed once a process."""
-    candidates = [b for b in _BACKENDS.values() if b.device == device]
-    for chosen in candidates:
-        if _why_not(chosen.name) is None:
-            why = f"chosen automatically: the first backend that runs on {device}"
-            passed = [f"{b.name} passed over: {_why_not(b.name)}" for b in candidates[: candidates.index(chosen)]]
-            logger.info("; ".join([f"backend {chosen.name}, {why}", *passed]))
-            return chosen, why
-    reasons = "; ".join(f"{b.name}: {_why_not(b.name)}" for b in candidates)
-    raise BackendUnavailable(
-        f"device: no backend can run on {device!r}: {reasons or 'none is known'}; expected a device with one: 'cpu'"
-    )
+def _that_run(device: str) -> list[Registered]:
+    """The backends for a device, of which there is one at least, in the order of automatic choice."""
+    known = [b for b in _BACKENDS.values() if b.device == device]
+    found = [b for b in known if _why_not(b.name) is None]
+    if not found:
+        reasons = "; ".join(f"{b.name}: {_why_not(b.name)}" for b in known)
+        raise BackendUnavailable(
+            f"device: no backend can run on {device!r}: {reasons or 'none is known'}; expected a device with one: 'cpu'"
+        )
+    return found
+
+
+@functools.cache
+def _automatic(chosen: Registered, passed: tuple[str, ...]) -> str:
+    """Why ``chosen`` is the automatic choice, where the backends ``passed`` would not compute such a call: logged."""
+    why = f"chosen automatically: the first backend that runs on {chosen.device}"
+    if passed:
+        why += f" and computes this ({'; '.join(passed)})"
+    before = [b.name for b in _BACKENDS.values() if b.device == chosen.device]
+    absent = [f"{name} passed over: {_why_not(name)}" for name in before[: before.index(chosen.name)] if _why_not(name)]
+    logger.info("; ".join([f"backend {chosen.name}, {why}", *absent]))
+    return why
 
 
 def choose_device(device: str) -> str:
@@ -226,5 +244,5 @@ def check_device(device: str | None) -> str:
     if not isinstance(device, str) or device not in ("cpu", "cuda"):
         raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
     if device != "cpu":
-        select(device)
+        select(None, device)
     return device

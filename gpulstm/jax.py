@@ -126,7 +126,7 @@ def _forward(config: ops.Config, params: Any, x: Any, state: Any, lengths: Any) 
 
 def _backward(config: ops.Config, params: Any, x: Any, state: Any, lengths: Any, dy: Any, dstate: Any) -> list[Any]:
     params, x, state, lengths, dy, dstate = jax.tree.map(np.asarray, (params, x, state, lengths, dy, dstate))
-    _, _, tape = ops.rnn_forward(config, params, x, state, lengths, keep=True)
+    _, _, tape = ops.rnn_forward(config, params, x, state, lengths, training=True)
     assert tape is not None
     dx, initial, grads = ops.rnn_backward(tape, dy, dstate)
     return [dx, *initial, grads]

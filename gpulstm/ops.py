@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpulstm_kernels.backend import NARROW, Backend, LayerShape
+
 from . import arrays, checks, dispatch
 from .cells import Cell
 
@@ -98,6 +100,28 @@ class Config:
         """The shape of every parameter, under torch's names and in torch's order."""
         return {name: shape for layer in self.parameters for own in layer for _, name, shape in own}
 
+    def layer_shape(
+        self, layer: int, steps: int, batch: int, dtype: np.dtype, weights: np.dtype, training: bool, ragged: bool
+    ) -> LayerShape:
+        """Of a call of one layer; ``weights`` is the dtype of its matrices, which quantized ones have of their own."""
+        outputs, directions = self.proj_size or self.hidden_size, 2 if self.bidirectional else 1
+        inputs = outputs * directions if layer else self.input_size
+        return LayerShape(
+            self.cell,
+            steps,
+            batch,
+            inputs,
+            self.hidden_size,
+            outputs,
+            directions,
+            dtype,
+            weights,
+            training,
+            self.bias,
+            self.proj_size > 0,
+            ragged,
+        )
+
     def state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
         """The shapes of h and of each carried state."""
         count = self.num_layers * self.directions
@@ -108,10 +132,10 @@ State = tuple[np.ndarray, ...]
 
 
 class Tape(NamedTuple):
-    """What :func:`rnn_forward` keeps for :func:`rnn_backward`."""
+    """What :func:`rnn_forward` keeps for :func:`rnn_backward` in training."""
 
     config: Config
-    backend: dispatch.Backend
+    backend: Backend
     device: str
     dtype: np.dtype
     unbatched: bool
@@ -128,7 +152,7 @@ def rnn_forward(
     state: Any = None,
     lengths: Any = None,
     *,
-    keep: bool = False,
+    training: bool = False,
     rng: Any = None,
     backend: str | None = None,
 ) -> tuple[np.ndarray, State, Tape | None]:
@@ -141,12 +165,12 @@ def rnn_forward(
         state: the initial h, or (h, c, ...) for a cell that carries more, with the shapes of
             ``config.state_shapes(B)`` (without B for one sequence); None for zeros.
         lengths: steps of each sequence, whole numbers (B,) in 1 .. T; None for T. Past them the output is zero.
-        keep: whether :func:`rnn_backward` will be called; only then does dropout act.
+        training: whether :func:`rnn_backward` will be called; only then does dropout act.
         rng: generator or seed for dropout's masks.
         backend: name of the backend, see :mod:`gpulstm.dispatch`.
 
     Returns:
-        The output (T, B, D·P), laid out like ``x``; the final state, always a tuple; with ``keep``, the tape. The
+        The output (T, B, D·P), laid out like ``x``; the final state, always a tuple; in training, the tape. The
         tape refers to ``x`` and ``params``: call backward before they change.
 
     Raises:
@@ -161,22 +185,24 @@ def rnn_forward(
     state = check_state("state", config, state, batch, unbatched, dtype, device)
     if lengths is not None:
         lengths = library.lengths(checks.lengths(lengths, batch, steps))
-    chosen, _ = dispatch.select(device, backend)
+    matrices = _dtype_of_matrices(params, dtype, training)
+    shape = config.layer_shape(0, steps, batch, dtype, matrices, training, lengths is not None)
+    chosen = dispatch.select(shape, device, backend)[0].module
     if lengths is not None:
         x = library.clear_padding(x, lengths)
     if rng is not None:
         library.check_rng(rng)
-    generator = library.generator(rng) if keep and config.dropout else None
+    generator = library.generator(rng) if training and config.dropout else None
 
     tapes: list[Any] = []
     masks: list[np.ndarray | None] = []
     finals: list[State] = []
     for layer in range(config.num_layers):
         own = slice(layer * config.directions, (layer + 1) * config.directions)
-        weights = weights_of(config, params, layer, chosen.module, keep)
-        y, final, tape = chosen.module.layer_forward(
-            config.cell, x, tuple(s[own] for s in state), weights, lengths, keep
-        )
+        weights = weights_of(config, params, layer, dtype, matrices)
+        if layer == 1:
+            shape = shape._replace(inputs=x.shape[2])
+        y, final, tape = chosen.layer_forward(shape, x, tuple(s[own] for s in state), weights, lengths)
         mask = None
         if generator is not None and layer + 1 < config.num_layers:
             mask = library.kept(generator, y.shape, config.dropout)
@@ -187,10 +213,10 @@ def rnn_forward(
         x = y
     if lengths is not None:
         y = library.clear_padding(y, lengths)
-    elif keep:
+    elif training:
         y = library.copy(y)  # backward reads the tape: what the caller does with the output must not reach it
     states = tuple(library.concatenate(parts) for parts in zip(*finals, strict=True))
-    tape = Tape(config, chosen, device, dtype, unbatched, steps, batch, tapes, masks) if keep else None
+    tape = Tape(config, chosen, device, dtype, unbatched, steps, batch, tapes, masks) if training else None
     return _outside(config, y, unbatched), _states_outside(states, unbatched), tape
 
 
@@ -198,7 +224,7 @@ def rnn_backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[np.nda
     """The gradient of :func:`rnn_forward`.
 
     Args:
-        tape: of a forward pass with ``keep``; not changed, so that it can be used again.
+        tape: of a forward pass in training; not changed, so that it can be used again.
         dy: gradient of the output, of its shape; None for zeros. Ignored past a sequence's length.
         dstate: gradients of the final state, of its form; None, or None in place of a part, for zeros.
 
@@ -225,7 +251,7 @@ def rnn_backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[np.nda
         mask = tape.masks[layer]
         if mask is not None:
             gradient = library.drop(gradient, mask, config.dropout)
-        gradient, initial, of_weights = tape.backend.module.layer_backward(
+        gradient, initial, of_weights = tape.backend.layer_backward(
             tape.layers[layer], gradient, tuple(s[own] for s in dstate)
         )
         initials.insert(0, initial)
@@ -245,8 +271,12 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
     like = next(iter(params.values()))
     device, dtype = arrays.device_of(like), dtype_of(params)
     checked, _ = _check_input(config, x, dtype, device)
-    chosen, why = dispatch.select(device, backend)
-    how = chosen.module.describe(config.cell, *checked.shape[:2], weights_of(config, params, 0, chosen.module))
+    steps, batch, _ = checked.shape
+    matrices = _dtype_of_matrices(params, dtype)
+    weights_of(config, params, 0, dtype, matrices)
+    shape = config.layer_shape(0, steps, batch, dtype, matrices, False, False)
+    chosen, why = dispatch.select(shape, device, backend)
+    how = chosen.module.describe(shape)
     lines = [f"{chosen.name}: {why}", f"  cell {config.cell.name}, {dtype.name}, first layer: {how}"]
     for name, reason in dispatch.backends().items():
         if name != chosen.name:
@@ -255,33 +285,29 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
 
 
 def weights_of(
-    config: Config, params: Mapping[str, Any], layer: int, module: ModuleType, keep: bool = False
+    config: Config, params: Mapping[str, Any], layer: int, dtype: np.dtype, matrices: np.dtype
 ) -> list[dict[str, np.ndarray]]:
-    """The parameters of each direction of one layer, without the end of their names, as a backend's ``module`` takes
-    them; with ``keep`` for training, which takes no quantized ones.
+    """The parameters of each direction of one layer, without the end of their names, as backends take them: of
+    ``dtype``, and ``weight_ih`` and ``weight_hh`` of that of ``matrices``.
 
     Kernels go by addresses and sizes, and a user may have put any array in the place of a parameter: each is checked
     at every call. A copy is made only of what is not C-contiguous and aligned.
 
     Raises:
-        TypeError, ValueError: a parameter that is missing, of another dtype or shape, or of a dtype that no kernel has.
+        TypeError, ValueError: a parameter that is missing, of another dtype or shape.
     """
     like = next(iter(params.values()))
-    device, dtype = arrays.device_of(like), dtype_of(params)
+    device, narrow = arrays.device_of(like), matrices != dtype
     kind = type(like) if device == "cuda" else np.ndarray
-    contiguous, narrow = arrays.library(device).contiguous, not checks.is_float(like.dtype)
-    if narrow and (keep or like.dtype not in getattr(module, "NARROW", {}).values()):
-        raise TypeError(f"{next(iter(params))}: expected floating-point parameters, got {like.dtype}")
-    if dtype not in checks.FLOATS:
-        checks.dtype(dtype, device)
+    contiguous = arrays.library(device).contiguous
     directions = []
     for parameters in config.parameters[layer]:
         if narrow:
-            parameters = _narrow(parameters, like.dtype)
+            parameters = _narrow(parameters, matrices)
         own = {}
         for name, full, shape in parameters:
             value = params.get(full)
-            expected = like.dtype if narrow and name in _NARROW else dtype
+            expected = matrices if name in _MATRICES else dtype
             if type(value) is not kind or value.shape != shape or value.dtype != expected:
                 value = checks.array(value, full, expected, shape, device=device)
             own[name] = contiguous(value)
@@ -289,7 +315,7 @@ def weights_of(
     return directions
 
 
-_NARROW = ("weight_ih", "weight_hh")  # what a quantized layer has in fewer bits
+_MATRICES = ("weight_ih", "weight_hh")  # what a quantized layer has in fewer bits
 
 
 def _narrow(parameters: list[tuple[str, str, Any]], dtype: np.dtype) -> list[tuple[str, str, Any]]:
@@ -299,8 +325,38 @@ def _narrow(parameters: list[tuple[str, str, Any]], dtype: np.dtype) -> list[tup
     return parameters + [
         (name.replace("weight", "scale"), full.replace("weight", "scale"), shape[:1])
         for name, full, shape in parameters
-        if name in _NARROW
+        if name in _MATRICES
     ]
+
+
+def stack_to_step(
+    config: Config, params: Mapping[str, Any], batch: int
+) -> tuple[LayerShape, list[dict[str, np.ndarray]]]:
+    """What :meth:`gpulstm_kernels.backend.Backend.stream` takes of a unidirectional network.
+
+    Raises:
+        TypeError, ValueError: as :func:`weights_of`.
+    """
+    dtype = dtype_of(params)
+    matrices = _dtype_of_matrices(params, dtype)
+    shape = config.layer_shape(0, 1, batch, dtype, matrices, False, False)
+    return shape, [weights_of(config, params, layer, dtype, matrices)[0] for layer in range(config.num_layers)]
+
+
+def _dtype_of_matrices(params: Mapping[str, Any], dtype: np.dtype, training: bool = False) -> np.dtype:
+    """The dtype of ``weight_ih`` and ``weight_hh`` for calls in ``dtype``: that, or a narrow one, which is not trained.
+
+    Raises:
+        TypeError: of a dtype that no kernel has.
+    """
+    name, like = next(iter(params.items()))
+    if checks.is_float(like.dtype):
+        if dtype not in checks.FLOATS:
+            checks.dtype(dtype, arrays.device_of(like))
+        return dtype
+    if training or like.dtype not in NARROW.values():
+        raise TypeError(f"{name}: expected floating-point parameters, got {like.dtype}")
+    return like.dtype
 
 
 def dtype_of(params: Mapping[str, Any]) -> np.dtype:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gpulstm import cells
+from gpulstm_kernels.backend import LayerShape
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cpu import gemm, layer
 from gpulstm_kernels.cpu.crew.crew import crew
@@ -32,6 +33,30 @@ class Problem(NamedTuple):
     lengths: np.ndarray | None
     dy: np.ndarray
     dstate: tuple[np.ndarray, ...]
+
+    def shape(self, training: bool = False) -> LayerShape:
+        """Of the call."""
+        return LayerShape.of(self.cell, self.x, self.weights, self.lengths, training)
+
+
+def layer_shape(
+    cell: str | Cell = "lstm",
+    dtype: Any = "float32",
+    *,
+    steps: int = 10,
+    batch: int = 8,
+    inputs: int = 8,
+    hidden: int = 8,
+    outputs: int | None = None,
+    directions: int = 1,
+    training: bool = True,
+    ragged: bool = False,
+    tf32: bool = False,
+) -> LayerShape:
+    """The shape of a call, with biases; with a projection where ``outputs`` are given."""
+    cell, kind = cells.get(cell) if isinstance(cell, str) else cell, np.dtype(dtype)
+    sizes = steps, batch, inputs, hidden, hidden if outputs is None else outputs, directions
+    return LayerShape(cell, *sizes, kind, kind, training, True, outputs is not None, ragged, tf32)
 
 
 def layer_problem(
@@ -85,9 +110,9 @@ def _named(cell: Cell, parts: tuple[np.ndarray, ...], prefix: str = "", suffix: 
     return {f"{prefix}{name}{suffix}": part for name, part in zip(("h", *cell.states), parts, strict=True)}
 
 
-def outputs(backend: Any, p: Problem, keep: bool = False) -> tuple[Arrays, Any]:
+def outputs(backend: Any, p: Problem, training: bool = False) -> tuple[Arrays, Any]:
     """y (zero past lengths, where a backend may leave anything) and the final states by name, and the tape."""
-    y, final, tape = backend.layer_forward(p.cell, p.x, p.state, p.weights, p.lengths, keep)
+    y, final, tape = backend.layer_forward(p.shape(training), p.x, p.state, p.weights, p.lengths)
     if p.lengths is not None:
         y = np.where(np.arange(len(y))[:, None, None] < p.lengths[:, None], y, 0)
     return {"y": y, **_named(p.cell, final)}, tape

@@ -18,12 +18,11 @@ OPTIONS: list[dict[str, Any]] = [
 
 def check_tape(backend: Any, p: problems.Problem, **runtime: Any) -> None:
     """Arrays as announced, and the same gradients from the tape that they make again."""
-    y, _, tape = backend.layer_forward(p.cell, p.x, p.state, p.weights, p.lengths, True, **runtime)
+    shape = p.shape(training=True)
+    y, _, tape = backend.layer_forward(shape, p.x, p.state, p.weights, p.lengths, **runtime)
     arrays = backend.tape_arrays(tape)
-    rows, outputs = p.weights[0]["weight_hh"].shape
-    sizes = (*p.x.shape[:2], rows // len(p.cell.gates), outputs, len(p.weights), "weight_hr" in p.weights[0])
-    assert [(array.shape, array.dtype.name) for array in arrays] == backend.tape_layout(p.cell, p.x.dtype.name, *sizes)
-    again = backend.tape_of(p.cell, p.x, p.weights, p.lengths, arrays, **runtime)
+    assert [(array.shape, array.dtype.name) for array in arrays] == backend.tape_layout(shape)
+    again = backend.tape_of(shape, p.x, p.weights, p.lengths, arrays, **runtime)
     found = [problems.gradients(backend, p, one) for one in (tape, again)]
     host = np.asarray if not runtime else runtime["runtime"].to_host
     np.testing.assert_array_equal(host(arrays[0])[1:-1], host(y))

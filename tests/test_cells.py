@@ -38,17 +38,17 @@ def test_gradients_on_every_backend(cell: Cell) -> None:
     """Reference against finite differences, kernels against the reference."""
     for options in ({"directions": 2, "ragged": True}, {"projection": 2, "ragged": True}):
         p = problems.layer_problem(cell, hidden=5, **options)
-        _, tape = problems.outputs(reference, p, keep=True)
+        _, tape = problems.outputs(reference, p, training=True)
         found, expected = problems.gradients(reference, p, tape), problems.layer_differences(reference, p)
         for name in expected:
             assert_close(found[name], expected[name], "differences", "float64", name)
     for hidden in (3, 9, 33, 70):
         p = problems.layer_problem(cell, hidden=hidden, projection=hidden // 3, directions=2, ragged=True)
-        truth, tape = problems.outputs(reference, p, keep=True)
+        truth, tape = problems.outputs(reference, p, training=True)
         truth |= problems.gradients(reference, p, tape)
         for count, split in ((1, "batch"), (3, "batch"), (2, "units")):
             with arrays.poison(), problems.threads(count, split):
-                result, tape = problems.outputs(layer, p, keep=True)
+                result, tape = problems.outputs(layer, p, training=True)
                 result |= problems.gradients(layer, p, tape)
             for name in truth:
                 assert_close(result[name], truth[name], "kernel", "float64", f"{name}, hidden {hidden}")
@@ -219,7 +219,7 @@ def test_maths_that_works_in_place_changes_nobody_elses_values(tmp_path: Path, m
     p = problems.layer_problem(COUPLED, ragged=True, directions=2)
     results = []
     for cell in (COUPLED, in_place):
-        found, tape = problems.outputs(reference, p._replace(cell=cell), keep=True)
+        found, tape = problems.outputs(reference, p._replace(cell=cell), training=True)
         results += [found | problems.gradients(reference, p, tape) for _ in range(2)]
     for result in results[1:]:
         for name, expected in results[0].items():

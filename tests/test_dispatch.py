@@ -30,7 +30,8 @@ def _no_choice_made(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(dispatch, "_for_process", None)
     yield
     dispatch._why_not.cache_clear()
-    dispatch._first_that_runs.cache_clear()
+    dispatch._that_run.cache_clear()
+    dispatch._automatic.cache_clear()
 
 
 def without(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
@@ -38,7 +39,8 @@ def without(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
     broken = replace(dispatch._BACKENDS[name], probe=lambda: reason)
     monkeypatch.setitem(dispatch._BACKENDS, name, broken)
     dispatch._why_not.cache_clear()
-    dispatch._first_that_runs.cache_clear()
+    dispatch._that_run.cache_clear()
+    dispatch._automatic.cache_clear()
 
 
 def chosen() -> str:
@@ -59,7 +61,8 @@ def test_a_probe_that_fails_to_import_says_so(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "numba.cuda", None)
     monkeypatch.setitem(sys.modules, "gpulstm_kernels.cpu.layer", None)
     dispatch._why_not.cache_clear()
-    dispatch._first_that_runs.cache_clear()
+    dispatch._that_run.cache_clear()
+    dispatch._automatic.cache_clear()
     reasons = gpulstm.backends()
     assert "CuPy could not be imported" in (reasons["cupy"] or "")
     assert "install gpulstm[cuda13] or gpulstm[cuda12]" in (reasons["cupy"] or "")
@@ -240,7 +243,8 @@ def test_an_unavailable_backend_raises_with_its_cause(monkeypatch: pytest.Monkey
 def test_a_backend_of_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(dispatch._BACKENDS, "cupy", replace(dispatch._BACKENDS["cupy"], probe=lambda: None))
     dispatch._why_not.cache_clear()
-    dispatch._first_that_runs.cache_clear()
+    dispatch._that_run.cache_clear()
+    dispatch._automatic.cache_clear()
     with pytest.raises(ValueError, match="backend: 'cupy' computes on cuda, but the arrays are on cpu"):
         gpulstm.LSTM(4, 5)(X, backend="cupy")
 
@@ -265,7 +269,8 @@ def test_automatic_choice_is_logged_once_with_its_reason(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "gpulstm")
-    dispatch._first_that_runs.cache_clear()
+    dispatch._that_run.cache_clear()
+    dispatch._automatic.cache_clear()
     lstm = gpulstm.LSTM(4, 5)
     for _ in range(3):
         lstm(X)

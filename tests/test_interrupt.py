@@ -68,10 +68,11 @@ def backward(steps: int, batch: int, hidden: int = 256, projection: int = 0) -> 
         backward(20, batch, hidden, projection)()
     p = problems.layer_problem("lstm", "float32", steps=1, batch=batch, inputs=8, hidden=hidden, projection=projection)
     outputs = projection or hidden
-    layout = layer.tape_layout(p.cell, "float32", steps, batch, hidden, outputs, 1, projection > 0)
-    tape = [np.zeros(shape, dtype) for shape, dtype in layout]
+    shape = p.shape(training=True)._replace(steps=steps)
+    layout = layer.tape_layout(shape)
+    tape = [np.zeros(sizes, dtype) for sizes, dtype in layout]
     x, dy = (np.zeros((steps, batch, n), np.float32) for n in (8, outputs))
-    made = layer.tape_of(p.cell, x, p.weights, None, tape)
+    made = layer.tape_of(shape, x, p.weights, None, tape)
     return lambda: layer.layer_backward(made, dy, p.dstate)
 
 

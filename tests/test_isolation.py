@@ -42,7 +42,7 @@ def spoiled(p: problems.Problem, where: str) -> problems.Problem:
 
 def _results(p: problems.Problem) -> problems.Arrays:
     with np.errstate(all="ignore"):
-        outputs, tape = problems.outputs(layer, p, keep=True)
+        outputs, tape = problems.outputs(layer, p, training=True)
         return outputs | problems.gradients(layer, p, tape)
 
 
@@ -84,7 +84,7 @@ def test_not_finite_where_the_reference_is_not(cell: str, dtype: str, projected:
                 place = (STEP, 2, 0) if array is p.x or array is p.dy else (1, 2, 0)
                 before, array[place] = array[place], value
                 with np.errstate(all="ignore"):
-                    outputs, tape = problems.outputs(reference, p, keep=True)
+                    outputs, tape = problems.outputs(reference, p, training=True)
                     expected = outputs | problems.gradients(reference, p, tape)
                 for team in TEAMS:
                     with problems.threads(*team):

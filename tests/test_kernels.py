@@ -62,14 +62,14 @@ def solved(cell: str, dtype: str, shape: str) -> tuple[Problem, Arrays]:
         bias=bias,
         ragged=ragged,
     )
-    outputs, tape = problems.outputs(reference, p, keep=True)
+    outputs, tape = problems.outputs(reference, p, training=True)
     return p, outputs | problems.gradients(reference, p, tape)
 
 
 def computed(p: Problem) -> Arrays:
     """The same by the kernels, from poisoned buffers."""
     with arrays.poison():
-        outputs, tape = problems.outputs(layer, p, keep=True)
+        outputs, tape = problems.outputs(layer, p, training=True)
         return outputs | problems.gradients(layer, p, tape)
 
 
@@ -123,8 +123,8 @@ def test_inference_is_training_without_a_tape(cell: str, dtype: str, rows: str) 
         p, _ = solved(cell, dtype, shape)
         for count, split in SPLITS[:3]:
             with arrays.poison(), problems.threads(count, split):
-                inference, _ = problems.outputs(layer, p, keep=False)
-                training, _ = problems.outputs(layer, p, keep=True)
+                inference, _ = problems.outputs(layer, p, training=False)
+                training, _ = problems.outputs(layer, p, training=True)
             for name, value in inference.items():
                 np.testing.assert_array_equal(value, training[name], f"{shape}: {name}")
 
@@ -151,7 +151,7 @@ def test_gradients_are_taken_in_chunks(cell: str, dtype: str, monkeypatch: pytes
 @pytest.mark.parametrize("cell", CELLS)
 def test_pullback_may_be_called_again(cell: str, dtype: str) -> None:
     p, _ = solved(cell, dtype, "projected")
-    _, tape = problems.outputs(layer, p, keep=True)
+    _, tape = problems.outputs(layer, p, training=True)
     first = problems.gradients(layer, p, tape)
     problems.gradients(layer, p._replace(dy=2 * p.dy), tape)
     again = problems.gradients(layer, p, tape)

@@ -303,7 +303,7 @@ def test_nothing_is_copied_that_lies_well() -> None:
     for name, value in own.items():
         assert value is layer.params[f"{name}_l0"]
     x = _read_only(np.ones((5, 4, 3), np.float32))
-    _, _, tape = ops.rnn_forward(layer.config, layer.params, x, keep=True)
+    _, _, tape = ops.rnn_forward(layer.config, layer.params, x, training=True)
     assert tape is not None
     assert np.shares_memory(tape.layers[0].x, x)
 

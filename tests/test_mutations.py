@@ -138,7 +138,7 @@ def hunt(
 def solved(cell: str, projection: int = 0) -> tuple[Problem, Any, Arrays]:
     """A problem with every feature, the reference's tape of it, and its gradients by finite differences."""
     p = problems.layer_problem(cell, steps=3, hidden=3, projection=projection, directions=2, ragged=True)
-    return p, problems.outputs(reference, p, keep=True)[1], problems.layer_differences(reference, p)
+    return p, problems.outputs(reference, p, training=True)[1], problems.layer_differences(reference, p)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_every_term_of_the_cells(maths: ModuleType, cell: str, at_least: int, mo
         monkeypatch.setitem(sys.modules, "mutated_maths", module)
         p, _, expected = solved(cell)
         p = p._replace(cell=mutant)
-        _, tape = problems.outputs(reference, p, keep=True)
+        _, tape = problems.outputs(reference, p, training=True)
         return agree(problems.gradients(reference, p, tape), expected, "differences")
 
     hunt(maths, "backward", check, at_least)
@@ -183,7 +183,7 @@ def test_every_step_of_the_stack() -> None:
     )
     with gpulstm.use_backend("reference"):
         expected = problems.network_differences(n, rng=3)
-        _, _, tape = ops.rnn_forward(n.layer.config, n.layer.params, n.x, n.state, n.lengths, keep=True, rng=3)
+        _, _, tape = ops.rnn_forward(n.layer.config, n.layer.params, n.x, n.state, n.lengths, training=True, rng=3)
 
     def check(module: ModuleType) -> bool:
         dx, initial, grads = module.rnn_backward(tape, n.dy, n.dstate)
@@ -215,8 +215,8 @@ def solved_by_kernels(cell: str, projection: int = 0) -> tuple[Problem, Any, Arr
         cell, steps=4, hidden=9, inputs=5, projection=projection, directions=2, ragged=True, seed=2
     )
     with arrays.poison():
-        _, tape = problems.outputs(layer, p, keep=True)
-    return p, tape, problems.gradients(reference, p, problems.outputs(reference, p, keep=True)[1])
+        _, tape = problems.outputs(layer, p, training=True)
+    return p, tape, problems.gradients(reference, p, problems.outputs(reference, p, training=True)[1])
 
 
 WALKS = [("lstm", 0), ("lstm", 3), ("rnn", 0)]

@@ -20,7 +20,7 @@ from gpulstm_kernels import reference
 @pytest.mark.parametrize(("cell", "projection"), [("lstm", 0), ("lstm", 3), ("rnn", 0), ("rnn", 2)])
 def test_one_layer(cell: str, projection: int, bias: bool, directions: int, ragged: bool) -> None:
     p = problems.layer_problem(cell, projection=projection, bias=bias, directions=directions, ragged=ragged)
-    _, tape = problems.outputs(reference, p, keep=True)
+    _, tape = problems.outputs(reference, p, training=True)
     found = problems.gradients(reference, p, tape)
     expected = problems.layer_differences(reference, p)
     assert found.keys() == expected.keys()
@@ -84,9 +84,9 @@ def test_sigmoid_over_the_whole_range() -> None:
 
 def test_nothing_is_kept_for_inference_and_the_tape_is_not_changed() -> None:
     p = problems.layer_problem("lstm", projection=3, directions=2, ragged=True)
-    inference, tape = problems.outputs(reference, p, keep=False)
+    inference, tape = problems.outputs(reference, p, training=False)
     assert all(not steps for steps in tape.steps)
-    training, tape = problems.outputs(reference, p, keep=True)
+    training, tape = problems.outputs(reference, p, training=True)
     for name in inference:
         np.testing.assert_array_equal(inference[name], training[name])
     first, second = problems.gradients(reference, p, tape), problems.gradients(reference, p, tape)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gpulstm_kernels.backend import NARROW
+
 from .. import cells, checks, nn, parsing
 from .common import Arrays, WeightsError, finite, recurrent, widened
 from .torch_names import infer, under
@@ -18,7 +20,6 @@ from .torch_names import infer, under
 _RECURRENT = {"LSTM": nn.LSTM, "RNN": nn.RNN, "RNNBase": nn.RNNBase}
 _HEADS = {"Linear": nn.Linear, "EveryStepHead": nn.EveryStepHead, "LastStepHead": nn.LastStepHead}
 _KNOWN = (*_RECURRENT, *_HEADS, "Dropout", "Embedding", "Quantized", "Reversed", "Sequential")
-_NARROW = {"bf16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}
 _SHOWN = 12  # names in a message
 
 
@@ -136,8 +137,8 @@ def _options(words: dict[str, Any]) -> dict[str, Any]:
 def _quantized(words: dict[str, Any], own: Arrays, prefix: str, dtype: Any, device: str | None) -> nn.Quantized:
     """A layer of narrow weights, as they lie in the file."""
     kind = words.get("kind")
-    if kind not in tuple(_NARROW):
-        raise WeightsError(f"metadata: kind: expected one of {', '.join(_NARROW)}, got {kind!r}")
+    if kind not in tuple(NARROW):
+        raise WeightsError(f"metadata: kind: expected one of {', '.join(NARROW)}, got {kind!r}")
     if (dtype is not None and checks.dtype(dtype) != np.float32) or device not in (None, "cpu"):
         raise WeightsError(f"dtype, device: a quantized layer is float32 on the CPU; got {dtype} and {device}")
     params = {name: value for name, value in own.items() if not name.startswith("scale_")}
@@ -145,7 +146,7 @@ def _quantized(words: dict[str, Any], own: Arrays, prefix: str, dtype: Any, devi
     expected = {}
     for name, shape in config.shapes().items():
         narrow = name.startswith(("weight_ih", "weight_hh"))
-        expected[name] = shape, _NARROW[kind] if narrow else np.dtype(np.float32)
+        expected[name] = shape, NARROW[kind] if narrow else np.dtype(np.float32)
         if narrow and kind == "int8":
             expected[name.replace("weight", "scale")] = shape[:1], np.dtype(np.float32)
     _nothing_in(own.keys() - expected.keys(), prefix, words)

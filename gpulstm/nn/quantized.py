@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpulstm_kernels import bfloat16
+from gpulstm_kernels.backend import NARROW, Backend
 
 from .. import dispatch, ops
 from .model import Params
@@ -63,13 +64,14 @@ class Quantized(Streamed):
 
         A backend that has no kernels for narrow weights computes with :meth:`widened` ones.
         """
-        params = self.params_for(dispatch.select("cpu", backend)[0].module)
+        params = self.params_for(dispatch.select(None, "cpu", backend)[0].module)
         y, final, _ = ops.rnn_forward(self.config, params, x, state, lengths, backend=backend)
         return y, final if len(final) > 1 else final[0]
 
-    def params_for(self, module: Any) -> Params:
-        """What the kernels of a backend's ``module`` take: the narrow weights, or those widened."""
-        return self.params if self.kind in getattr(module, "NARROW", ()) else self.widened()
+    def params_for(self, backend: Backend) -> Params:
+        """What ``backend`` takes: the narrow weights, or those widened."""
+        shape = self.config.layer_shape(0, 1, 1, np.dtype(np.float32), NARROW[self.kind], False, False)
+        return self.params if backend.why_not(shape) is None else self.widened()
 
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
         raise TypeError("vjp: a quantized layer is for inference; expected the layer that it was made of")

@@ -106,7 +106,7 @@ class RNNBase(Streamed):
         or seed of dropout's masks.
         """
         y, final, tape = ops.rnn_forward(
-            self.config, self.params, x, state, lengths, keep=True, rng=rng, backend=backend
+            self.config, self.params, x, state, lengths, training=True, rng=rng, backend=backend
         )
         assert tape is not None
 

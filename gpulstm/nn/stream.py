@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gpulstm_kernels.backend import Backend
+
 from .. import arrays, checks, dispatch, ops
 from .model import Params, Recurrent
 
@@ -16,8 +18,8 @@ class Streamed(Recurrent):
 
     config: ops.Config
 
-    def params_for(self, module: Any) -> Params:
-        """What the kernels of a backend's ``module`` take."""
+    def params_for(self, backend: Backend) -> Params:
+        """What ``backend`` takes."""
         return self.params
 
     def stream(self, batch_size: int = 1, state: Any = None) -> Stream:
@@ -52,17 +54,14 @@ class Stream:
         self._config, self._device = config, layer.device
         self._batch = checks.integer(batch_size, "batch_size")
         self._shape = (self._batch, config.input_size)
-        module = dispatch.select(self._device)[0].module
-        self._params = dict(layer.params_for(module))
+        backend = dispatch.select(None, self._device)[0].module
+        self._params = dict(layer.params_for(backend))
         self._dtype = ops.dtype_of(self._params)
         held = sum(math.prod(shape) for shape in config.state_shapes(self._batch)) * self._dtype.itemsize
         checks.fits(held, "batch_size", self._batch)
-        self._kernels = None
-        if hasattr(module, "Stream") and not config.proj_size:
-            weights = [ops.weights_of(config, self._params, n, module)[0] for n in range(config.num_layers)]
-            if checks.is_float(weights[0]["weight_hh"].dtype):
-                self._check_places()
-            self._kernels = module.Stream(config.cell, weights, self._batch, self._dtype)
+        self._kernels = backend.stream(*ops.stack_to_step(config, self._params, self._batch))
+        if self._kernels is not None and next(iter(self._params.values())).dtype == self._dtype:
+            self._check_places()
         self.reset(state)
 
     def _check_places(self) -> None:

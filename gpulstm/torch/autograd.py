@@ -39,7 +39,7 @@ def layer(
 
 @torch.compiler.assume_constant_result  # a compiled graph keeps the backend that it was traced with
 def _backend_name(device: str) -> str:
-    return dispatch.select(device)[0].name
+    return dispatch.select(None, device)[0].name
 
 
 def _is_recorded(tensors: Sequence[Tensor]) -> bool:

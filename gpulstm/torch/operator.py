@@ -2,9 +2,9 @@
 
 ``gpulstm::layer_forward``
     x (T, B, I), state [h (D, B, P), each carried state (D, B, H)], weights (those of a direction in torch's order,
-    forward first), lengths (B,) int64 on the CPU or None, the names of cell and backend, and ``keep``. Gives
-    [y (T, B, D·P), final h, final carried states]; y past a length is unspecified. With ``keep`` the tape follows, and
-    in place of y comes ``ys`` (T+2, B, D·P), a part of it, whose ``[1:-1]`` is y: outputs may not overlap.
+    forward first), lengths (B,) int64 on the CPU or None, the names of cell and backend, and ``training``.
+    Gives [y (T, B, D·P), final h, final carried states]; y past a length is unspecified. In training the tape follows,
+    and in place of y comes ``ys`` (T+2, B, D·P), a part of it, whose ``[1:-1]`` is y: outputs may not overlap.
 ``gpulstm::layer_backward``
     the same, the tape (where it is empty, it is computed again), dy and the gradients of the final state. Gives
     [dx, gradients of the initial state, gradients of the weights].
@@ -16,21 +16,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gpulstm_kernels.backend import Backend, LayerShape
 from gpulstm_kernels.cells import Cell
 
-from .. import cells, dispatch
+from .. import cells, checks, dispatch
 from . import bridge, equations
 
 library = torch.library.Library("gpulstm", "DEF")
 _CALL = "Tensor x, Tensor[] state, Tensor[] weights, Tensor? lengths"
 library.define(
-    f"layer_forward({_CALL}, str cell, str backend, bool keep) -> Tensor[]", tags=[torch.Tag.pt2_compliant_tag]
+    f"layer_forward({_CALL}, str cell, str backend, bool training) -> Tensor[]", tags=[torch.Tag.pt2_compliant_tag]
 )
 library.define(
     f"layer_backward({_CALL}, Tensor[] tape, Tensor dy, Tensor[] dstate, str cell, str backend) -> Tensor[]",
@@ -63,8 +63,14 @@ def _named(cell: Cell, x: Any, state: Sequence[Any], weights: Sequence[Any]) -> 
 
 
 @functools.cache
-def _module(backend: str) -> ModuleType:
-    return dispatch.check_backend(backend).module
+def _backend(name: str) -> Backend:
+    return dispatch.check_backend(name).module
+
+
+def _module(name: str, shape: LayerShape) -> Backend:
+    """The backend called ``name``, which computes calls of such a shape: else it says why not before anything runs."""
+    found = _backend(name)
+    return found if found.why_not(shape) is None else dispatch.check_backend(name, shape).module
 
 
 def _forward(
@@ -74,18 +80,19 @@ def _forward(
     lengths: Tensor | None,
     cell: str,
     backend: str,
-    keep: bool,
+    training: bool,
 ) -> list[Tensor]:
     if x.shape[1] == 0:  # no sequence at all
-        return _forward_shapes(x, state, weights, lengths, cell, backend, keep)
-    module = _module(backend)
+        return _forward_shapes(x, state, weights, lengths, cell, backend, training)
     with bridge.on_stream_of(x):
         (given,), initial, own = (bridge.to_arrays(tensors) for tensors in ((x,), state, weights))
         limits = None if lengths is None else bridge.to_arrays([lengths])[0]
         kind = cells.get(cell)
         named = _named(kind, given, initial, own)
-        y, final, tape = module.layer_forward(kind, given, tuple(initial), named, limits, keep)
-        first, *rest = module.tape_arrays(tape) if keep else [y]
+        shape = LayerShape.of(kind, given, named, limits, training)
+        module = _module(backend, shape)
+        y, final, tape = module.layer_forward(shape, given, tuple(initial), named, limits)
+        first, *rest = module.tape_arrays(tape) if training else [y]
         return bridge.to_tensors([first, *final, *rest])
 
 
@@ -102,7 +109,6 @@ def _backward(
 ) -> list[Tensor]:
     if x.shape[1] == 0:
         return [torch.zeros_like(tensor) for tensor in (x, *state, *weights)]
-    module = _module(backend)
     with bridge.on_stream_of(x):
         (given, upstream), initial, own, arrays, of_final = (
             bridge.to_arrays(tensors) for tensors in ((x, dy), state, weights, tape, dstate)
@@ -110,11 +116,13 @@ def _backward(
         limits = None if lengths is None else bridge.to_arrays([lengths])[0]
         kind = cells.get(cell)
         named = _named(kind, given, initial, own)
+        shape = LayerShape.of(kind, given, named, limits, True)
+        module = _module(backend, shape)
         if arrays:
-            kept = module.tape_of(kind, given, named, limits, arrays)
+            taken = module.tape_of(shape, given, named, limits, arrays)
         else:
-            kept = module.layer_forward(kind, given, tuple(initial), named, limits, True)[2]
-        dx, dinitial, grads = module.layer_backward(kept, upstream, tuple(of_final))
+            taken = module.layer_forward(shape, given, tuple(initial), named, limits)[2]
+        dx, dinitial, grads = module.layer_backward(taken, upstream, tuple(of_final))
         of_weights = [grad[name] for grad, w in zip(grads, named, strict=True) for name in w]
         return bridge.to_tensors([dx, *dinitial, *of_weights])
 
@@ -134,16 +142,19 @@ def _forward_shapes(
     lengths: Tensor | None,
     cell: str,
     backend: str,
-    keep: bool,
+    training: bool,
 ) -> list[Tensor]:
     steps, batch, _ = x.shape
     directions, _, outputs = state[0].shape
     final = [x.new_empty(part.shape) for part in state]
-    if not keep:
+    if not training:
         return [x.new_empty((steps, batch, directions * outputs)), *final]
-    kind, projected = cells.get(cell), len(weights) // directions in (3, 5)
-    hidden, dtype = weights[1].shape[0] // len(kind.gates), str(x.dtype).removeprefix("torch.")
-    layout = _module(backend).tape_layout(kind, dtype, steps, batch, hidden, outputs, directions, projected)
+    kind, count = cells.get(cell), len(weights) // directions
+    dtype = checks.dtype(str(x.dtype).removeprefix("torch."), "cuda")
+    names, hidden = equations.names(count), weights[1].shape[0] // len(kind.gates)
+    features = True, "bias_ih" in names, "weight_hr" in names, lengths is not None
+    shape = LayerShape(kind, steps, batch, x.shape[2], hidden, outputs, directions, dtype, dtype, *features)
+    layout = _backend(backend).tape_layout(shape)
     first, *rest = (x.new_empty(shape, dtype=getattr(torch, name)) for shape, name in layout)
     return [first, *final, *rest]
 
@@ -182,10 +193,10 @@ _each = _one_by_one(forward)
 
 
 def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[list[Tensor], list[int]]:
-    """Sequences that share their weights become one batch; else, and where a tape is kept, one by one."""
-    x, state, weights, lengths, cell, backend, keep = args
+    """Sequences that share their weights become one batch; else, and in training, one by one."""
+    x, state, weights, lengths, cell, backend, training = args
     x_dim, state_dims, weight_dims, lengths_dim, *_ = in_dims
-    if keep or any(dim is not None for dim in weight_dims) or lengths_dim is not None:
+    if training or any(dim is not None for dim in weight_dims) or lengths_dim is not None:
         return _each(info, in_dims, *args)
     count = info.batch_size
 
@@ -196,7 +207,7 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[list
 
     states = [joined(part, dim) for part, dim in zip(state, state_dims, strict=True)]
     limits = None if lengths is None else lengths.repeat(count)
-    results = forward(joined(x, x_dim), states, weights, limits, cell, backend, keep)
+    results = forward(joined(x, x_dim), states, weights, limits, cell, backend, training)
     return [part.unflatten(1, (count, part.shape[1] // count)) for part in results], [1] * len(results)
 
 

@@ -1,18 +1,7 @@
 """The truth: recurrent layers in float64 NumPy, written as a textbook prints them.
 
 Every kernel is tested against this module, and this module against central finite differences. It is also the
-backend ``reference`` and states what a backend is: :func:`layer_forward` and :func:`layer_backward` over one layer of
-D = 1 or 2 directions. T steps, B batch, I input, H hidden, P output of a direction (H without a projection), G gates.
-All arrays that a backend is given are C-contiguous and aligned (:func:`gpulstm_kernels.memory.contiguous`), of the
-shapes that are said here; some may be read-only. No array that it returns shares memory with them, or with another; a
-tape may refer to what was given and to ``y``.
-
-A framework with an autograd of its own keeps arrays, not tapes: :func:`tape_arrays` takes a tape apart without copying
-the large ones, :func:`tape_of` puts it together again, and :func:`tape_layout` says beforehand what the arrays will be.
-
-A backend may have more, which this one has not: ``NARROW``, the kinds of :func:`gpulstm.quantize` whose weights its
-``layer_forward`` takes, and ``Stream``, a stack of layers that is stepped in place
-(:mod:`gpulstm_kernels.cpu.walks.step`).
+backend ``reference``, and the one to read first: :class:`gpulstm_kernels.backend.Backend` says what each function does.
 """
 
 from __future__ import annotations
@@ -22,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .backend import LayerShape
 from .cells import Cell
 
 Array = np.ndarray
@@ -125,29 +115,14 @@ class LayerTape(NamedTuple):
 
 
 def layer_forward(
-    cell: Cell,
+    shape: LayerShape,
     x: Array,
     state: tuple[Array, ...],
     weights: Sequence[Mapping[str, Array]],
     lengths: Array | None,
-    keep: bool,
 ) -> tuple[Array, tuple[Array, ...], LayerTape]:
-    """One layer over a whole sequence.
-
-    Args:
-        cell: which cell.
-        x: input (T, B, I), C-contiguous.
-        state: initial h (D, B, P), then each carried state (D, B, H).
-        weights: a dict for each direction, forward first: ``weight_ih`` (G·H, I), ``weight_hh`` (G·H, P); where the
-            layer has them, ``bias_ih`` and ``bias_hh`` (G·H,), and ``weight_hr`` (P, H).
-        lengths: steps of each sequence (B,) int64, or None for all T. A sequence stands still past its length: its
-            state is handed on unchanged, and y there is unspecified (the caller clears it).
-        keep: whether backward will be called; without it nothing is saved.
-
-    Returns:
-        y (T, B, D·P), the final state like ``state``, and a tape for :func:`layer_backward`. Weights and x must not
-        change before that call.
-    """
+    """One layer over a whole sequence; the tape is empty unless ``shape.training``."""
+    cell = shape.cell
     given, x = x.dtype, x.astype(np.float64)
     weights = [{name: w.astype(np.float64) for name, w in direction.items()} for direction in weights]
     n_steps, batch, _ = x.shape
@@ -162,7 +137,7 @@ def layer_forward(
             gates = x[t] @ w["weight_ih"].T + h @ w["weight_hh"].T + bias
             hidden, new, saved = _forward_of(cell, gates, tuple(states))
             output = hidden @ w["weight_hr"].T if "weight_hr" in w else hidden
-            if keep:
+            if shape.training:
                 tape.append(Step(t, valid, h, hidden, tuple(states), new, saved))
             h = np.where(valid, output, h)
             states = [np.where(valid, a, b) for a, b in zip(new, states, strict=True)]
@@ -178,16 +153,7 @@ def layer_forward(
 def layer_backward(
     tape: LayerTape, dy: Array, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], list[dict[str, Array]]]:
-    """The gradient of :func:`layer_forward`.
-
-    Args:
-        tape: of a forward pass with ``keep``; not changed, so that it can be used again.
-        dy: gradient of y (T, B, D·P), C-contiguous; ignored past a sequence's length.
-        dstate: gradients of the final state, shaped like it.
-
-    Returns:
-        dx (T, B, I), the gradients of the initial state, and one dict of gradients for each direction.
-    """
+    """The gradient of :func:`layer_forward`."""
     cell, x = tape.cell, tape.x
     dx = np.zeros_like(x)
     initials, grads = [], []
@@ -222,27 +188,21 @@ def layer_backward(
     return dx.astype(tape.dtype), initial, grads
 
 
-Layout = list[tuple[tuple[int, ...], str]]
-
-
-def tape_layout(
-    cell: Cell, dtype: str, steps: int, batch: int, hidden: int, outputs: int, directions: int, projected: bool
-) -> Layout:
-    """The shape and the name of the dtype of every array of :func:`tape_arrays`.
-
-    The first is ``ys`` (T+2, B, D·P), whose ``[1:-1]`` is y; what follows is the backend's own. ``steps`` and
-    ``batch`` may be symbols: nothing but arithmetic is done with them.
-    """
-    count = len(cell.states)
-    initial = [((directions, batch, outputs), dtype), *[((directions, batch, hidden), dtype)] * count]
-    return [((steps + 2, batch, directions * outputs), dtype), *initial]
+def tape_layout(shape: LayerShape) -> list[tuple[tuple[int, ...], str]]:
+    """The shape and the name of the dtype of every array of :func:`tape_arrays`."""
+    steps, batch, outputs, directions, dtype = (
+        shape.steps,
+        shape.batch,
+        shape.outputs,
+        shape.directions,
+        shape.dtype.name,
+    )
+    carried = [((directions, batch, shape.hidden), dtype)] * len(shape.cell.states)
+    return [((steps + 2, batch, directions * outputs), dtype), ((directions, batch, outputs), dtype), *carried]
 
 
 def tape_arrays(tape: LayerTape) -> list[Array]:
-    """The arrays that make ``tape``, no two of which overlap, beside the arguments of :func:`layer_forward`.
-
-    Here they are y and the initial state: the reference would rather compute its steps again than lay them out.
-    """
+    """y and the initial state: the reference would rather compute its steps again than lay them out."""
     first = [steps[0] for steps in tape.steps]
     carried = zip(*(step.previous for step in first), strict=True)
     initial = [np.stack([step.h_previous for step in first]), *map(np.stack, carried)]
@@ -250,12 +210,21 @@ def tape_arrays(tape: LayerTape) -> list[Array]:
 
 
 def tape_of(
-    cell: Cell, x: Array, weights: Sequence[Mapping[str, Array]], lengths: Array | None, arrays: Sequence[Array]
+    shape: LayerShape, x: Array, weights: Sequence[Mapping[str, Array]], lengths: Array | None, arrays: Sequence[Array]
 ) -> LayerTape:
-    """The tape that :func:`tape_arrays` took apart; the other arguments are those of its :func:`layer_forward`."""
-    return layer_forward(cell, x, tuple(arrays[1:]), weights, lengths, True)[2]
+    """The tape that :func:`tape_arrays` took apart, computed again."""
+    return layer_forward(shape._replace(training=True), x, tuple(arrays[1:]), weights, lengths)[2]
 
 
-def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, Array]]) -> str:
-    """In words: how :func:`layer_forward` would walk such a call."""
+def why_not(shape: LayerShape) -> str | None:
+    """Narrow weights are for kernels that multiply them."""
+    return None if shape.weights == shape.dtype else f"it has no weights in {shape.weights}"
+
+
+def describe(shape: LayerShape) -> str:
+    """How a call is computed."""
     return "NumPy in float64, step by step"
+
+
+def stream(shape: LayerShape, layers: Any) -> None:
+    """It has none: a step is a call."""

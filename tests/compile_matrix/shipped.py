@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ml_dtypes
-import numpy as np
+import problems
 
-from gpulstm import cells
-from gpulstm_kernels.cuda.buffers import Problem
+from gpulstm_kernels.backend import LayerShape
 from gpulstm_kernels.cuda.device import runtime
 from gpulstm_kernels.cuda.device.runtime import Device, Kernel
 from gpulstm_kernels.cuda.walks.block import host as block
@@ -65,9 +64,9 @@ def kernels(capability: int, thorough: bool) -> dict[Kernel, Launch]:
     return found
 
 
-def problem(cell: str, dtype: object, tf32: bool, keep: bool, hidden: int, projected: bool = False) -> Problem:
-    outputs = hidden - 1 if projected else hidden
-    return Problem(cells.get(cell), np.dtype(dtype), tf32, 10, 8, hidden, outputs, 1, projected, False, keep)
+def shape_of(cell: str, dtype: object, tf32: bool, training: bool, hidden: int, projected: bool = False) -> LayerShape:
+    outputs = hidden - 1 if projected else None
+    return problems.layer_shape(cell, dtype, hidden=hidden, outputs=outputs, training=training, tf32=tf32)
 
 
 def _persistent(
@@ -76,7 +75,7 @@ def _persistent(
     """A walk's kernels of one kind and pass for all hidden sizes, smallest first."""
     found = {}
     for hidden in range(8, LARGEST + 1, 8):
-        p = problem(cell, dtype, tf32, keep, hidden)
+        p = shape_of(cell, dtype, tf32, keep, hidden)
         plan = PERSISTENT[walk].plan(on, p, backward)
         if not isinstance(plan, str):
             kernel = PERSISTENT[walk].kernels(p)["backward" if backward else "forward"]
@@ -86,7 +85,7 @@ def _persistent(
 
 def _steps() -> Iterator[tuple[Kernel, Launch]]:
     for cell, (dtype, tf32), keep, hidden in itertools.product(CELLS, KINDS, (False, True), (5, 8)):
-        for kernel in step.kernels(problem(cell, dtype, tf32, keep, hidden, projected=True)).values():
+        for kernel in step.kernels(shape_of(cell, dtype, tf32, keep, hidden, projected=True)).values():
             yield kernel, Launch(step.THREADS, 0, None)
 
 

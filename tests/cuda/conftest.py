@@ -26,7 +26,9 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Any]:
     sanitizer, seed = os.environ.get("EMULATOR_SANITIZER", ""), int(os.environ.get("EMULATOR_SEED", "0"))
     with runtimes.use(EmulatedRuntime(seed=seed, sanitizer=sanitizer)) as chosen:
         dispatch._why_not.cache_clear()
-        dispatch._first_that_runs.cache_clear()
+        dispatch._that_run.cache_clear()
+        dispatch._automatic.cache_clear()
         yield chosen
     dispatch._why_not.cache_clear()
-    dispatch._first_that_runs.cache_clear()
+    dispatch._that_run.cache_clear()
+    dispatch._automatic.cache_clear()

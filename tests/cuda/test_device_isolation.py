@@ -13,7 +13,7 @@ from test_layer import CELLS, OnDevice, moved, solved
 
 def _results(runtime: Any, p: problems.Problem) -> problems.Arrays:
     backend, there = OnDevice(runtime), moved(runtime, p)
-    outputs, tape = problems.outputs(backend, there, keep=True)
+    outputs, tape = problems.outputs(backend, there, training=True)
     return outputs | problems.gradients(backend, there, tape)
 
 

@@ -43,7 +43,7 @@ def solved(p: Problem) -> Arrays:
         dy=p.dy.astype("float64"),
         dstate=tuple(part.astype("float64") for part in p.dstate),
     )
-    outputs, tape = problems.outputs(reference, wide, keep=True)
+    outputs, tape = problems.outputs(reference, wide, training=True)
     return outputs | problems.gradients(reference, wide, tape)
 
 
@@ -64,8 +64,8 @@ class OnDevice:
     def __init__(self, runtime: Any) -> None:
         self.runtime = runtime
 
-    def layer_forward(self, cell: Any, x: Any, state: Any, weights: Any, lengths: Any, keep: bool) -> Any:
-        y, final, tape = layer.layer_forward(cell, x, state, weights, lengths, keep, self.runtime)
+    def layer_forward(self, shape: Any, x: Any, state: Any, weights: Any, lengths: Any) -> Any:
+        y, final, tape = layer.layer_forward(shape, x, state, weights, lengths, self.runtime)
         return self.runtime.to_host(y), tuple(self.runtime.to_host(part) for part in final), tape
 
     def layer_backward(self, tape: Any, dy: Any, dstate: Any) -> Any:
@@ -78,14 +78,14 @@ def check(runtime: Any, p: Problem, kind: str, label: str) -> None:
     """Outputs, final states and every gradient, of training and (outputs) of inference."""
     expected = solved(p)
     backend, there = OnDevice(runtime), moved(runtime, p)
-    outputs, tape = problems.outputs(backend, there, keep=True)
+    outputs, tape = problems.outputs(backend, there, training=True)
     found = outputs | problems.gradients(backend, there, tape)
     dtype = p.x.dtype
     what = "cuda tf32" if kind == "tf32" else "cuda"
     for name, value in expected.items():
         assert found[name].dtype == dtype
         assert_close(found[name], value, what, dtype, f"{label}: {name}")
-    inference, _ = problems.outputs(backend, there, keep=False)
+    inference, _ = problems.outputs(backend, there, training=False)
     for name, value in inference.items():
         np.testing.assert_array_equal(value, found[name], f"{label}: {name} of inference")
 

@@ -35,11 +35,11 @@ class OnDevice:
             return {name: self._there(part) for name, part in value.items()}
         return type(value)(map(self._there, value))
 
-    def layer_forward(self, cell: Any, x: Any, state: Any, weights: Any, lengths: Any, keep: bool) -> Any:
+    def layer_forward(self, shape: Any, x: Any, state: Any, weights: Any, lengths: Any) -> Any:
         from gpulstm_kernels.cuda import numba_layer as layer
 
         x, state, weights = map(self._there, (x, state, weights))
-        y, final, tape = layer.layer_forward(cell, x, state, weights, lengths, keep)
+        y, final, tape = layer.layer_forward(shape, x, state, weights, lengths)
         return self.runtime.to_host(y), tuple(map(self.runtime.to_host, final)), tape
 
     def layer_backward(self, tape: Any, dy: Any, dstate: Any) -> Any:
@@ -82,11 +82,11 @@ def test_equals_the_reference(walk: str, cell: str, dtype: str, monkeypatch: pyt
             dy=p.dy.astype("float64"),
             dstate=tuple(part.astype("float64") for part in p.dstate),
         )
-        outputs, tape = problems.outputs(reference, exact, keep=True)
+        outputs, tape = problems.outputs(reference, exact, training=True)
         expected = outputs | problems.gradients(reference, exact, tape)
         backend = OnDevice()
         for _ in range(3):  # at once, captured, replayed
-            outputs, tape = problems.outputs(backend, p, keep=True)
+            outputs, tape = problems.outputs(backend, p, training=True)
             found = outputs | problems.gradients(backend, p, tape)
             for name, value in expected.items():
                 assert_close(found[name], value, "cuda", found[name].dtype, f"{steps, batch, hidden}: {name}")

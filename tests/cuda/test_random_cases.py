@@ -11,7 +11,6 @@ import problems
 import pytest
 from test_layer import CELLS, KINDS, check, dtype_of
 
-from gpulstm_kernels.cuda.buffers import Problem
 from gpulstm_kernels.cuda.device import precision
 from gpulstm_kernels.cuda.device.runtime import Device
 from gpulstm_kernels.cuda.walks.grid import host as grid
@@ -39,10 +38,9 @@ def hidden_size(walk: str, kind: str, cell: str, case: int, rng: np.random.Gener
 
 def random_device(device: Device, p: problems.Problem, walk: str, rng: np.random.Generator) -> Device:
     """One with fewer multiprocessors, as few as the grid walk can do with: each block then walks several tiles."""
-    directions, batch, hidden = p.state[0].shape[0], p.x.shape[1], p.weights[0]["weight_hh"].shape[1]
     devices = [dataclasses.replace(device, multiprocessors=count) for count in range(1, device.multiprocessors + 1)]
     if walk == "grid":
-        shape = Problem(p.cell, p.x.dtype, False, len(p.x), batch, hidden, hidden, directions, False, False, True)
+        shape = p.shape(training=True)
         fitting = [d for d in devices if isinstance(grid.plan(d, shape, False), grid.GridPlan)]
         devices = [d for d in fitting if isinstance(grid.plan(d, shape, True), grid.GridPlan)]
     return devices[int(rng.integers(min(len(devices), 40)))]

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import problems
 import pytest
 
 from gpulstm import cells
+from gpulstm_kernels.backend import LayerShape
 from gpulstm_kernels.cuda import measured, select
-from gpulstm_kernels.cuda.buffers import Problem
 from gpulstm_kernels.cuda.device.runtime import Device
 from gpulstm_kernels.cuda.walks.block import host as block
 from gpulstm_kernels.cuda.walks.grid import host as grid
@@ -32,7 +33,7 @@ TINY = Device("tiny", 86, 2, 99 * KIBIBYTE, 100 * KIBIBYTE, 65536, 1536)
 CRAMPED = replace(H200, name="cramped", shared_per_block=1 * KIBIBYTE)
 DEVICES = [H200, B200, ADA, T4, TINY, CRAMPED]
 
-SMALL = Problem(cells.get("lstm"), np.dtype("float32"), False, 100, 16, 64, 64, 1, False, False, True)
+SMALL = problems.layer_shape(steps=100, batch=16, inputs=64, hidden=64)
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +42,15 @@ def _nothing_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPULSTM_MEASURED", raising=False)
 
 
-def sized(hidden: int, batch: int, **changes: Any) -> Problem:
-    return replace(SMALL, hidden=hidden, outputs=hidden, batch=batch, **changes)
+def sized(hidden: int, batch: int, **changes: Any) -> LayerShape:
+    return SMALL._replace(hidden=hidden, outputs=hidden, batch=batch, **changes)
 
 
-def walk(device: Device, problem: Problem, backward: bool = False, **options: Any) -> str:
+def walk(device: Device, problem: LayerShape, backward: bool = False, **options: Any) -> str:
     return select.choose(device, problem, backward, WALKS, **options).walk
 
 
-def problems() -> Iterator[Problem]:
+def problems() -> Iterator[LayerShape]:
     for dtype, tf32 in (("float32", False), ("float32", True), ("float16", False), (BFLOAT16, False)):
         for hidden in (1, 8, 33, 80, 128, 129, 256, 520, 1024, 2048, 4096):
             for batch in (1, 8, 9, 64, 1000, 5000):
@@ -141,7 +142,7 @@ def test_asked_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="walk: unknown walk 'gird'; known walks: step, block, grid"):
         walk(H200, SMALL, override="gird")
     with pytest.raises(ValueError, match="walk: 'block' cannot walk this: it has no projection"):
-        walk(H200, replace(SMALL, projected=True), override="block")
+        walk(H200, SMALL._replace(projected=True), override="block")
     monkeypatch.setenv("GPULSTM_WALK", "grid")
     with pytest.raises(ValueError, match=r"walk: 'grid' cannot walk this: .* multiprocessors"):
         walk(TINY, SMALL)

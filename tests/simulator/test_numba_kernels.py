@@ -47,7 +47,7 @@ def solved(p: Problem) -> Arrays:
     weights = [{name: value.astype("float64") for name, value in w.items()} for w in p.weights]
     p = p._replace(x=p.x.astype("float64"), state=wide(p.state), weights=weights, dy=p.dy.astype("float64"))
     p = p._replace(dstate=wide(p.dstate))
-    outputs, tape = problems.outputs(reference, p, keep=True)
+    outputs, tape = problems.outputs(reference, p, training=True)
     return outputs | problems.gradients(reference, p, tape)
 
 
@@ -78,14 +78,14 @@ def test_equals_the_reference(runtime: Any, walk: str, cell: str, dtype: str, mo
             bias=bias,
             ragged=ragged,
         )
-        assert f"inference: {walk} walk" in layer.describe(CELLS[cell], steps, batch, p.weights)
+        assert f"inference: {walk} walk" in layer.describe(p.shape())
         expected = solved(p)
-        outputs, tape = problems.outputs(layer, p, keep=True)
+        outputs, tape = problems.outputs(layer, p, training=True)
         found = outputs | problems.gradients(layer, p, tape)
         for name, value in expected.items():
             assert found[name].dtype.name == dtype
             assert_close(found[name], value, "cuda", dtype, f"{label}: {name}")
-        inference, _ = problems.outputs(layer, p, keep=False)
+        inference, _ = problems.outputs(layer, p, training=False)
         for name, value in inference.items():
             np.testing.assert_array_equal(value, found[name], f"{label}: {name} of inference")
 
@@ -117,11 +117,11 @@ def test_the_backend_says_how_it_walks(runtime: Any, monkeypatch: pytest.MonkeyP
     from gpulstm_kernels.cuda.device.numba_runtime import why_not
 
     assert why_not() is None
-    weights = problems.layer_problem("lstm", "float32").weights
+    shape = problems.layer_shape()
     monkeypatch.delenv("GPULSTM_WALK", raising=False)
-    assert "Numba CUDA: inference: step walk" in layer.describe(CELLS["lstm"], 4, 3, weights)
+    assert "Numba CUDA: inference: step walk" in layer.describe(shape)
     monkeypatch.setenv("GPULSTM_WALK", "block")
-    assert "Numba CUDA: inference: block walk, asked for" in layer.describe(CELLS["lstm"], 4, 3, weights)
+    assert "Numba CUDA: inference: block walk, asked for" in layer.describe(shape)
 
 
 def _parameters(file: str, name: str) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import gpulstm
-from gpulstm_kernels.cuda import buffers as cuda
+from gpulstm_kernels.backend import LayerShape
 from gpulstm_kernels.cuda import select
 from gpulstm_kernels.cuda.device import runtime as runtimes
 
@@ -18,23 +18,26 @@ from ..problem import Arrays, Problem, element
 
 def misfit(case: Case, mode: str, contender: Contender) -> str | None:
     training = mode == "training"
-    problem = cuda.Problem(
+    shape = LayerShape(
         gpulstm.cells.get("lstm"),
-        element(case.dtype),
-        tf32=case.dtype == "tf32",
         steps=case.steps,
         batch=case.batch,
+        inputs=case.hidden,
         hidden=case.hidden,
         outputs=case.hidden,
         directions=1,
+        dtype=element(case.dtype),
+        weights=element(case.dtype),
+        training=training,
+        bias=True,
         projected=False,
         ragged=False,
-        keep=training,
+        tf32=case.dtype == "tf32",
     )
     runtime = runtimes.current()
     try:
         for backward in (False, True)[: 1 + training]:
-            select.choose(runtime.device(), problem, backward, runtime.walks, contender.walk)
+            select.choose(runtime.device(), shape, backward, runtime.walks, contender.walk)
     except ValueError as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""The backend: one layer, both directions, as :mod:`gpulstm_kernels.reference` describes it, float32 and float64."""
+"""The backend ``numba_cpu``: one layer, both directions, in float32 or float64; see :mod:`gpulstm_kernels.backend`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import bfloat16
+from ..backend import NARROW, LayerShape
 from ..cells import Cell
 from ..memory import empty, zeros
 from . import gemm
@@ -21,7 +22,6 @@ from .packing import layouts as packing
 from .packing.cache import Contents, contents, kept
 from .walks import sequence, step
 from .walks.sequence import Packed, Plan, Tape, Weights
-from .walks.step import Stream as Stream  # a part of the backend, for gpulstm.nn.Stream
 
 _PACKS_FROM = 16  # rows of input from which packing the weights pays
 _BLOCK = 48  # rows of a panel of gates that stay in the L1 cache from bias to cell
@@ -32,7 +32,6 @@ _FUSED_TO = 4 << 20  # bytes of input weights that may be read again at every st
 _CHUNK_ROWS = 192  # rows of input that one pass projects: enough to reuse a panel, few enough to stay in the cache
 _ROWS_BACK = gemm.OUTER_DEPTH  # whose gates' gradients are kept until products have used them: one pass of those
 _WORTH_A_THREAD = 4_000_000  # multiply-adds below which a further thread costs more than it brings
-NARROW = {"bf16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}  # what weights may be kept as, for inference
 # Rows of a step from which bfloat16 is multiplied as float32 where it has no product of its own: to widen a weight at
 # every use costs more then than to read it in half the bytes saves.
 _WIDE_FROM = 16
@@ -49,12 +48,11 @@ _SHARED_TO, _SHARED_FROM = 32, 1 << 19
 class LayerTape(NamedTuple):
     """What :func:`layer_forward` keeps for :func:`layer_backward`."""
 
-    cell: Cell
+    shape: LayerShape
     x: np.ndarray
     lengths: np.ndarray
     weights: list[Weights]
     columns: list[Weights]
-    names: list[tuple[str, ...]]
     plans: list[Plan]
     tapes: list[Tape]
 
@@ -69,49 +67,56 @@ class Sizes(NamedTuple):
     padded: int  # ``hidden`` in whole panels
 
 
-def sizes_of(cell: Cell, hh: np.ndarray, dtype: np.dtype) -> Sizes:
-    """From the recurrent weights (G·H, P) and the dtype of the call."""
-    gates = len(cell.gates)
-    hidden, width = hh.shape[0] // gates, panel_vectors(gates) * lanes(dtype)
-    return Sizes(gates, hidden, hh.shape[1], width, -(-hidden // width) * width)
+def sizes_of(shape: LayerShape) -> Sizes:
+    """What the walks count in."""
+    gates = len(shape.cell.gates)
+    width = panel_vectors(gates) * lanes(shape.dtype)
+    return Sizes(gates, shape.hidden, shape.outputs, width, -(-shape.hidden // width) * width)
 
 
-def thread_split(
-    steps: int, batch: int, weights: Weights, sizes: Sizes, directions: int, forward: bool = True, crowded: bool = False
-) -> tuple[int, bool]:
+def thread_split(shape: LayerShape, forward: bool = True, crowded: bool = False) -> tuple[int, bool]:
     """How many threads at most a call takes, and whether each direction's threads split the batch (else the units).
 
     ``forward``: not backward; ``crowded``: others want the cores too, so waiting for each other costs more.
     """
-    read = sum([weight.size for weight in weights if weight is not None])
-    work = steps * read * max(batch, _READ_COST) * directions
+    batch, rows = shape.batch, shape.rows
+    read = rows * (shape.inputs + shape.outputs) + shape.projected * shape.outputs * shape.hidden
+    work = shape.steps * read * max(batch, _READ_COST) * shape.directions
     at_most = max(1, min(crew.size, work // _WORTH_A_THREAD))
-    team = max(1, at_most // directions)
-    across = sizes.width // panel_vectors(sizes.gates) * WIDTH
-    can_share = -(-sizes.hidden // across) >= team
+    team = max(1, at_most // shape.directions)
+    can_share = -(-shape.hidden // (WIDTH * lanes(shape.dtype))) >= team
     shared_from = _SHARED_FROM if forward and batch < team * _SHARED_TO else _ALWAYS_SHARED_FROM
-    shares = batch < team * _SPLIT_FROM or (not crowded and weights.hh.nbytes >= shared_from)
+    large = rows * shape.outputs * shape.weights.itemsize >= shared_from
+    shares = batch < team * _SPLIT_FROM or (large and not crowded)
     return at_most, not (can_share and shares)
 
 
+def why_not(shape: LayerShape) -> str | None:
+    """It computes any shape; narrow weights in inference alone."""
+    if shape.weights == shape.dtype:
+        return None
+    if shape.weights not in NARROW.values() or shape.training:
+        return f"it has no weights in {shape.weights}{' that could be trained' if shape.training else ''}"
+    return None
+
+
 def layer_forward(
-    cell: Cell,
+    shape: LayerShape,
     x: np.ndarray,
     state: tuple[np.ndarray, ...],
     weights: Sequence[Mapping[str, np.ndarray]],
     lengths: np.ndarray | None,
-    keep: bool,
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], LayerTape | None]:
-    """See :func:`gpulstm_kernels.reference.layer_forward`. ``y`` is a view of the tape's ``ys``."""
-    steps, batch, inputs = x.shape
+    """See :class:`gpulstm_kernels.backend.Backend`. ``y`` is a view of the tape's ``ys``."""
+    packs = _packs(shape)
+    if _is_one_step(shape, packs):
+        return (*_one_step(shape, x, state, weights), None)
+    cell, steps, batch, inputs = shape.cell, shape.steps, shape.batch, shape.inputs
+    dtype, directions, projected, keep = shape.dtype, shape.directions, shape.projected, shape.training
     own = [_matrices(w) for w in weights]
-    dtype, directions, projected = x.dtype, len(weights), own[0].hr is not None
-    packs = _packs(steps, batch, own[0], dtype)
-    if steps == 1 and not keep and not packs:
-        return (*_one_step(cell, x, state, weights), None)
-    sizes = sizes_of(cell, own[0].hh, dtype)
-    wide = own[0].hh.dtype == NARROW["bf16"] and group(own[0].hh) == 1 and batch >= _WIDE_FROM
-    at_most, by_batch = thread_split(steps, batch, own[0], sizes, directions, crowded=crew.crowded)
+    sizes = sizes_of(shape)
+    wide = shape.weights == NARROW["bf16"] and group(shape.weights) == 1 and batch >= _WIDE_FROM
+    at_most, by_batch = thread_split(shape, crowded=crew.crowded)
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
     if not packs or (by_batch and rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO):
@@ -143,9 +148,8 @@ def layer_forward(
     read = dtype if wide else own[0].ih.dtype
     crew.run(sequence.forward, (cell, dtype, read, packs, projection is None), arguments, at_most, work)
     plans, tapes = [walk.plan for walk in walks], [walk.tape for walk in walks]
-    names = [tuple(w) for w in weights]
     final = _final_state(cell, plans, tapes, steps)
-    return ys[1:-1], final, LayerTape(cell, x, lengths, own, columns, names, plans, tapes)
+    return ys[1:-1], final, LayerTape(shape, x, lengths, own, columns, plans, tapes) if keep else None
 
 
 def _begun_tape(
@@ -175,11 +179,16 @@ def _final_state(cell: Cell, plans: list[Plan], tapes: list[Tape], steps: int) -
     return tuple(parts[0][None].copy() if len(parts) == 1 else np.stack(parts) for parts in (h, *carried))
 
 
+def _is_one_step(shape: LayerShape, packs: bool) -> bool:
+    """Whether a call is one step of few rows, which has a kernel of its own."""
+    return shape.steps == 1 and not shape.training and not packs
+
+
 def _one_step(
-    cell: Cell, x: np.ndarray, state: tuple[np.ndarray, ...], weights: Sequence[Mapping[str, np.ndarray]]
+    shape: LayerShape, x: np.ndarray, state: tuple[np.ndarray, ...], weights: Sequence[Mapping[str, np.ndarray]]
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """``y`` and the final state of one step of few rows, without a projection."""
-    directions, batch, hidden = state[0].shape
+    cell, directions, batch, hidden = shape.cell, shape.directions, shape.batch, shape.hidden
     new_h = np.empty_like(state[0])
     states = np.empty((directions, len(state) - 1, batch, hidden), x.dtype)
     for k, part in enumerate(state[1:]):
@@ -187,7 +196,7 @@ def _one_step(
     no_bias = _nothing(x.dtype, 1)
     for d, own in enumerate(weights):
         ih, hh = own["weight_ih"], own["weight_hh"]
-        at_most = max(1, (ih.size + hh.size) // step.WORTH_A_THREAD)
+        at_most = _threads_of_a_step(shape)
         read = ih, hh, own.get("bias_ih", no_bias), own.get("bias_hh", no_bias)
         written = states[d], new_h[d], step.room(cell, at_most), np.zeros(1, np.int64)
         crew.run(step.step, (cell, x.dtype), (cell, x[0], state[0][d], read, *written), at_most)
@@ -195,17 +204,20 @@ def _one_step(
     return y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
 
 
+def _threads_of_a_step(shape: LayerShape) -> int:
+    """How many threads at most share the weights of a step's direction."""
+    return max(1, shape.rows * (shape.inputs + shape.outputs) // step.WORTH_A_THREAD)
+
+
 def layer_backward(
     tape: LayerTape, dy: np.ndarray, dstate: tuple[np.ndarray, ...]
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], list[dict[str, np.ndarray]]]:
-    """See :func:`gpulstm_kernels.reference.layer_backward`."""
-    cell, x, plans, own = tape.cell, tape.x, tape.plans, tape.weights
-    steps, batch, inputs = x.shape
-    dtype, directions = x.dtype, len(own)
-    sizes = sizes_of(cell, own[0].hh, dtype)
-    gates, hidden, outputs, width, padded = sizes
-    projected = own[0].hr is not None
-    at_most, by_batch = thread_split(steps, batch, own[0], sizes, directions, forward=False)
+    """See :class:`gpulstm_kernels.backend.Backend`."""
+    shape, x, plans, own = tape.shape, tape.x, tape.plans, tape.weights
+    cell, steps, batch, inputs = shape.cell, shape.steps, shape.batch, shape.inputs
+    dtype, directions, projected = shape.dtype, shape.directions, shape.projected
+    gates, hidden, outputs, width, padded = sizes_of(shape)
+    at_most, by_batch = thread_split(shape, forward=False)
 
     chunk = min(steps, max(1, _ROWS_BACK // batch))
     walks, projections = [], []
@@ -235,7 +247,7 @@ def layer_backward(
     for d, walk in enumerate(walks):
         dih, dhh = gemm.products_of(walk.dw, gates * hidden, (inputs, outputs))
         grad = {"weight_ih": dih, "weight_hh": dhh}
-        if "bias_ih" in tape.names[d]:
+        if shape.bias:
             by_gate = walk.dbias.reshape(-1, gates, width).swapaxes(0, 1).reshape(gates, -1)
             grad["bias_ih"] = by_gate[:, :hidden].ravel()
             grad["bias_hh"] = grad["bias_ih"].copy()
@@ -255,26 +267,22 @@ def _begun_dx(x: np.ndarray, directions: int) -> np.ndarray:
     return empty(x.size, x.dtype) if directions == 1 else zeros(x.size, x.dtype)
 
 
-def tape_layout(
-    cell: Cell, dtype: str, steps: int, batch: int, hidden: int, outputs: int, directions: int, projected: bool
-) -> list[tuple[tuple[int, ...], str]]:
-    """See :func:`gpulstm_kernels.reference.tape_layout`."""
-    width = panel_vectors(len(cell.gates)) * lanes(np.dtype(dtype))
-    padded = -(-hidden // width) * width
-    shapes = [
+def tape_layout(shape: LayerShape) -> list[tuple[tuple[int, ...], str]]:
+    """See :class:`gpulstm_kernels.backend.Backend`."""
+    cell, steps, batch, padded = shape.cell, shape.steps, shape.batch, sizes_of(shape).padded
+    of_direction = [
         (len(cell.states), steps + 1, batch, padded),
         (steps, batch, padded * cell.saved),
-        (steps if projected else 0, batch, hidden),
+        (steps if shape.projected else 0, batch, shape.hidden),
     ]
-    return [(shape, dtype) for shape in ((steps + 2, batch, directions * outputs), *shapes * directions)]
+    ys = (steps + 2, batch, shape.directions * shape.outputs)
+    return [(sizes, shape.dtype.name) for sizes in (ys, *of_direction * shape.directions)]
 
 
 def tape_arrays(tape: LayerTape) -> list[np.ndarray]:
-    """See :func:`gpulstm_kernels.reference.tape_arrays`. What the walk left unwritten is zero: no bits by chance."""
-    n_gates, n_saved = len(tape.cell.gates), tape.cell.saved
-    hidden, outputs = tape.weights[0].hh.shape[0] // n_gates, tape.weights[0].hh.shape[1]
-    steps, batch, _ = tape.x.shape
-    width = panel_vectors(n_gates) * lanes(tape.x.dtype)
+    """See :class:`gpulstm_kernels.backend.Backend`. What the walk left unwritten is zero: no bits by chance."""
+    steps, batch, n_saved = tape.shape.steps, tape.shape.batch, tape.shape.cell.saved
+    _, hidden, outputs, width, _ = sizes_of(tape.shape)
     for plan, (ys, states, saved, _) in zip(tape.plans, tape.tapes, strict=True):
         ys[0 if plan.reverse else -1, :, plan.column : plan.column + outputs] = 0
         states[..., hidden:] = 0
@@ -287,40 +295,44 @@ def tape_arrays(tape: LayerTape) -> list[np.ndarray]:
 
 
 def tape_of(
-    cell: Cell,
+    shape: LayerShape,
     x: np.ndarray,
     weights: Sequence[Mapping[str, np.ndarray]],
     lengths: np.ndarray | None,
     arrays: Sequence[np.ndarray],
 ) -> LayerTape:
-    """See :func:`gpulstm_kernels.reference.tape_of`."""
-    steps, batch, _ = x.shape
-    directions = len(weights)
+    """See :class:`gpulstm_kernels.backend.Backend`."""
+    directions, hidden, outputs = shape.directions, shape.hidden, shape.outputs
     own = [_matrices(w) for w in weights]
-    sizes = sizes_of(cell, own[0].hh, x.dtype)
-    hidden, outputs = sizes.hidden, sizes.outputs
+    sizes = sizes_of(shape)
     return LayerTape(
-        cell,
+        shape,
         x,
-        np.full(batch, steps, np.int64) if lengths is None else lengths,
+        np.full(shape.batch, shape.steps, np.int64) if lengths is None else lengths,
         own,
         [_packed_columns(own[d], _contents(weights[d], True), sizes) for d in range(directions)],
-        [tuple(w) for w in weights],
         # The walk back decides anew how threads share it, and knows no chunks.
         [Plan(d == 1, d * outputs, True, False, 0, hidden, outputs) for d in range(directions)],
         [Tape(arrays[0], *arrays[1 + 3 * d : 4 + 3 * d]) for d in range(directions)],
     )
 
 
-def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, np.ndarray]]) -> str:
-    """In words: how :func:`layer_forward` would walk such a call."""
-    own = _matrices(weights[0])
-    sizes = sizes_of(cell, own.hh, own.hh.dtype)
-    at_most, by_batch = thread_split(steps, batch, own, sizes, len(weights))
-    split = f"{at_most} threads over the {'batch' if by_batch else 'units'}" if at_most > 1 else "one thread"
-    packs = _packs(steps, batch, own, own.hh.dtype)
+def describe(shape: LayerShape) -> str:
+    """See :class:`gpulstm_kernels.backend.Backend`."""
+    packs = _packs(shape)
     rows = "packed into register tiles" if packs else "read where they lie (few rows)"
-    return f"sequence walk, weights {rows}, {split}, {REGISTER_BYTES * 8}-bit vectors"
+    if _is_one_step(shape, packs):
+        walk, at_most, over = "one step", min(crew.size, _threads_of_a_step(shape)), "units"
+    else:
+        (at_most, by_batch), walk = thread_split(shape, crowded=crew.crowded), "sequence walk"
+        over = "batch" if by_batch else "units"
+    split = f"{at_most} threads over the {over}" if at_most > 1 else "one thread"
+    return f"{walk}, weights {rows}, {split}, {REGISTER_BYTES * 8}-bit vectors"
+
+
+def stream(shape: LayerShape, layers: Sequence[Mapping[str, np.ndarray]]) -> step.Stream | None:
+    """See :class:`gpulstm_kernels.backend.Backend`: for layers without a projection."""
+    return None if shape.projected else step.Stream(shape.cell, layers, shape.batch, shape.dtype)
 
 
 @functools.cache
@@ -333,9 +345,9 @@ def _matrices(weights: Mapping[str, np.ndarray]) -> Weights:
     return Weights(weights["weight_ih"], weights["weight_hh"], weights.get("weight_hr"))
 
 
-def _packs(steps: int, batch: int, weights: Weights, dtype: np.dtype) -> bool:
+def _packs(shape: LayerShape) -> bool:
     """Whether weights are read packed: all but those of float layers without a projection, for a few rows."""
-    return steps * batch >= _PACKS_FROM or weights.hh.dtype != dtype or weights.hr is not None
+    return shape.steps * shape.batch >= _PACKS_FROM or shape.weights != shape.dtype or shape.projected
 
 
 def _contents(weights: Mapping[str, np.ndarray], whole: bool) -> Contents:

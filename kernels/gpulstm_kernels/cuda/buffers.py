@@ -1,4 +1,4 @@
-"""What a walk is given: the sizes of one layer's call, and its arrays.
+"""What a walk is given beside the shape of a call: its arrays; and how a persistent walk would be launched.
 
 T steps, B batch, H hidden, P outputs of a direction (H without a projection), G gates, S states a cell carries, D
 directions. A is the type that sums and states are held in: float64 for float64, else float32.
@@ -11,40 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..cells import Cell
+from ..backend import LayerShape
 from .device.runtime import Device
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The sizes and kinds that decide how a layer is walked.
-
-    Attributes:
-        cell: which cell.
-        dtype: of x, weights and outputs: float16, bfloat16, float32 or float64.
-        tf32: whether float32 products may round their factors to TF32 (10 bits of mantissa).
-        steps, batch, hidden, outputs, directions: T, B, H, P, D.
-        projected: whether h is projected from H to P features.
-        ragged: whether sequences have lengths of their own.
-        keep: whether forward saves what backward needs.
-    """
-
-    cell: Cell
-    dtype: np.dtype
-    tf32: bool
-    steps: int
-    batch: int
-    hidden: int
-    outputs: int
-    directions: int
-    projected: bool
-    ragged: bool
-    keep: bool
-
-    @property
-    def accumulate(self) -> np.dtype:
-        """The dtype of sums and carried states."""
-        return np.dtype(np.float64 if self.dtype == np.float64 else np.float32)
 
 
 @dataclass
@@ -56,9 +24,9 @@ class Buffers:
         weight_hr: (D, P, H), with a projection.
         lengths: (B,) int32, where ragged.
         ys: (T+2, B, D·P): step t's h in slot t+1; the initial h in slot 0, and in slot T+1 for the reverse direction.
-        states: (S, D, slots, B, H) of A. With ``keep`` T+1 slots: the forward direction starts in slot 0 and step t
+        states: (S, D, slots, B, H) of A. In training T+1 slots: the forward direction starts in slot 0 and step t
             writes slot t+1; the reverse one starts in slot T and step t writes slot t. Else one slot, updated.
-        saved: (D, T, B, saved·H), value by value, with ``keep``.
+        saved: (D, T, B, saved·H), value by value, in training.
         hidden: (D, T or 1, B, H): h before its projection.
         gates: (D, T, B, G·H) of A: x·weight_ihᵀ without bias; forward may write over it.
         bias: (D, G·H) of A, or None.
@@ -100,13 +68,13 @@ class Plan:
     shared: int
 
 
-def cannot_persist(device: Device, problem: Problem) -> str | None:
+def cannot_persist(device: Device, shape: LayerShape) -> str | None:
     """In words, why no persistent walk computes this kind of layer on ``device``; None where one may."""
-    if problem.projected:
+    if shape.projected:
         return "it has no projection"
-    if problem.dtype == np.float64:
+    if shape.dtype == np.float64:
         return "it has no float64"
-    if device.capability < 80 and (problem.tf32 or problem.dtype.name == "bfloat16"):
-        kind = "TF32" if problem.tf32 else "bfloat16"
+    if device.capability < 80 and (shape.tf32 or shape.dtype.name == "bfloat16"):
+        kind = "TF32" if shape.tf32 else "bfloat16"
         return f"tensor cores multiply {kind} from compute capability 8.0 on, this is {device.capability / 10}"
     return None

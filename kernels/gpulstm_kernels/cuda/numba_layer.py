@@ -9,32 +9,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ..cells import Cell
+from ..backend import LayerShape
 from . import layer
 from .device.numba_runtime import current
 from .device.runtime import Runtime
-from .layer import LayerTape, layer_backward, tape_arrays, tape_layout
+from .layer import LayerTape, layer_backward, stream, tape_arrays, tape_layout
 
-__all__ = ["describe", "layer_backward", "layer_forward", "tape_arrays", "tape_layout", "tape_of"]
+__all__ = [
+    "describe",
+    "layer_backward",
+    "layer_forward",
+    "stream",
+    "tape_arrays",
+    "tape_layout",
+    "tape_of",
+    "why_not",
+]
+
+
+def why_not(shape: LayerShape) -> str | None:
+    """See :class:`gpulstm_kernels.backend.Backend`: it compiles any cell's Python."""
+    return None if shape.weights == shape.dtype else f"it has no weights in {shape.weights}"
 
 
 def layer_forward(
-    cell: Cell,
-    x: Any,
-    state: tuple[Any, ...],
-    weights: Sequence[Mapping[str, Any]],
-    lengths: Any,
-    keep: bool,
-) -> tuple[Any, tuple[Any, ...], LayerTape]:
-    """See :func:`gpulstm_kernels.reference.layer_forward`."""
-    return layer.layer_forward(cell, x, state, weights, lengths, keep, cast(Runtime, current()))
+    shape: LayerShape, x: Any, state: tuple[Any, ...], weights: Sequence[Mapping[str, Any]], lengths: Any
+) -> tuple[Any, tuple[Any, ...], LayerTape | None]:
+    """See :class:`gpulstm_kernels.backend.Backend`."""
+    return layer.layer_forward(shape, x, state, weights, lengths, cast(Runtime, current()))
 
 
-def tape_of(cell: Cell, x: Any, weights: Sequence[Mapping[str, Any]], lengths: Any, arrays: Sequence[Any]) -> LayerTape:
-    """See :func:`gpulstm_kernels.reference.tape_of`."""
-    return layer.tape_of(cell, x, weights, lengths, arrays, cast(Runtime, current()))
+def tape_of(
+    shape: LayerShape, x: Any, weights: Sequence[Mapping[str, Any]], lengths: Any, arrays: Sequence[Any]
+) -> LayerTape:
+    """See :class:`gpulstm_kernels.backend.Backend`."""
+    return layer.tape_of(shape, x, weights, lengths, arrays, cast(Runtime, current()))
 
 
-def describe(cell: Cell, steps: int, batch: int, weights: Sequence[Mapping[str, Any]]) -> str:
-    """In words: how :func:`layer_forward` would walk such a call, and ``layer_backward`` after it."""
-    return f"Numba CUDA: {layer.describe(cell, steps, batch, weights, cast(Runtime, current()))}"
+def describe(shape: LayerShape) -> str:
+    """See :class:`gpulstm_kernels.backend.Backend`."""
+    return f"Numba CUDA: {layer.describe(shape, cast(Runtime, current()))}"

@@ -14,8 +14,9 @@ import math
 import os
 from typing import NamedTuple
 
+from ..backend import LayerShape
 from . import measured
-from .buffers import Plan, Problem
+from .buffers import Plan
 from .device.runtime import Device
 
 _FAR = math.log(4)  # a measurement is of use as far as this: sizes four times as large, or as small
@@ -39,30 +40,30 @@ class Choice(NamedTuple):
 
 
 def choose(
-    device: Device, problem: Problem, backward: bool, walks: tuple[str, ...], override: str | None = None
+    device: Device, shape: LayerShape, backward: bool, walks: tuple[str, ...], override: str | None = None
 ) -> Choice:
     """The walk for one layer's forward or backward pass.
 
     Args:
         device: that it runs on.
-        problem: the layer's sizes.
+        shape: of the call.
         backward: which of the two passes.
         walks: what the runtime has kernels for.
         override: the walk to take, before what ``GPULSTM_WALK`` says.
 
     Raises:
-        ValueError: the walk asked for is unknown, or cannot walk this problem on the device; the message says why.
+        ValueError: the walk asked for is unknown, or cannot walk this shape on the device; the message says why.
     """
     environment = os.environ.get
     return _choose(
-        device, problem, backward, walks, override, environment("GPULSTM_WALK"), environment("GPULSTM_MEASURED")
+        device, shape, backward, walks, override, environment("GPULSTM_WALK"), environment("GPULSTM_MEASURED")
     )
 
 
 @functools.lru_cache(maxsize=1024)
 def _choose(
     device: Device,
-    problem: Problem,
+    shape: LayerShape,
     backward: bool,
     walks: tuple[str, ...],
     override: str | None,
@@ -72,7 +73,7 @@ def _choose(
     asked = override or environment
     if asked and asked not in walks:
         raise ValueError(f"walk: unknown walk {asked!r}; known walks: {', '.join(walks)}")
-    plans = {walk: _plan(walk, device, problem, backward) for walk in walks}
+    plans = {walk: _plan(walk, device, shape, backward) for walk in walks}
     if asked:
         found = plans[asked]
         if isinstance(found, str):
@@ -82,44 +83,44 @@ def _choose(
     if len(fitting) == 1:
         reasons = "".join(f"; {walk}: {found}" for walk, found in plans.items() if isinstance(found, str))
         return Choice(next(iter(fitting)), f"which takes any size and type{reasons}")
-    return _measured(device, problem, backward, tuple(fitting), table) or _modelled(device, problem, backward, fitting)
+    return _measured(device, shape, backward, tuple(fitting), table) or _modelled(device, shape, backward, fitting)
 
 
-def _plan(walk: str, device: Device, problem: Problem, backward: bool) -> Plan | str | None:
+def _plan(walk: str, device: Device, shape: LayerShape, backward: bool) -> Plan | str | None:
     """How a walk would be launched, or in words why it cannot; None for the step walk, which has nothing to plan."""
     if walk == "step":
         return None
-    found: Plan | str = importlib.import_module(f".walks.{walk}.host", __package__).plan(device, problem, backward)
+    found: Plan | str = importlib.import_module(f".walks.{walk}.host", __package__).plan(device, shape, backward)
     return found
 
 
-def _kind(problem: Problem) -> str:
-    return "tf32" if problem.tf32 else problem.dtype.name
+def _kind(shape: LayerShape) -> str:
+    return "tf32" if shape.tf32 else shape.dtype.name
 
 
 def _measured(
-    device: Device, problem: Problem, backward: bool, fitting: tuple[str, ...], table: str | None
+    device: Device, shape: LayerShape, backward: bool, fitting: tuple[str, ...], table: str | None
 ) -> Choice | None:
     """The fastest at the nearest size that was measured, of the walks that fit; None where none is near."""
-    kind = (_kind(problem), problem.cell.name, problem.directions, backward)
+    kind = (_kind(shape), shape.cell.name, shape.directions, backward)
     sizes: dict[tuple[int, int], dict[str, float]] = {}
     for entry in measured.entries(device.name, table):
         if (entry.dtype, entry.cell, entry.directions, entry.backward) == kind and entry.walk in fitting:
             sizes.setdefault((entry.hidden, entry.batch), {})[entry.walk] = entry.us
 
     def distance(size: tuple[int, int]) -> float:
-        return abs(math.log(size[0] / problem.hidden)) + abs(math.log(size[1] / problem.batch))
+        return abs(math.log(size[0] / shape.hidden)) + abs(math.log(size[1] / shape.batch))
 
     if not sizes or distance(nearest := min(sizes, key=distance)) > _FAR:
         return None
     return _fastest(sizes[nearest], f"measured on {device.name} at hidden_size {nearest[0]}, batch {nearest[1]}")
 
 
-def _modelled(device: Device, problem: Problem, backward: bool, plans: dict[str, Plan | None]) -> Choice:
+def _modelled(device: Device, shape: LayerShape, backward: bool, plans: dict[str, Plan | None]) -> Choice:
     times = {}
     for walk, plan in plans.items():
-        step = _steps(device, problem) if plan is None else _persistent(device, problem, plan)
-        times[walk] = _START[walk] / max(1, problem.steps) + (_STEP[walk] + step) * (_BACKWARD[walk] if backward else 1)
+        step = _steps(device, shape) if plan is None else _persistent(device, shape, plan)
+        times[walk] = _START[walk] / max(1, shape.steps) + (_STEP[walk] + step) * (_BACKWARD[walk] if backward else 1)
     return _fastest(times, "estimated")
 
 
@@ -129,22 +130,22 @@ def _fastest(times: dict[str, float], how: str) -> Choice:
     return Choice(chosen, f"{how}: {times[chosen]:.2g} us a step{others}")
 
 
-def _steps(device: Device, problem: Problem) -> float:
+def _steps(device: Device, shape: LayerShape) -> float:
     """Microseconds a step of products and memory in the step walk."""
-    p, many = problem, device.multiprocessors
+    p, many = shape, device.multiprocessors
     weights = p.directions * len(p.cell.gates) * p.hidden * p.outputs
     gates = p.directions * p.batch * len(p.cell.gates) * p.hidden
     moved = weights * p.dtype.itemsize + 3 * gates * p.accumulate.itemsize  # the product adds to them, the cell reads
     return weights * p.batch / (many * _GEMM[_kind(p)]) + moved / (many * _BYTES)
 
 
-def _persistent(device: Device, problem: Problem, plan: Plan) -> float:
+def _persistent(device: Device, shape: LayerShape, plan: Plan) -> float:
     """Microseconds a step of products in a walk whose blocks hold the weights.
 
     Blocks that no multiprocessor is free for walk all of time after those that came first; blocks that share one
     share its arithmetic too.
     """
-    p, blocks = problem, math.prod(plan.grid)
+    p, blocks = shape, math.prod(plan.grid)
     columns = -(-p.batch // 8) * 8
     products = p.directions * columns * len(p.cell.gates) * p.hidden * p.hidden / blocks
     resident = max(

@@ -41,17 +41,26 @@ def source(kernel: Kernel) -> str:
 
 
 @functools.lru_cache(maxsize=64)
+def missing(cell: Cell) -> str | None:
+    """In words, why there is no CUDA C++ of ``cell``; None where there is."""
+    path = _header(cell)
+    if path.is_file():
+        return None
+    return f"{cell.name!r} has no CUDA C++: expected struct {struct_name(cell)} in {path.name} beside its Python module"
+
+
+def _header(cell: Cell) -> Path:
+    return Path(str(cell.module.__file__)).with_suffix(".cuh")
+
+
+@functools.lru_cache(maxsize=64)
 def _source(file: str, cell: Cell | None) -> str:
     included: set[Path] = set()
     parts = [_inlined(_ROOT / f"{file}.cu", included)]
     if cell is not None:
-        path = Path(str(cell.module.__file__)).with_suffix(".cuh")
-        if not path.is_file():
-            raise ValueError(
-                f"cell: {cell.name!r} has no CUDA C++: expected struct {struct_name(cell)} in {path.name} beside its "
-                "Python module"
-            )
-        parts.append(_inlined(path, included))
+        if (reason := missing(cell)) is not None:
+            raise ValueError(f"cell: {reason}")
+        parts.append(_inlined(_header(cell), included))
         counts = {"gates": len(cell.gates), "states": len(cell.states), "saved": cell.saved}
         struct = struct_name(cell)
         same = " && ".join(f"{struct}::{what} == {count}" for what, count in counts.items())

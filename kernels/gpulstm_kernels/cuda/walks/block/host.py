@@ -5,7 +5,8 @@ Blocks share the batch and never wait for each other. ``persistent_block.cu`` ha
 
 from __future__ import annotations
 
-from ...buffers import Buffers, Plan, Problem, cannot_persist
+from ....backend import LayerShape
+from ...buffers import Buffers, Plan, cannot_persist
 from ...device.runtime import Device, Kernel, Runtime
 from ...device.source import struct_name, type_name
 
@@ -13,75 +14,75 @@ COLUMNS = 8  # sequences a block
 CHUNK = 64  # bytes of a row that a slice is cut into; see tile.cuh
 
 
-def _largest(device: Device, problem: Problem, backward: bool) -> int:
+def _largest(device: Device, shape: LayerShape, backward: bool) -> int:
     """The hidden size beyond which registers do not suffice, by ptxas 13.0; the compile tests hold it to that."""
     blackwell = backward and device.capability >= 100
-    if problem.dtype.itemsize == 2:
+    if shape.dtype.itemsize == 2:
         return 96 if blackwell else 128
-    return (64 if blackwell else 96) if problem.tf32 else 80
+    return (64 if blackwell else 96) if shape.tf32 else 80
 
 
-def _chunks(problem: Problem) -> int:
-    return -(-problem.hidden * problem.dtype.itemsize // CHUNK)
+def _chunks(shape: LayerShape) -> int:
+    return -(-shape.hidden * shape.dtype.itemsize // CHUNK)
 
 
 def _pitch(chunks: int) -> int:
     return (chunks | 1) * CHUNK
 
 
-def kernels(problem: Problem) -> dict[str, Kernel]:
-    """The kernels of a problem, by what they do."""
-    element, cell, chunks = type_name(problem.dtype), struct_name(problem.cell), _chunks(problem)
-    tf32, keep = ("true" if flag else "false" for flag in (problem.tf32, problem.keep))
+def kernels(shape: LayerShape) -> dict[str, Kernel]:
+    """The kernels of a shape, by what they do."""
+    element, cell, chunks = type_name(shape.dtype), struct_name(shape.cell), _chunks(shape)
+    tf32, keep = ("true" if flag else "false" for flag in (shape.tf32, shape.training))
     names = {"forward": f"block_forward<{element}, {tf32}, {cell}, {keep}, {chunks}>"}
-    if problem.keep:
+    if shape.training:
         names["backward"] = f"block_backward<{element}, {tf32}, {cell}, {chunks}>"
-    return {role: Kernel("walks/block/kernels", name, problem.cell) for role, name in names.items()}
+    return {role: Kernel("walks/block/kernels", name, shape.cell) for role, name in names.items()}
 
 
-def plan(device: Device, problem: Problem, backward: bool) -> Plan | str:
+def plan(device: Device, shape: LayerShape, backward: bool) -> Plan | str:
     """How a device would walk, or in words why it cannot."""
-    reason = cannot_persist(device, problem)
+    reason = cannot_persist(device, shape)
     if reason is not None:
         return reason
-    largest = _largest(device, problem, backward)
-    if problem.hidden > largest:
-        return f"one block's registers hold weight_hh up to hidden_size {largest} in {problem.dtype.name}"
-    chunks, gates = _chunks(problem), len(problem.cell.gates)
+    largest = _largest(device, shape, backward)
+    if shape.hidden > largest:
+        return f"one block's registers hold weight_hh up to hidden_size {largest} in {shape.dtype.name}"
+    chunks, gates = _chunks(shape), len(shape.cell.gates)
     if backward:
-        threads = 64 * -(-problem.hidden // 16)
+        threads = 64 * -(-shape.hidden // 16)
         shared = 2 * COLUMNS * _pitch(2 * -(-gates * chunks // 2)) + 8 * threads
     else:
-        threads = 32 * -(-problem.hidden // 8)
+        threads = 32 * -(-shape.hidden // 8)
         shared = 2 * COLUMNS * _pitch(chunks)
-    elements = problem.directions * (problem.steps + 2) * problem.batch * problem.hidden
-    if elements * max(gates, problem.cell.saved, len(problem.cell.states)) >= 2**31:
+    elements = shape.directions * (shape.steps + 2) * shape.batch * shape.hidden
+    if elements * max(gates, shape.cell.saved, len(shape.cell.states)) >= 2**31:
         return "its kernels count elements in 32 bits, and an array would have more"
     if shared > device.shared_per_block:
         return f"it needs {shared} bytes of shared memory in a block, of {device.shared_per_block}"
-    return Plan(threads, (-(-problem.batch // COLUMNS), 1, problem.directions), shared)
+    return Plan(threads, (-(-shape.batch // COLUMNS), 1, shape.directions), shared)
 
 
-def _planned(runtime: Runtime, problem: Problem, backward: bool) -> Plan:
-    found = plan(runtime.device(), problem, backward)
+def _planned(runtime: Runtime, shape: LayerShape, backward: bool) -> Plan:
+    found = plan(runtime.device(), shape, backward)
     if isinstance(found, str):
         raise ValueError(f"walk: 'block' cannot walk this: {found}")
     return found
 
 
-def forward(runtime: Runtime, problem: Problem, buffers: Buffers) -> None:
+def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     """Walk forward: fills ys, states, and with ``keep`` saved."""
-    p, b = problem, buffers
-    shape = _planned(runtime, p, backward=False)
+    p, b = shape, buffers
+    found = _planned(runtime, p, backward=False)
     arrays = (b.gates, b.bias, b.weight_hh, b.lengths, b.ys, b.states, b.saved)
     sizes = (p.steps, p.batch, p.hidden, p.directions, int(b.bias is not None), int(p.ragged))
-    runtime.launch(kernels(p)["forward"], shape.grid, (shape.threads, 1, 1), (*arrays, *sizes), shape.shared)
+    runtime.launch(kernels(p)["forward"], found.grid, (found.threads, 1, 1), (*arrays, *sizes), found.shared)
 
 
-def backward(runtime: Runtime, problem: Problem, buffers: Buffers) -> None:
+def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     """Walk back: fills dgates, and carries dh and dstates to the first step."""
-    p, b = problem, buffers
-    shape = _planned(runtime, p, backward=True)
+    p, b = shape, buffers
+    found = _planned(runtime, p, backward=True)
     arrays = (b.dy, b.dh, b.dstates, b.saved, b.states, b.ys, b.weight_hh, b.lengths, b.dgates)
     sizes = (p.steps, p.batch, p.hidden, p.directions, int(p.ragged))
-    runtime.launch(kernels(p)["backward"], shape.grid, (shape.threads, 1, 1), (*arrays, *sizes), shape.shared)
+    runtime.launch(kernels(p)["backward"], found.grid, (found.threads, 1, 1), (*arrays, *sizes), found.shared)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...buffers import Buffers, Plan, Problem, cannot_persist
+from ....backend import LayerShape
+from ...buffers import Buffers, Plan, cannot_persist
 from ...device.runtime import Device, Kernel, Runtime
 from ...device.source import struct_name, type_name
 
@@ -37,95 +38,95 @@ class GridPlan(Plan):
     exchanged: int
 
 
-def _division(problem: Problem, backward: bool) -> tuple[int, int]:
+def _division(shape: LayerShape, backward: bool) -> tuple[int, int]:
     """Warps of a block, and each one's share of the weights: chunks of k forward, tiles of 16 units backward."""
-    whole = -(-problem.hidden // 16) if backward else -(-problem.hidden * problem.dtype.itemsize // CHUNK)
+    whole = -(-shape.hidden // 16) if backward else -(-shape.hidden * shape.dtype.itemsize // CHUNK)
     warps = min(WARPS, whole)
     return warps, -(-whole // warps)
 
 
-def _most(device: Device, problem: Problem, backward: bool) -> int:
+def _most(device: Device, shape: LayerShape, backward: bool) -> int:
     """The largest share of the weights that leaves registers enough, by ptxas 13.0; compile tests hold it to that."""
     if backward and device.capability >= 100:
-        return 4 if problem.dtype == np.float32 else 7
-    exact = problem.dtype == np.float32 and not problem.tf32
+        return 4 if shape.dtype == np.float32 else 7
+    exact = shape.dtype == np.float32 and not shape.tf32
     return 7 if exact and not backward else 8
 
 
-def kernels(problem: Problem) -> dict[str, Kernel]:
-    """The kernels of a problem, by what they do."""
-    element, cell = type_name(problem.dtype), struct_name(problem.cell)
-    tf32, keep = ("true" if flag else "false" for flag in (problem.tf32, problem.keep))
-    warps, share = _division(problem, backward=False)
+def kernels(shape: LayerShape) -> dict[str, Kernel]:
+    """The kernels of a shape, by what they do."""
+    element, cell = type_name(shape.dtype), struct_name(shape.cell)
+    tf32, keep = ("true" if flag else "false" for flag in (shape.tf32, shape.training))
+    warps, share = _division(shape, backward=False)
     names = {"forward": f"grid_forward<{element}, {tf32}, {cell}, {keep}, {warps}, {share}>"}
-    if problem.keep:
-        warps, share = _division(problem, backward=True)
+    if shape.training:
+        warps, share = _division(shape, backward=True)
         names["backward"] = f"grid_backward<{element}, {tf32}, {cell}, {warps}, {share}>"
-    return {role: Kernel("walks/grid/kernels", name, problem.cell) for role, name in names.items()}
+    return {role: Kernel("walks/grid/kernels", name, shape.cell) for role, name in names.items()}
 
 
-def plan(device: Device, problem: Problem, backward: bool) -> GridPlan | str:
+def plan(device: Device, shape: LayerShape, backward: bool) -> GridPlan | str:
     """How a device would walk, or in words why it cannot.
 
     One block a multiprocessor is counted on, which is what registers allow where the walk is worth it.
     """
-    reason = cannot_persist(device, problem)
+    reason = cannot_persist(device, shape)
     if reason is not None:
         return reason
-    gates, size = len(problem.cell.gates), problem.dtype.itemsize
-    warps, share = _division(problem, backward)
+    gates, size = len(shape.cell.gates), shape.dtype.itemsize
+    warps, share = _division(shape, backward)
     m16, chunks = (share, -(-gates * UNITS * size // CHUNK)) if backward else (-(-gates // 2), share)
-    if share > _most(device, problem, backward):
-        return f"weight_hh of hidden_size {problem.hidden} does not fit the registers of blocks of {UNITS} units"
-    blocks, whole = -(-problem.hidden // UNITS), -(-problem.batch // COLUMNS)
-    teams = device.multiprocessors // blocks // problem.directions
+    if share > _most(device, shape, backward):
+        return f"weight_hh of hidden_size {shape.hidden} does not fit the registers of blocks of {UNITS} units"
+    blocks, whole = -(-shape.hidden // UNITS), -(-shape.batch // COLUMNS)
+    teams = device.multiprocessors // blocks // shape.directions
     if teams == 0:
-        needed = blocks * problem.directions
+        needed = blocks * shape.directions
         return f"{needed} blocks must be resident at a time, and {device.multiprocessors} multiprocessors hold fewer"
     tiles = -(-whole // min(teams, whole))
     groups = -(-whole // tiles)
     if tiles > warps:
-        return f"a batch of {problem.batch} is more than {teams} teams of blocks with {warps} warps can take"
+        return f"a batch of {shape.batch} is more than {teams} teams of blocks with {warps} warps can take"
     if backward:
         pitch = (chunks | 1) * CHUNK
         shared = tiles * COLUMNS * pitch + tiles * warps * 64 * 4
-        exchanged = 2 * problem.directions * groups * blocks * blocks * tiles * COLUMNS * UNITS
+        exchanged = 2 * shape.directions * groups * blocks * blocks * tiles * COLUMNS * UNITS
     else:
         shared = tiles * warps * m16 * 4 * 32 * 4
-        exchanged = 2 * problem.directions * groups * tiles * COLUMNS * warps * share * CHUNK // size
+        exchanged = 2 * shape.directions * groups * tiles * COLUMNS * warps * share * CHUNK // size
     if shared > device.shared_per_block:
         return f"it needs {shared} bytes of shared memory in a block, of {device.shared_per_block}"
     if backward and exchanged * 4 > _CACHED:
         return f"blocks would exchange {exchanged * 4 // 2**20} MiB, more than stay in cache"
-    return GridPlan(32 * warps, (blocks, groups, problem.directions), shared, warps, share, tiles, exchanged)
+    return GridPlan(32 * warps, (blocks, groups, shape.directions), shared, warps, share, tiles, exchanged)
 
 
-def _planned(runtime: Runtime, problem: Problem, backward: bool) -> GridPlan:
-    found = plan(runtime.device(), problem, backward)
+def _planned(runtime: Runtime, shape: LayerShape, backward: bool) -> GridPlan:
+    found = plan(runtime.device(), shape, backward)
     if isinstance(found, str):
         raise ValueError(f"walk: 'grid' cannot walk this: {found}")
     return found
 
 
-def forward(runtime: Runtime, problem: Problem, buffers: Buffers) -> None:
+def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     """Walk forward: fills ys, states, and with ``keep`` saved."""
-    p, b = problem, buffers
-    shape = _planned(runtime, p, backward=False)
-    exchange = runtime.zeros((shape.exchanged,), p.dtype)
-    counters = runtime.zeros((shape.grid[1] * p.directions,), np.uint32)
+    p, b = shape, buffers
+    found = _planned(runtime, p, backward=False)
+    exchange = runtime.zeros((found.exchanged,), p.dtype)
+    counters = runtime.zeros((found.grid[1] * p.directions,), np.uint32)
     arrays = (b.gates, b.bias, b.weight_hh, b.lengths, b.ys, b.states, b.saved, exchange, counters)
-    sizes = (p.steps, p.batch, p.hidden, p.directions, int(b.bias is not None), int(p.ragged), shape.tiles)
-    block = (shape.threads, 1, 1)
-    runtime.launch(kernels(p)["forward"], shape.grid, block, (*arrays, *sizes), shape.shared, cooperative=True)
+    sizes = (p.steps, p.batch, p.hidden, p.directions, int(b.bias is not None), int(p.ragged), found.tiles)
+    block = (found.threads, 1, 1)
+    runtime.launch(kernels(p)["forward"], found.grid, block, (*arrays, *sizes), found.shared, cooperative=True)
 
 
-def backward(runtime: Runtime, problem: Problem, buffers: Buffers) -> None:
+def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     """Walk back: fills dgates, and carries dh and dstates to the first step."""
-    p, b = problem, buffers
-    shape = _planned(runtime, p, backward=True)
-    exchange = runtime.empty((shape.exchanged,), np.float32)
-    counters = runtime.zeros((shape.grid[1] * p.directions,), np.uint32)
+    p, b = shape, buffers
+    found = _planned(runtime, p, backward=True)
+    exchange = runtime.empty((found.exchanged,), np.float32)
+    counters = runtime.zeros((found.grid[1] * p.directions,), np.uint32)
     arrays = (b.dy, b.dh, b.dstates, b.saved, b.states, b.ys, b.weight_hh, b.lengths, b.dgates, exchange, counters)
-    sizes = (p.steps, p.batch, p.hidden, p.directions, int(p.ragged), shape.tiles)
-    block = (shape.threads, 1, 1)
-    runtime.launch(kernels(p)["backward"], shape.grid, block, (*arrays, *sizes), shape.shared, cooperative=True)
+    sizes = (p.steps, p.batch, p.hidden, p.directions, int(p.ragged), found.tiles)
+    block = (found.threads, 1, 1)
+    runtime.launch(kernels(p)["backward"], found.grid, block, (*arrays, *sizes), found.shared, cooperative=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ...buffers import Buffers, Problem
+from ....backend import LayerShape
+from ...buffers import Buffers
 from ...device.runtime import Kernel, Runtime
 from ...device.source import struct_name, type_name
 
@@ -16,26 +17,26 @@ THREADS = 128
 _VECTOR = 4  # units a thread takes where rows allow aligned vector access
 
 
-def units(problem: Problem) -> int:
+def units(shape: LayerShape) -> int:
     """Neighbouring units that one thread takes."""
-    return _VECTOR if problem.hidden % _VECTOR == 0 else 1
+    return _VECTOR if shape.hidden % _VECTOR == 0 else 1
 
 
-def kernels(problem: Problem) -> dict[str, Kernel]:
-    """The kernels of a problem, by what they do."""
-    element, cell, own = type_name(problem.dtype), struct_name(problem.cell), units(problem)
-    keep = "true" if problem.keep else "false"
+def kernels(shape: LayerShape) -> dict[str, Kernel]:
+    """The kernels of a shape, by what they do."""
+    element, cell, own = type_name(shape.dtype), struct_name(shape.cell), units(shape)
+    keep = "true" if shape.training else "false"
     names = {"forward": f"step_forward<{element}, {cell}, {keep}, {own}>"}
-    if problem.keep:
+    if shape.training:
         names["backward"] = f"step_backward<{element}, {cell}, {own}>"
-    if problem.projected:
+    if shape.projected:
         names |= {"place": f"step_place<{element}>", "unplace": f"step_unplace<{element}>"}
-    return {role: Kernel("walks/step/kernels", name, problem.cell) for role, name in names.items()}
+    return {role: Kernel("walks/step/kernels", name, shape.cell) for role, name in names.items()}
 
 
-def forward(runtime: Runtime, problem: Problem, buffers: Buffers) -> None:
+def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     """Walk forward: fills ys, states, and with ``keep`` saved and hidden."""
-    p, b = problem, buffers
+    p, b = shape, buffers
     steps, batch, directions = p.steps, p.batch, p.directions
     own, whole = kernels(p), _grid(p, p.hidden, units(p))
     h = runtime.empty((directions, batch, p.outputs), p.dtype)
@@ -60,9 +61,9 @@ def forward(runtime: Runtime, problem: Problem, buffers: Buffers) -> None:
     runtime.replay(("step forward", p, *(runtime.pointer(array) for array in used)), enqueue)
 
 
-def backward(runtime: Runtime, problem: Problem, buffers: Buffers) -> None:
+def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     """Walk back: fills dgates and dprojected, and carries dh and dstates to the first step."""
-    p, b = problem, buffers
+    p, b = shape, buffers
     steps, batch, directions = p.steps, p.batch, p.directions
     own, whole = kernels(p), _grid(p, p.hidden, units(p))
     dhidden = runtime.empty((directions, batch, p.hidden), p.accumulate) if p.projected else None
@@ -88,17 +89,17 @@ def backward(runtime: Runtime, problem: Problem, buffers: Buffers) -> None:
     runtime.replay(key, enqueue)
 
 
-def _grid(problem: Problem, across: int, own: int) -> tuple[int, int, int]:
-    return (-(-problem.batch * -(-across // own) // THREADS), 1, problem.directions)
+def _grid(shape: LayerShape, across: int, own: int) -> tuple[int, int, int]:
+    return (-(-shape.batch * -(-across // own) // THREADS), 1, shape.directions)
 
 
-def _along(problem: Problem, array: Any, back: bool = False) -> Iterator[Any]:
+def _along(shape: LayerShape, array: Any, back: bool = False) -> Iterator[Any]:
     """For each step of the walk, the (D, B, ·) of ``array`` (D, T, B, ·) that it works on; None for none.
 
     The reverse direction is at the other end of time, so both together are a slice with a stride over the rows
     (d, t); an array that keeps one step only serves them all.
     """
-    steps, directions = problem.steps, problem.directions
+    steps, directions = shape.steps, shape.directions
     if array is None:
         yield from [None] * steps
         return
