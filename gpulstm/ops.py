@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -125,7 +125,8 @@ class Config:
     def state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
         """The shapes of h and of each carried state."""
         count = self.num_layers * self.directions
-        return [(count, batch, self.output_size)] + [(count, batch, self.hidden_size)] * len(self.cell.states)
+        sizes = state_sizes(self.cell, self.output_size, self.hidden_size)
+        return [(count, batch, size) for size in sizes]
 
 
 State = tuple[np.ndarray, ...]
@@ -385,6 +386,23 @@ def _check_input(config: Config, x: Any, dtype: np.dtype, device: str) -> tuple[
     return _inside(config, array, unbatched, arrays.library(device)), unbatched
 
 
+def state_sizes(cell: Cell, outputs: int, hidden: int) -> list[int]:
+    """Features of h and of each carried state."""
+    return [outputs, *[hidden] * len(cell.states)]
+
+
+def state_parts(state: Any, count: int, name: str, expected: str) -> Sequence[Any]:
+    """``state`` as its ``count`` parts, in a tuple or a list; ``name`` and ``expected`` are for the message.
+
+    Raises:
+        TypeError: it is neither, or has another number of parts.
+    """
+    if not isinstance(state, (tuple, list)) or len(state) != count:
+        found = f"{len(state)} parts" if isinstance(state, (tuple, list)) else type(state).__name__
+        raise TypeError(f"{name}: expected {expected}, got {found}")
+    return state
+
+
 def check_state(
     name: str, config: Config, state: Any, batch: int, unbatched: bool, dtype: np.dtype, device: str
 ) -> State:
@@ -394,13 +412,9 @@ def check_state(
     if state is None:
         return tuple([library.zeros(shape, dtype) for shape in shapes])
     labels = [f"{name} {label}" for label in ("h", *config.cell.states)]
-    if len(shapes) == 1:
-        parts = state if isinstance(state, (tuple, list)) else (state,)
-    else:
-        parts = state
-    if not isinstance(parts, (tuple, list)) or len(parts) != len(shapes):
-        found = f"{len(parts)} parts" if isinstance(parts, (tuple, list)) else type(parts).__name__
-        raise TypeError(f"{name}: expected ({', '.join(labels)}), got {found}")
+    if len(shapes) == 1 and not isinstance(state, (tuple, list)):
+        state = (state,)
+    parts = state_parts(state, len(shapes), name, f"({', '.join(labels)})")
     checked = []
     for label, part, shape in zip(labels, parts, shapes, strict=True):
         if part is None:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from gpulstm_kernels.cells import Cell
 
-from .. import cells, checks
+from .. import cells, checks, ops
 from .autograd import layer
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -94,18 +94,14 @@ class _Recurrent(torch.nn.RNNBase):
     def _state(self, hx: Sequence[Any] | None, x: Tensor, rows: tuple[int, ...]) -> States:
         """The initial state, checked, or zeros; ``rows`` is (B,), or () for one sequence."""
         count = self.num_layers * (2 if self.bidirectional else 1)
-        sizes = [self.proj_size or self.hidden_size, *[self.hidden_size] * len(self._cell.states)]
+        sizes = ops.state_sizes(self._cell, self.proj_size or self.hidden_size, self.hidden_size)
         if hx is None:
             return tuple(x.new_zeros((count, *rows, size)) for size in sizes)
         labels = ["hx"] if len(sizes) == 1 else [f"hx[{k}]" for k in range(len(sizes))]
-        if not isinstance(hx, (tuple, list)) or len(hx) != len(sizes):
-            got = f"{len(hx)} parts" if isinstance(hx, (tuple, list)) else type(hx).__name__
-            raise TypeError(f"hx: expected {len(sizes)} tensors, (h, {', '.join(self._cell.states)}), got {got}")
-        for part, label, size in zip(hx, labels, sizes, strict=True):
-            _check_like(part, label, x)
-            if part.shape != (count, *rows, size):
-                raise ValueError(f"{label}: expected shape {(count, *rows, size)}, got {tuple(part.shape)}")
-        return tuple(hx)
+        parts = ops.state_parts(hx, len(sizes), "hx", _tensors(self._cell))
+        for part, label, size in zip(parts, labels, sizes, strict=True):
+            _check_part(part, label, x, (count, *rows, size))
+        return tuple(parts)
 
     def _stack(self, x: Tensor, state: States, lengths: Tensor | None) -> tuple[Tensor, States]:
         """x (T, B, I) through all layers; y past a length is unspecified."""
@@ -259,12 +255,8 @@ class LSTMCell(torch.nn.LSTMCell):
         shape = (*input.shape[:-1], self.hidden_size)
         if hx is None:
             hx = (input.new_zeros(shape),) * 2
-        elif not isinstance(hx, (tuple, list)) or len(hx) != 2:
-            raise TypeError(f"hx: expected 2 tensors, (h, c), got {type(hx).__name__}")
-        for k, part in enumerate(hx):
-            _check_like(part, f"hx[{k}]", input)
-            if part.shape != shape:
-                raise ValueError(f"hx[{k}]: expected shape {shape}, got {tuple(part.shape)}")
+        for k, part in enumerate(ops.state_parts(hx, 2, "hx", _tensors(cells.LSTM))):
+            _check_part(part, f"hx[{k}]", input, shape)
         if self.hidden_size == 0:  # which torch's takes
             return hx[0].clone(), hx[1].clone()
         given = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
@@ -313,8 +305,13 @@ def _check_dtype(dtype: Any) -> None:
         raise TypeError(f"dtype: expected None or one of {', '.join(map(str, _DTYPES))}, got {checks.shown(dtype)}")
 
 
-def _check_like(part: Any, name: str, x: Tensor) -> None:
-    """``part`` must be a tensor of the device and, without autocast, of the dtype of the input ``x``."""
+def _tensors(cell: Cell) -> str:
+    """A state of ``cell``, as messages have it."""
+    return f"{1 + len(cell.states)} tensors, ({', '.join(('h', *cell.states))})"
+
+
+def _check_part(part: Any, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """``part`` must be a tensor of this shape and of the device and, without autocast, the dtype of the input ``x``."""
     if not isinstance(part, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(part).__name__}")
     _check_dense(part, name)
@@ -323,6 +320,8 @@ def _check_like(part: Any, name: str, x: Tensor) -> None:
     autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
     if part.dtype not in _DTYPES or (part.dtype != x.dtype and not autocast):
         raise TypeError(f"{name}: expected dtype {x.dtype}, that of the input, got {part.dtype}")
+    if part.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(part.shape)}")
 
 
 def _padded(packed: PackedSequence) -> tuple[Tensor, Tensor | None]:
