@@ -17,6 +17,7 @@ from .pool import ROOT, ProviderError
 from .registry import (
     CPU_GRID,
     CPU_PROVIDERS,
+    ITEMSIZE,
     MEMORY_CASES,
     NARROW,
     SUBJECT,
@@ -59,8 +60,8 @@ def measures(
         "--case",
         "cases",
         multiple=True,
-        metavar="B,T,H",
-        help="Instead of the grid, and where memory is measured; may be repeated.",
+        metavar="B,T,H[,NAME=VALUE]",
+        help="Instead of the grid, and where memory is measured; may be repeated. gpulstm.explain prints a call's own.",
     )
     @click.option(
         "--tables",
@@ -70,7 +71,7 @@ def measures(
     )
     @click.option("--rounds", type=click.IntRange(1), help="Turns for each provider and case (9; quick: 3).")
     @click.option("--threads", type=click.IntRange(1), help="The same for every provider; default: all cores.")
-    @click.option("--dtype", type=click.Choice(["float32"]), default="float32", show_default=True)
+    @click.option("--dtype", type=click.Choice(list(ITEMSIZE)), help="Of every case. [default: its own, float32]")
     def command(
         quick: bool,
         out: Path | None,
@@ -79,7 +80,7 @@ def measures(
         wanted: str | None,
         rounds: int | None,
         threads: int | None,
-        dtype: str,
+        dtype: str | None,
     ) -> None:
         try:
             asked = tuple(map(parse_case, cases))
@@ -89,7 +90,7 @@ def measures(
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         timed = [
-            replace(table, cases=tuple(replace(case, dtype=dtype) for case in table.cases))
+            replace(table, cases=tuple(replace(case, dtype=dtype or case.dtype) for case in table.cases))
             for table in timed_tables(shown, asked or grid, quick)
         ]
         memory_cases = asked or MEMORY_CASES[:: 2 if quick else 1]

@@ -11,13 +11,13 @@ import importlib
 import math
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from . import pool
-from .problem import Problem
-from .registry import Case, Provider, parse_case
+from .problem import Problem, names
+from .registry import CELLS, ITEMSIZE, Case, Provider, parse_case
 from .worker import limit_cores
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -26,8 +26,7 @@ _STEPS = 3  # what a step leaves behind shows in the next
 
 def measure(provider: Provider, case: Case, threads: int) -> dict[str, Any]:
     """``{"case", "provider", "bytes"}``; bytes is None where it cannot be known, and ``reason`` says why."""
-    sizes = f"{case.batch},{case.steps},{case.hidden}"
-    command = [sys.executable, "-m", "bench.memory", provider.module, str(threads), sizes]
+    command = [sys.executable, "-m", "bench.memory", provider.module, str(threads), case.text]
     found = {"case": asdict(case), "provider": provider.name}
     try:
         done = subprocess.run(
@@ -47,20 +46,21 @@ def progress(found: dict[str, Any]) -> str:
 
 
 def tape(case: Case) -> int:
-    """Bytes that the forward pass saves for the backward one, in float32: y, c and the four gates of every step."""
-    return 4 * 6 * case.steps * case.batch * case.hidden
+    """Bytes that the forward pass saves for the backward one: y, of an LSTM c, and the gates of every step."""
+    values = case.outputs + (CELLS[case.cell] + len(names(case)) - 1) * case.hidden
+    return ITEMSIZE[case.dtype] * case.layers * case.directions * case.steps * case.batch * values
 
 
 def least(case: Case) -> int:
     """Bytes of the tape and of the gradients that a step returns: those of x and of the parameters."""
     parameters = sum(map(math.prod, case.parameters.values()))
-    return tape(case) + 4 * (case.steps * case.batch * case.hidden + parameters)
+    return tape(case) + ITEMSIZE[case.dtype] * (case.steps * case.batch * case.features + parameters)
 
 
 def peak_of_training(module: str, case: Case) -> int:
     """Bytes by which training steps of ``case`` raise the peak of this process."""
     provider = importlib.import_module(module)
-    provider.training(Problem.of(Case(16, 16, case.hidden)))[0]()
+    provider.training(Problem.of(replace(case, batch=16, steps=16)))[0]()
     call, _ = provider.training(Problem.of(case))
     before = _begin()
     for _ in range(_STEPS):

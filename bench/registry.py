@@ -2,58 +2,112 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 MODES = ("inference", "training")
 SUBJECT = "gpulstm"  # the provider that the others are compared with
 
 
+CELLS = {"lstm": 4, "rnn": 1}  # and their gates
+ITEMSIZE = {"float32": 4, "float64": 8}
+
+
 @dataclass(frozen=True)
 class Case:
-    """One layer, I = H: ``batch`` sequences of ``steps`` steps with ``hidden`` units, in ``dtype``."""
+    """A layer's call, as ``gpulstm.explain`` prints it and ``--case`` takes it.
+
+    Attributes:
+        batch, steps, hidden: B, T, H.
+        dtype: of everything.
+        inputs: I; 0 for I = H.
+        cell: ``"lstm"`` or ``"rnn"`` (tanh).
+        layers, directions: L, D.
+        projection: features that h is projected to; 0 for none.
+        bias: 1 with biases, 0 without.
+    """
 
     batch: int
     steps: int
     hidden: int
     dtype: str = "float32"
+    inputs: int = 0
+    cell: str = "lstm"
+    layers: int = 1
+    directions: int = 1
+    projection: int = 0
+    bias: int = 1
 
     @property
     def label(self) -> str:
-        return f"({self.batch},{self.steps},{self.hidden})"
+        """For tables, which say the dtype themselves."""
+        return f"({replace(self, dtype='float32').text})"
+
+    @property
+    def text(self) -> str:
+        """What :func:`parse_case` takes back."""
+        given = {name: getattr(self, name) for name in _FEATURES}
+        features = [f"{name}={value}" for name, value in given.items() if value != _FEATURES[name]]
+        return ",".join([str(self.batch), str(self.steps), str(self.hidden), *features])
+
+    @property
+    def is_plain(self) -> bool:
+        """One LSTM layer of one direction with biases and without a projection, which everybody has."""
+        return (self.cell, self.layers, self.directions, self.projection, self.bias) == ("lstm", 1, 1, 0, 1)
+
+    @property
+    def features(self) -> int:
+        """Of the input: I."""
+        return self.inputs or self.hidden
+
+    @property
+    def outputs(self) -> int:
+        """Features of h in one direction: P."""
+        return self.projection or self.hidden
 
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
-        """Shapes under torch's names."""
-        gates = 4 * self.hidden
-        return {
-            "weight_ih_l0": (gates, self.hidden),
-            "weight_hh_l0": (gates, self.hidden),
-            "bias_ih_l0": (gates,),
-            "bias_hh_l0": (gates,),
-        }
+        """Shapes under torch's names and in torch's order."""
+        rows = CELLS[self.cell] * self.hidden
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(self.layers):
+            inputs = self.features if layer == 0 else self.outputs * self.directions
+            for end in ("", "_reverse")[: self.directions]:
+                own: dict[str, tuple[int, ...]] = {"weight_ih": (rows, inputs), "weight_hh": (rows, self.outputs)}
+                if self.bias:
+                    own |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                if self.projection:
+                    own["weight_hr"] = (self.projection, self.hidden)
+                shapes |= {f"{name}_l{layer}{end}": shape for name, shape in own.items()}
+        return shapes
 
     def flops(self, mode: str) -> int:
         """Of the matrix products alone: those of the forward pass, and twice as many for the gradients."""
-        forward = 2 * self.steps * self.batch * 4 * self.hidden * (self.hidden + self.hidden)
+        forward = 2 * self.steps * self.batch * sum(map(math.prod, self._matrices()))
         return forward if mode == "inference" else 3 * forward
 
     @property
     def resident_bytes(self) -> int:
         """What every step or call reads again: the recurrent weights; for one step the input weights too."""
-        return self._matrix_bytes * (2 if self.steps == 1 else 1)
+        return self._bytes() if self.steps == 1 else self._bytes("weight_hh", "weight_hr")
 
     def read_bytes(self, mode: str) -> int:
         """Weights read at least: the recurrent ones every step, the input ones once; twice to train."""
-        forward = self._matrix_bytes * (self.steps + 1)
+        forward = self._bytes("weight_hh", "weight_hr") * self.steps + self._bytes("weight_ih")
         return forward if mode == "inference" else 2 * forward
 
-    @property
-    def _matrix_bytes(self) -> int:
-        return 4 * self.hidden * self.hidden * {"float32": 4}[self.dtype]
+    def _matrices(self, *names: str) -> list[tuple[int, ...]]:
+        """The shapes of the matrices whose names begin so; of all of them for none."""
+        wanted = names or ("weight",)
+        return [shape for name, shape in self.parameters.items() if name.startswith(wanted)]
+
+    def _bytes(self, *names: str) -> int:
+        return ITEMSIZE[self.dtype] * sum(map(math.prod, self._matrices(*names)))
 
 
+_FEATURES = {field.name: field.default for field in fields(Case) if field.name not in ("batch", "steps", "hidden")}
 CPU_GRID = tuple(
     Case(*sizes)
     for sizes in (
@@ -162,18 +216,41 @@ REFERENCE = Provider("reference", "bench.providers.reference", ("gpulstm",))
 
 
 def parse_case(text: str) -> Case:
-    """``"16,128,256"`` as a case.
+    """``"16,128,256"`` or ``"16,128,256,inputs=64,layers=2"`` as a case.
 
     Raises:
-        ValueError: not three positive integers.
+        ValueError: not three positive integers, or features that a case has not.
     """
+    parts = text.strip("()").split(",")
     try:
-        batch, steps, hidden = (int(part) for part in text.strip("()").split(","))
+        batch, steps, hidden = (int(part) for part in parts[:3])
     except ValueError:
         raise ValueError(f"case: expected three integers B,T,H such as 16,128,256, got {text!r}") from None
     if min(batch, steps, hidden) < 1:
         raise ValueError(f"case: expected B, T and H of at least 1, got {text!r}")
-    return Case(batch, steps, hidden)
+    given: dict[str, Any] = {}
+    for part in parts[3:]:
+        name, _, value = part.strip().partition("=")
+        if name not in _FEATURES:
+            raise ValueError(f"case: expected B,T,H and some of {', '.join(_FEATURES)}, got {part!r} in {text!r}")
+        given[name] = value if name in ("cell", "dtype") else int(value) if value.isdecimal() else -1
+    case = Case(batch, steps, hidden, **given)
+    if case.inputs == hidden:
+        case = replace(case, inputs=0)
+    for name, fits, expected in (
+        ("dtype", case.dtype in ITEMSIZE, f"one of {', '.join(ITEMSIZE)}"),
+        ("inputs", case.inputs >= 0, "a size"),
+        ("cell", case.cell in CELLS, f"one of {', '.join(CELLS)}"),
+        ("layers", case.layers >= 1, "at least 1"),
+        ("directions", case.directions in (1, 2), "1 or 2"),
+        ("projection", 0 <= case.projection < hidden, f"less than H = {hidden}"),
+        ("bias", case.bias in (0, 1), "0 or 1"),
+    ):
+        if not fits:
+            raise ValueError(f"case: expected {name} to be {expected}, got {text!r}")
+    if case.projection and case.cell != "lstm":
+        raise ValueError(f"case: expected a projection of an lstm alone, got {text!r}")
+    return case
 
 
 AnyProvider = TypeVar("AnyProvider", bound=Provider)

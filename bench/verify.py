@@ -12,7 +12,7 @@ import numpy as np
 
 from .problem import Outputs, Problem
 
-TOLERANCE = {"float32": 2e-5}
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
 
 @dataclass(frozen=True)

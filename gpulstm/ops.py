@@ -282,7 +282,26 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
     for name, reason in dispatch.backends().items():
         if name != chosen.name:
             lines.append(f"{name}: not used" + (f"; cannot run here: {reason}" if reason else ""))
+    if device == "cpu" and (case := _benchmark_case(config, steps, batch, dtype)) is not None:
+        lines.append(f"measure it: python -m bench run cpu --case {case}")
     return "\n".join(lines)
+
+
+def _benchmark_case(config: Config, steps: int, batch: int, dtype: np.dtype) -> str | None:
+    """Such a call as the benchmark's ``--case`` takes it; None for a cell that others have not."""
+    if config.cell.name not in ("lstm", "rnn") or (config.proj_size and config.cell.name != "lstm"):
+        return None
+    features = {
+        "dtype": (dtype.name, "float32"),
+        "inputs": (config.input_size, config.hidden_size),
+        "cell": (config.cell.name, "lstm"),
+        "layers": (config.num_layers, 1),
+        "directions": (config.directions, 1),
+        "projection": (config.proj_size, 0),
+        "bias": (int(config.bias), 1),
+    }
+    given = [f"{name}={value}" for name, (value, usual) in features.items() if value != usual]
+    return ",".join([str(batch), str(steps), str(config.hidden_size), *given])
 
 
 def weights_of(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import gpulstm
 from bench import machine, memory, peak, pool, run
 from bench.command import main
 from bench.plot import plot
@@ -65,10 +66,65 @@ def test_tables_that_are_asked_for() -> None:
     assert timed_tables(["memory"], CPU_GRID, quick=False) == []
 
 
-@pytest.mark.parametrize("text", ["16,128", "16,x,3", "0,1,2", "", "1,2,3,4"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "16,128",
+        "16,x,3",
+        "0,1,2",
+        "",
+        "1,2,3,4",
+        "1,2,3,gates=4",
+        "1,2,3,cell=gru",
+        "1,2,3,dtype=float16",
+        "1,2,3,layers=0",
+        "1,2,3,directions=3",
+        "1,2,3,projection=3",
+        "1,2,3,inputs=x",
+        "1,2,3,cell=rnn,projection=2",
+    ],
+)
 def test_a_case_that_is_none_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="case: expected"):
         parse_case(text)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (gpulstm.LSTM(4, 4, seed=0), (2, 3, 4)),
+        (gpulstm.LSTM(3, 7, 2, bias=False, bidirectional=True, proj_size=2, dtype="float64", seed=0), (5, 1, 3)),
+        (gpulstm.RNN(3, 5, bidirectional=True, batch_first=True, seed=0), (2, 4, 3)),
+    ],
+)
+def test_what_explain_prints_is_a_case_of_such_a_call(layer: Any, shape: tuple[int, ...]) -> None:
+    x = np.zeros(shape, layer.params["weight_ih_l0"].dtype)
+    *_, command = gpulstm.explain(layer, x).splitlines()
+    text = command.removeprefix("measure it: python -m bench run cpu --case ")
+    case = parse_case(text)
+    assert case.text == text
+    order = (1, 0) if layer.config.batch_first else (0, 1)
+    assert (case.steps, case.batch) == tuple(shape[axis] for axis in order)
+    problem = Problem.of(case)
+    assert problem.x.shape == (case.steps, case.batch, shape[2])
+    assert problem.x.dtype == x.dtype
+    assert {name: value.shape for name, value in problem.params.items()} == layer.config.shapes()
+    y, state = layer(problem.x.swapaxes(*order) if layer.config.batch_first else problem.x)
+    assert problem.outputs("inference")["y"] == (y.swapaxes(0, 1) if layer.config.batch_first else y).shape
+    assert [part.shape for part in problem.state] == [part.shape for part in state if isinstance(state, tuple)] or [
+        state.shape
+    ]
+
+
+def test_a_layer_of_all_features_is_timed_beside_torch(tmp_path: Path) -> None:
+    case = parse_case("3,5,8,dtype=float64,inputs=6,layers=2,directions=2,projection=4,bias=0")
+    known = [CPU_PROVIDERS[name] for name in ("gpulstm", "torch", "jax")]
+    record = measured(known, tmp_path / "record.json", case=case)
+    rejected = {(cell["provider"], cell["mode"]): cell["rejected"] for cell in record["cells"]}
+    for mode in ("inference", "training"):
+        assert rejected["gpulstm", mode] is None
+        assert rejected["torch", mode] is None
+        assert "one plain LSTM layer" in rejected["jax", mode]
 
 
 def test_unknown_providers_are_told_the_known_ones() -> None:
@@ -86,12 +142,16 @@ def test_work_of_a_case() -> None:
     assert Case(1, 1, 512).resident_bytes == 2 * 2048 * 512 * 4
 
 
+def arrays_of(problem: Problem) -> list[np.ndarray]:
+    return [problem.x, problem.dy, *problem.state, *problem.dstate, *problem.params.values()]
+
+
 def test_a_problem_is_the_same_in_every_process() -> None:
     one, two = Problem.of(TINY), Problem.of(TINY)
-    for name in ("x", "h0", "c0", "dy", "dh", "dc"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
-        assert getattr(one, name).dtype == np.float32
-        assert getattr(one.astype("float64"), name).dtype == np.float64
+    for this, same, wide in zip(*(arrays_of(problem) for problem in (one, two, one.astype("float64"))), strict=True):
+        np.testing.assert_array_equal(this, same)
+        assert this.dtype == np.float32
+        assert wide.dtype == np.float64
     assert one.outputs("training")["dweight_ih_l0"] == (28, 7)
 
 
@@ -137,7 +197,7 @@ def inference(problem):
     return call, lambda result: outputs(result) | {"y": outputs(result)["y"] * np.float32(1.0001)}
 def training(problem):
     call, outputs = gpulstm.training(problem)
-    return call, lambda result: outputs(result) | {"dc0": np.zeros_like(problem.c0)}
+    return call, lambda result: outputs(result) | {"dc0": np.zeros_like(problem.state[1])}
 """,
     "raises": """
 def inference(problem):
@@ -186,9 +246,9 @@ def _known_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peak, "measure", lambda threads: PEAKS)
 
 
-def measured(providers: list[Provider], path: Path, say: Any = lambda line: None) -> dict[str, Any]:
+def measured(providers: list[Provider], path: Path, say: Any = lambda line: None, case: Case = TINY) -> dict[str, Any]:
     record = run.new_record("cpu", SETTINGS, providers)
-    run.run_cpu(record, path, [Table("grid", (TINY,))], providers, SETTINGS, say)
+    run.run_cpu(record, path, [Table("grid", (case,))], providers, SETTINGS, say)
     return json.loads(path.read_text())
 
 

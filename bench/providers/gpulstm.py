@@ -10,7 +10,7 @@ from typing import Any
 
 import gpulstm
 
-from ..problem import Outputs, Problem, Runner
+from ..problem import Outputs, Problem, Runner, alone, named
 
 
 def setup(threads: int) -> None:
@@ -19,43 +19,53 @@ def setup(threads: int) -> None:
 
 def inference(problem: Problem, kind: str | None = None) -> Runner:
     lstm = layer(problem) if kind is None else gpulstm.quantize(layer(problem), kind)
-    x, state = problem.x, (problem.h0, problem.c0)
-    if problem.case.steps == 1:
-        stream, (step,) = lstm.stream(problem.case.batch, state), x
+    x, state, case = problem.x, alone(problem.state), problem.case
+    if case.steps == 1 and case.directions == 1:
+        stream, (step,) = lstm.stream(case.batch, state), x
 
         def first_step(_: Any) -> Outputs:
             stream.reset(state)
             y = stream(step)[None].copy()
-            h, c = stream.state
-            return {"y": y, "h": h, "c": c}
+            return {"y": y, **named(case, stream.state)}
 
         return lambda: stream(step), first_step
 
     def outputs(result: Any) -> Outputs:
-        y, (h, c) = result
-        return {"y": y, "h": h, "c": c}
+        y, final = result
+        return {"y": y, **named(case, final)}
 
     return lambda: lstm(x, state), outputs
 
 
 def training(problem: Problem) -> Runner:
     lstm = layer(problem)
-    x, state = problem.x, (problem.h0, problem.c0)
-    dy, dstate = problem.dy, (problem.dh, problem.dc)
+    x, state, case = problem.x, alone(problem.state), problem.case
+    dy, dstate = problem.dy, alone(problem.dstate)
 
     def call() -> Any:
         result, pullback = lstm.vjp(x, state)
         return result, pullback(dy, dstate)
 
     def outputs(result: Any) -> Outputs:
-        (y, (h, c)), (dx, (dh0, dc0), grads) = result
+        (y, final), (dx, initial, grads) = result
         gradients = {f"d{name}": value for name, value in grads.items()}
-        return {"y": y, "h": h, "c": c, "dx": dx, "dh0": dh0, "dc0": dc0, **gradients}
+        return {"y": y, **named(case, final), "dx": dx, **named(case, initial, "d", "0"), **gradients}
 
     return call, outputs
 
 
-def layer(problem: Problem) -> gpulstm.LSTM:
-    lstm = gpulstm.LSTM(problem.case.hidden, problem.case.hidden, dtype=problem.case.dtype, seed=0)
-    lstm.load_state_dict(problem.params)
-    return lstm
+def layer(problem: Problem) -> gpulstm.nn.RNNBase:
+    case = problem.case
+    made = gpulstm.nn.RNNBase(
+        case.cell,
+        case.features,
+        case.hidden,
+        case.layers,
+        bias=bool(case.bias),
+        bidirectional=case.directions == 2,
+        proj_size=case.projection,
+        dtype=case.dtype,
+        seed=0,
+    )
+    made.load_state_dict(problem.params)
+    return made

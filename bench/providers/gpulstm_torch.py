@@ -15,8 +15,8 @@ def setup(threads: int) -> None:
 
 
 def inference(problem: Problem) -> Runner:
-    return torch.inference(problem, gpulstm.torch.LSTM)
+    return torch.inference(problem, gpulstm.torch)
 
 
 def training(problem: Problem) -> Runner:
-    return torch.training(problem, gpulstm.torch.LSTM)
+    return torch.training(problem, gpulstm.torch)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..problem import Outputs, Problem, Runner
+from ..problem import Outputs, Problem, Runner, check_plain
 
 
 def setup(threads: int) -> None:
@@ -38,7 +38,8 @@ def forward_backward(params: Any, x: Any, h0: Any, c0: Any, upstream: Any) -> An
 
 
 def inference(problem: Problem) -> Runner:
-    arguments = jax.device_put((problem.params, problem.x, problem.h0, problem.c0))
+    check_plain(problem.case)
+    arguments = jax.device_put((problem.params, problem.x, *problem.state))
     compiled = jax.jit(forward).lower(*arguments).compile()
 
     def outputs(result: Any) -> Outputs:
@@ -48,8 +49,9 @@ def inference(problem: Problem) -> Runner:
 
 
 def training(problem: Problem) -> Runner:
-    arguments = jax.device_put((problem.params, problem.x, problem.h0, problem.c0))
-    upstream = jax.device_put((problem.dy, problem.dh, problem.dc))
+    check_plain(problem.case)
+    arguments = jax.device_put((problem.params, problem.x, *problem.state))
+    upstream = jax.device_put((problem.dy, *problem.dstate))
     compiled = forward_backward.lower(*arguments, upstream).compile()
 
     def outputs(result: Any) -> Outputs:

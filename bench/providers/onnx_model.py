@@ -7,15 +7,21 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from ..problem import Problem
+from ..problem import Problem, check_plain
 
 INPUTS = ("x", "h0", "c0")
 OUTPUTS = ("y", "h", "c")
 
 
+def inputs(problem: Problem) -> dict[str, np.ndarray]:
+    """What the model is given, by the names of its inputs."""
+    return dict(zip(INPUTS, (problem.x, *problem.state), strict=True))
+
+
 def serialized(problem: Problem) -> bytes:
     """Inputs x (T, B, I), h0, c0 (1, B, H); outputs y (T, 1, B, H), h, c (1, B, H)."""
-    steps, batch, hidden = problem.x.shape
+    check_plain(problem.case)
+    steps, batch, hidden = problem.case.steps, problem.case.batch, problem.case.hidden
 
     def reordered(name: str) -> np.ndarray:
         i, f, g, o = np.split(problem.params[name], 4)

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from ..problem import Outputs, Problem, Runner
-from .onnx_model import INPUTS, OUTPUTS, serialized
+from .onnx_model import OUTPUTS, inputs, serialized
 
 options = onnxruntime.SessionOptions()
 
@@ -21,8 +21,8 @@ def setup(threads: int) -> None:
 def inference(problem: Problem) -> Runner:
     session = onnxruntime.InferenceSession(serialized(problem), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
-    for name in INPUTS:
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(getattr(problem, name)))
+    for name, value in inputs(problem).items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
     results = {}
     for output in session.get_outputs():
         empty = np.empty(output.shape, problem.case.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 import openvino
 
 from ..problem import Outputs, Problem, Runner
-from .onnx_model import INPUTS, OUTPUTS, serialized
+from .onnx_model import OUTPUTS, inputs, serialized
 
 config: dict[str, Any] = {
     "PERFORMANCE_HINT": "LATENCY",
@@ -24,8 +24,8 @@ def inference(problem: Problem) -> Runner:
     core = openvino.Core()
     model = core.read_model(model=serialized(problem), weights=b"")
     request = core.compile_model(model, "CPU", config).create_infer_request()
-    for name in INPUTS:
-        request.set_tensor(name, openvino.Tensor(getattr(problem, name), shared_memory=True))
+    for name, value in inputs(problem).items():
+        request.set_tensor(name, openvino.Tensor(value, shared_memory=True))
 
     def outputs(_: Any) -> Outputs:
         shapes = problem.outputs("inference")

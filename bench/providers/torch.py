@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..problem import Outputs, Problem, Runner
+from ..problem import Outputs, Problem, Runner, alone, named
 
 
 def setup(threads: int) -> None:
@@ -14,41 +14,55 @@ def setup(threads: int) -> None:
     torch.set_num_interop_threads(1)
 
 
-def inference(problem: Problem, kind: type[torch.nn.Module] = torch.nn.LSTM) -> Runner:
-    lstm = layer(problem, kind).eval()
-    x, h0, c0 = map(torch.from_numpy, (problem.x, problem.h0, problem.c0))
+def inference(problem: Problem, modules: Any = torch.nn) -> Runner:
+    """``modules``: what has ``LSTM`` and ``RNN``."""
+    lstm = layer(problem, modules).eval()
+    x, state = torch.from_numpy(problem.x), alone(tuple(map(torch.from_numpy, problem.state)))
 
     def call() -> Any:
         with torch.inference_mode():
-            return lstm(x, (h0, c0))
+            return lstm(x, state)
 
     def outputs(result: Any) -> Outputs:
-        y, (h, c) = result
-        return {"y": y.numpy(), "h": h.numpy(), "c": c.numpy()}
+        y, final = result
+        return {name: value.numpy() for name, value in {"y": y, **named(problem.case, final)}.items()}
 
     return call, outputs
 
 
-def training(problem: Problem, kind: type[torch.nn.Module] = torch.nn.LSTM) -> Runner:
-    lstm = layer(problem, kind)
-    inputs = [torch.from_numpy(value).requires_grad_() for value in (problem.x, problem.h0, problem.c0)]
-    upstream = [torch.from_numpy(value) for value in (problem.dy, problem.dh, problem.dc)]
-    names, parameters = zip(*lstm.named_parameters(), strict=True)
-    x, h0, c0 = inputs
+def training(problem: Problem, modules: Any = torch.nn) -> Runner:
+    lstm = layer(problem, modules)
+    inputs = [torch.from_numpy(value).requires_grad_() for value in (problem.x, *problem.state)]
+    upstream = [torch.from_numpy(value) for value in (problem.dy, *problem.dstate)]
+    parameters = [parameter for _, parameter in lstm.named_parameters()]
+    names = [f"d{name}" for name, _ in lstm.named_parameters()]
+    (x, *parts), of_state = inputs, list(named(problem.case, problem.state))
+    state = alone(tuple(parts))
 
     def call() -> Any:
-        y, (h, c) = lstm(x, (h0, c0))
-        return (y, h, c), torch.autograd.grad((y, h, c), [*inputs, *parameters], upstream)
+        y, final = lstm(x, state)
+        results = (y, *named(problem.case, final).values())
+        return results, torch.autograd.grad(results, [*inputs, *parameters], upstream)
 
     def outputs(result: Any) -> Outputs:
         forward, gradients = result
-        keys = ("y", "h", "c", "dx", "dh0", "dc0", *(f"d{name}" for name in names))
+        keys = ("y", *of_state, "dx", *(f"d{name}0" for name in of_state), *names)
         return {key: value.detach().numpy() for key, value in zip(keys, (*forward, *gradients), strict=True)}
 
     return call, outputs
 
 
-def layer(problem: Problem, kind: type[torch.nn.Module]) -> torch.nn.Module:
-    lstm = kind(problem.case.hidden, problem.case.hidden, dtype=getattr(torch, problem.case.dtype))
+def layer(problem: Problem, modules: Any) -> torch.nn.Module:
+    case = problem.case
+    options: dict[str, Any] = {"proj_size": case.projection} if case.cell == "lstm" else {}
+    lstm: torch.nn.Module = getattr(modules, case.cell.upper())(
+        case.features,
+        case.hidden,
+        case.layers,
+        bias=bool(case.bias),
+        bidirectional=case.directions == 2,
+        dtype=getattr(torch, case.dtype),
+        **options,
+    )
     lstm.load_state_dict({name: torch.from_numpy(value) for name, value in problem.params.items()})
     return lstm
