@@ -80,9 +80,8 @@ def _call(cell: cells.Cell, params: Any, x: Any, state: Any, lengths: Any, batch
         checks.lengths(_stand_in(lengths) if traced else np.asarray(lengths), sizes.get("B", 1), sizes["T"])
     if state is not None:
         shapes, labels = _state_shapes(config, x.shape), ("h", *cell.states)
-        if not isinstance(state, (tuple, list)) or len(state) != len(labels):
-            raise TypeError(f"state: expected ({', '.join(labels)}), got {type(state).__name__}")
-        state = tuple(_array(part, f"state {label}") for label, part in zip(labels, state, strict=True))
+        parts = ops.state_parts(state, len(labels), "state", f"({', '.join(labels)})")
+        state = tuple(_array(part, f"state {label}") for label, part in zip(labels, parts, strict=True))
         for label, part, shape in zip(labels, state, shapes, strict=True):
             checks.array(_stand_in(part), f"state {label}", dtype, shape)
     return _run(config, given, x, state, lengths)

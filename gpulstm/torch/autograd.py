@@ -162,9 +162,9 @@ class LayerGradient(torch.autograd.Function):
 
 
 def _keep_for_export(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, state, weights, lengths, cell, backend, keep = inputs
-    tape = [output[0], *output[1 + len(state) :]] if keep else []
-    ctx.shape, ctx.keep = (cell, backend, len(state), len(weights)), keep
+    x, state, weights, lengths, cell, backend, training = inputs
+    tape = [output[0], *output[1 + len(state) :]] if training else []
+    ctx.shape, ctx.training = (cell, backend, len(state), len(weights)), training
     ctx.save_for_backward(lengths, x, *state, *weights, *tape)
 
 
@@ -174,7 +174,7 @@ def _backward_for_export(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
     lengths, *saved = ctx.saved_tensors
     inputs, tape = saved[: 1 + n_states + n_weights], saved[1 + n_states + n_weights :]
     upstream = list(gradients[: 1 + n_states])
-    if ctx.keep:
+    if ctx.training:
         upstream[0] = upstream[0][1:-1]
     shape = cell, backend, lengths, n_states, n_weights
     dx, dstate, dweights = _split(shape, _gradients(shape, inputs, tape, upstream))

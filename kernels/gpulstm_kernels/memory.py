@@ -68,20 +68,20 @@ class _Idle:
 
 
 _idle = _Idle()
-_holders: list[Callable[[], None]] = []
+_releases: list[Callable[[], None]] = []  # of memory that is held elsewhere
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.new_lock)
 
 
-def also_release(let_go: Callable[[], None]) -> None:
-    """Have :func:`release` call ``let_go`` first."""
-    _holders.append(let_go)
+def also_release(release_more: Callable[[], None]) -> None:
+    """Have :func:`release` call ``release_more`` first."""
+    _releases.append(release_more)
 
 
 def release() -> None:
-    """Hand every block that no array uses back to the system, and what is kept for arrays that nobody owns here."""
-    for let_go in _holders:
-        let_go()
+    """Hand every block that no array uses back to the system, and the packed weights of layers that are gone."""
+    for release_more in _releases:
+        release_more()
     _idle.release()
 
 

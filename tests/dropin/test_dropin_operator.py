@@ -63,14 +63,14 @@ variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(m
 
 
 @variants
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
-def test_opcheck_of_forward(variant: dict[str, Any], keep: bool, recorded: bool, backend: str) -> None:
+def test_opcheck_of_forward(variant: dict[str, Any], training: bool, recorded: bool, backend: str) -> None:
     x, state, weights, lengths = arguments(**variant)
     for tensor in (x, *state, *weights):
         tensor.requires_grad_(recorded)
-    torch.library.opcheck(operator.forward, (x, state, weights, lengths, variant["cell"], backend, keep))
+    torch.library.opcheck(operator.forward, (x, state, weights, lengths, variant["cell"], backend, training))
 
 
 @variants
@@ -93,9 +93,9 @@ def test_the_registered_gradient_is_the_functions(variant: dict[str, Any]) -> No
     if lengths is not None:
         upstream[0][torch.arange(len(x))[:, None] >= lengths] = 0
     expected = torch.autograd.grad((y, *final), leaves, upstream)
-    for keep in (True, False):
-        first, *rest = operator.forward(x, state, weights, lengths, variant["cell"], "numba_cpu", keep)
-        outputs = (first[1:-1] if keep else first, *rest[: len(state)])
+    for training in (True, False):
+        first, *rest = operator.forward(x, state, weights, lengths, variant["cell"], "numba_cpu", training)
+        outputs = (first[1:-1] if training else first, *rest[: len(state)])
         for a, b in zip(torch.autograd.grad(outputs, leaves, upstream), expected, strict=True):
             assert torch.equal(a, b)
 

@@ -187,7 +187,7 @@ def test_what_jax_cannot_do_here() -> None:
         ({"x": [[1.0]]}, TypeError, "x: expected a JAX or NumPy array, got list"),
         ({"x": jnp.ones((5, 2, 3), "bfloat16")}, TypeError, "x: expected dtype float32, got bfloat16"),
         ({"state": 3}, TypeError, r"state: expected \(h, c\), got int"),
-        ({"state": (np.zeros((1, 2, 4), np.float32),) * 3}, TypeError, r"state: expected \(h, c\), got tuple"),
+        ({"state": (np.zeros((1, 2, 4), np.float32),) * 3}, TypeError, r"state: expected \(h, c\), got 3 parts"),
         ({"state": (np.zeros((1, 3, 4), np.float32),) * 2}, ValueError, r"state h: expected shape \(1, 2, 4\)"),
         ({"lengths": np.array([6, 1])}, ValueError, "expected 1 <= length <= 5, the number of steps, got 6"),
         ({"lengths": np.array([1.0, 1.0])}, TypeError, "lengths: expected an integer dtype, got float32"),
