@@ -151,8 +151,8 @@ def _forward_shapes(
         return [x.new_empty((steps, batch, directions * outputs)), *final]
     kind, count = cells.get(cell), len(weights) // directions
     dtype = checks.dtype(str(x.dtype).removeprefix("torch."), "cuda")
-    names, hidden = equations.names(count), weights[1].shape[0] // len(kind.gates)
-    features = True, "bias_ih" in names, "weight_hr" in names, lengths is not None
+    hidden = weights[1].shape[0] // len(kind.gates)
+    features = True, count in (4, 5), count in (3, 5), lengths is not None  # count may be a symbol, which no dict takes
     shape = LayerShape(kind, steps, batch, x.shape[2], hidden, outputs, directions, dtype, dtype, *features)
     layout = _backend(backend).tape_layout(shape)
     first, *rest = (x.new_empty(shape, dtype=getattr(torch, name)) for shape, name in layout)
