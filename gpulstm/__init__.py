@@ -10,8 +10,6 @@ Importing this package compiles nothing and imports neither Numba nor any GPU li
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
-
 import sys
 
 if getattr(sys, "argv", [])[:1] == ["-m"] and sys.orig_argv[-len(sys.argv) :][:1] == ["gpulstm"]:  # python -m gpulstm
@@ -26,6 +24,7 @@ from . import cells, io, nn, optim
 from .dispatch import BackendUnavailable, backends, set_backend, use_backend
 from .nn import LSTM, RNN, quantize
 from .threads import get_num_threads, set_num_threads
+from .version import __version__
 
 __all__ = [
     "LSTM",

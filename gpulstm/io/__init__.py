@@ -16,7 +16,7 @@ from .keras_write import save_keras
 from .onnx_read import OnnxNode, load_onnx, onnx_layers
 from .onnx_write import export_onnx
 from .safetensors_files import load_safetensors, save_safetensors
-from .torch_names import load_torch, save_torch
+from .torch_dicts import load_torch, save_torch
 
 __all__ = [
     "OnnxNode",

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import checks, nn, ops
 from ..cells import LSTM, RNN
-from . import layout as layouts
+from . import gate_order
 from .common import Arrays, PathLike, WeightsError, check_target, finite, free_name, path_of, recurrent
 from .keras_files import Found, found_in
 
@@ -140,14 +140,14 @@ def _torch_names(weights: list[np.ndarray], gates: int, hidden: int, layout: str
         found = f"a bias of shape ({rows},)" if single else f"a cell {cell.name!r}"
         raise WeightsError(f"layout: 'cudnn' is an LSTM's, with two biases ({2 * rows},); got {found}")
     if layout == "cudnn":
-        matrices = [layouts.from_cudnn(value, gates) for value in (kernel, recurrent_kernel)]
+        matrices = [gate_order.from_cudnn(value, gates) for value in (kernel, recurrent_kernel)]
     else:
         matrices = [np.ascontiguousarray(value.T) for value in (kernel, recurrent_kernel)]
     params = dict(zip(("weight_ih", "weight_hh"), matrices, strict=True))
     if bias is not None:
         params["bias_ih"], params["bias_hh"] = (bias, np.zeros_like(bias)) if single else bias.reshape(2, rows)
-    order = layouts.KERAS[cell.name]
-    return {name: layouts.reordered(value, order, cell.gates) for name, value in params.items()}
+    order = gate_order.KERAS[cell.name]
+    return {name: gate_order.reordered(value, order, cell.gates) for name, value in params.items()}
 
 
 def _checked(words: dict[str, Any], directions: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import nn
-from . import layout
+from . import gate_order
 from .common import Arrays, PathLike, WeightsError, free_name, on_host, path_of, require, write
 from .keras_files import CONFIG, WEIGHTS, snake_case, unique
 
@@ -105,7 +105,7 @@ def _entries(layer: nn.Layer, params: Arrays, prefix: str, before: list[_Entry])
 def _stack(layer: nn.RNNBase, params: Arrays, prefix: str) -> Iterator[_Entry]:
     """One Keras layer a layer."""
     c = layer.config
-    order = layout.check_gates(c.cell, layout.KERAS, "Keras")
+    order = gate_order.check(c.cell, gate_order.KERAS, "Keras")
     if c.proj_size:
         raise WeightsError(f"proj_size: expected 0, since Keras has no projection, got {c.proj_size}")
     kind, inputs = _CLASSES[c.cell.name], c.input_size
@@ -116,7 +116,7 @@ def _stack(layer: nn.RNNBase, params: Arrays, prefix: str) -> Iterator[_Entry]:
             values = [params[f"{prefix}weight_{part}{end}"] for part in ("ih", "hh")]
             if c.bias:
                 values.append(params[f"{prefix}bias_ih{end}"] + params[f"{prefix}bias_hh{end}"])
-            variables.append([layout.reordered(value, c.cell.gates, order).T for value in values])
+            variables.append([gate_order.reordered(value, c.cell.gates, order).T for value in values])
         if len(ends) == 1:
             yield _Entry(kind, config, {"cell": variables[0]}, inputs, c.hidden_size)
         else:

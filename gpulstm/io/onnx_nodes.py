@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import files, ops
 from ..cells import LSTM, RNN, Cell
-from . import layout
+from . import gate_order
 from .common import Arrays, WeightsError, finite, free_name, path_of, read, require
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
@@ -109,7 +109,7 @@ class Node:
             if b is not None:
                 parts |= {"bias_ih": b[direction, :rows], "bias_hh": b[direction, rows:]}
             for name, value in parts.items():
-                params[name + end] = layout.reordered(value, layout.ONNX[self.cell.name], self.cell.gates)
+                params[name + end] = gate_order.reordered(value, gate_order.ONNX[self.cell.name], self.cell.gates)
         return config, params
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, checks, nn
-from . import layout
+from .. import checks, nn
+from ..version import __version__
+from . import gate_order
 from .common import Arrays, PathLike, WeightsError, on_host, path_of, require, write
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -173,7 +174,11 @@ class _Graph:
         if isinstance(first, nn.Embedding):
             self.shape, kind, name = outer, int(self.types.INT64), "ids"
         else:
-            inner = getattr(first, "layer", getattr(first, "linear", first))
+            inner: nn.Layer = first
+            if isinstance(first, nn.Reversed):
+                inner = first.layer
+            elif isinstance(first, nn.LastStepHead):
+                inner = first.linear
             if not isinstance(inner, (nn.Linear, nn.RNNBase)):
                 raise TypeError(f"model: expected layers of gpulstm.nn that ONNX has, got {type(first).__name__}")
             features = inner.in_features if isinstance(inner, nn.Linear) else inner.config.input_size
@@ -203,7 +208,7 @@ class _Graph:
     def _recurrent(self, layer: nn.RNNBase, prefix: str, direction: str) -> None:
         """One node a layer: ONNX's LSTM and RNN have no stacks, and no batch-first that runtimes run."""
         config = layer.config
-        gates = layout.check_gates(config.cell, layout.ONNX, "ONNX")
+        gates = gate_order.check(config.cell, gate_order.ONNX, "ONNX")
         if direction == "reverse" and config.bidirectional:
             raise ValueError("model: Reversed of a bidirectional layer cannot be exported; expected one direction")
         if self.state and config.proj_size:
@@ -254,7 +259,7 @@ class _Graph:
 
         def stacked(parameter: str) -> np.ndarray:
             values = [self.params[f"{prefix}{parameter}{end}"] for end in ends]
-            return np.stack([layout.reordered(value, config.cell.gates, gates) for value in values])
+            return np.stack([gate_order.reordered(value, config.cell.gates, gates) for value in values])
 
         w, r = stacked("weight_ih"), stacked("weight_hh")
         names = [self.constant(f"{name}.W", w), "", ""]
@@ -269,11 +274,11 @@ class _Graph:
 
 
 def _batch_first(layer: nn.Layer) -> bool:
-    """Whether the first layer that tells takes (B, T, ...)."""
+    """Whether the first layer that tells sequences from batches takes (B, T, ...)."""
     if isinstance(layer, nn.Sequential):
-        told = (part for part in layer.layers if isinstance(part, (nn.Recurrent, nn.LastStepHead)))
-        first = next(told, None)
+        first = next((part for part in layer.layers if part.takes_lengths), None)
         return first is not None and _batch_first(first)
-    if isinstance(layer, nn.Reversed):
-        return layer.layer.config.batch_first
-    return layer.config.batch_first if isinstance(layer, nn.RNNBase) else getattr(layer, "batch_first", False)
+    if isinstance(layer, nn.LastStepHead):
+        return layer.batch_first
+    inner = layer.layer if isinstance(layer, nn.Reversed) else layer
+    return isinstance(inner, nn.RNNBase) and inner.config.batch_first

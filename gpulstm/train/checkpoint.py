@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, checks, parsing
+from .. import checks, parsing
 from ..files import of_tensors, read, sync_directory, write_synced
+from ..version import __version__
 
 logger = logging.getLogger("gpulstm")
 FORMAT = "gpulstm-checkpoint"

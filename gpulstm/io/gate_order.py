@@ -28,7 +28,7 @@ def from_cudnn(kernel: np.ndarray, gates: int) -> np.ndarray:
     return np.ascontiguousarray(blocks).reshape(gates * units, inputs)
 
 
-def check_gates(cell: Cell, known: dict[str, tuple[str, ...]], format: str) -> tuple[str, ...]:
+def check(cell: Cell, known: dict[str, tuple[str, ...]], format: str) -> tuple[str, ...]:
     """The gates of ``cell`` in the order of a format.
 
     Raises:

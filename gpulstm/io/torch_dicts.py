@@ -1,0 +1,62 @@
+"""torch state dicts in and out, and files that hold one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .. import checks, nn
+from .common import check_target, on_host, require
+from .safetensors_files import load_safetensors
+from .torch_names import from_state_dict
+
+
+def load_torch(
+    source: Any,
+    prefix: str = "",
+    *,
+    batch_first: bool = False,
+    dtype: Any = None,
+    device: str | None = None,
+) -> nn.RNNBase:
+    """A layer from a torch state dict, or from a safetensors file that holds one.
+
+    Args:
+        source: a dict of torch tensors or NumPy arrays, or the path of a ``.safetensors`` file.
+        prefix: what the layer's names begin with, such as ``"encoder.lstm."``; other names are left alone.
+        batch_first: of the layer: a state dict does not say.
+        dtype: of the layer. By default that of the weights, and float32 for half types on a CPU (exact).
+        device: of the layer.
+
+    Returns:
+        ``gpulstm.LSTM`` or ``gpulstm.RNN``: layers, directions, ``bias``, sizes and ``proj_size`` follow from names and
+        shapes. An RNN is taken to be one of tanh: torch's names are the same for ``nonlinearity="relu"``.
+
+    Raises:
+        ValueError: no recurrent layer under ``prefix``, names missing or left over, shapes that contradict each other
+            or belong to another cell, NaN or infinite values, a pickle (``.pt``, ``.pth``).
+        TypeError: a source or value that is none of these.
+    """
+    checks.text(prefix, "prefix")
+    checks.flag(batch_first, "batch_first")
+    check_target(dtype, device)
+    if isinstance(source, Mapping):
+        return from_state_dict(source, prefix, batch_first=batch_first, dtype=dtype, device=device)
+    return load_safetensors(source, prefix, batch_first=batch_first, dtype=dtype, device=device)
+
+
+def save_torch(layer: nn.RNNBase, prefix: str = "") -> dict[str, Any]:
+    """The parameters of ``layer`` as torch tensors (copies on the CPU) under ``prefix`` and torch's names.
+
+    ``module.load_state_dict(save_torch(layer))``; NumPy arrays under the same names are ``layer.state_dict()``.
+
+    Raises:
+        TypeError: ``layer`` is no recurrent layer.
+        ValueError: a parameter that is not finite.
+        ImportError: torch is not installed.
+    """
+    if not isinstance(layer, nn.RNNBase):
+        raise TypeError(f"layer: expected a recurrent layer such as gpulstm.LSTM, got {type(layer).__name__}")
+    checks.text(prefix, "prefix")
+    torch = require("torch", "torch")
+    return {prefix + name: torch.from_numpy(value.copy()) for name, value in on_host(layer).items()}
