@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -206,7 +205,7 @@ def rnn_forward(
         y, final, tape = chosen.layer_forward(shape, x, tuple(s[own] for s in state), weights, lengths)
         mask = None
         if generator is not None and layer + 1 < config.num_layers:
-            mask = library.kept(generator, y.shape, config.dropout)
+            mask = library.dropout_mask(generator, y.shape, config.dropout)
             y = library.drop(y, mask, config.dropout)
         tapes.append(tape)
         masks.append(mask)
@@ -445,7 +444,7 @@ def check_state(
     return tuple(checked)
 
 
-def _inside(config: Config, array: np.ndarray, unbatched: bool, library: ModuleType) -> np.ndarray:
+def _inside(config: Config, array: np.ndarray, unbatched: bool, library: arrays.Arrays) -> np.ndarray:
     """As the kernels take it: (T, B, features), contiguous and aligned."""
     if unbatched:
         array = array[:, None]

@@ -34,12 +34,13 @@ def differences(loss: Any, value: np.ndarray, step: float = 1e-6) -> np.ndarray:
 def check_gradients(layer: nn.Layer, x: np.ndarray, **options: Any) -> None:
     """Every gradient of ``sum(y * upstream)`` against finite differences, in float64."""
     with arrays.poison():
-        y, pullback = layer.vjp(x, **options)
+        (y, state), pullback = layer.vjp(x, **options)
         upstream = normal(*y.shape)
-        dx, grads = pullback(upstream)
+        dx, dstate, grads = pullback(upstream)
+    assert state == dstate == ()
 
     def loss() -> float:
-        return float((layer.vjp(x, **options)[0] * upstream).sum())
+        return float((layer.vjp(x, **options)[0][0] * upstream).sum())
 
     assert list(grads) == list(layer.params)
     for name, gradient in grads.items():
@@ -58,10 +59,10 @@ class Cumulative(nn.Recurrent):
     def __init__(self, features: int) -> None:
         self.params = {"a": normal(features)}
 
-    def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, np.ndarray]:
         return self.vjp(x, state, lengths)[0]
 
-    def vjp(self, x: Any, state: Any = None, lengths: Any = None, rng: Any = None) -> Any:
+    def vjp(self, x: Any, state: Any = None, lengths: Any = None, *, rng: Any = None) -> Any:
         steps, batch = x.shape[:2]
         state = 0 if state is None else state
         valid = np.arange(steps)[:, None, None] < (steps if lengths is None else np.asarray(lengths)[:, None])
@@ -101,8 +102,8 @@ def test_linear_is_torchs(dtype: str) -> None:
     torch_x = torch.from_numpy(x).requires_grad_()
     torch_y = twin(torch_x)
     torch_y.backward(torch.from_numpy(upstream))
-    y, pullback = layer.vjp(x)
-    dx, grads = pullback(upstream)
+    (y, _), pullback = layer.vjp(x)
+    dx, _, grads = pullback(upstream)
     close = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 1e-12, "atol": 1e-13}
     np.testing.assert_array_equal(layer(x), y)
     np.testing.assert_allclose(y, torch_y.detach(), **close)
@@ -141,11 +142,11 @@ def test_seed_repeats_parameters(make: Any) -> None:
 def test_any_memory_layout_works() -> None:
     layer = nn.Linear(3, 2, dtype="float64", seed=0)
     x, upstream = normal(5, 4, 3), normal(5, 4, 2)
-    y, pullback = layer.vjp(x)
-    dx, grads = pullback(upstream)
+    (y, _), pullback = layer.vjp(x)
+    dx, _, grads = pullback(upstream)
     for change in (np.asfortranarray, lambda v: np.repeat(v, 2, axis=1)[:, ::2], _read_only):
-        other_y, other_pullback = layer.vjp(change(x))
-        other_dx, other_grads = other_pullback(change(upstream))
+        (other_y, _), other_pullback = layer.vjp(change(x))
+        other_dx, _, other_grads = other_pullback(change(upstream))
         np.testing.assert_array_equal(other_y, y)
         np.testing.assert_array_equal(other_dx, dx)
         for name in grads:
@@ -206,8 +207,8 @@ def test_embedding_is_torchs() -> None:
     twin.load_state_dict({name: torch.from_numpy(value) for name, value in layer.params.items()})
     ids, upstream = RNG.integers(0, 11, (9, 8)), normal(9, 8, 6, dtype="float32")
     twin(torch.from_numpy(ids)).backward(torch.from_numpy(upstream))
-    y, pullback = layer.vjp(ids)
-    dx, grads = pullback(upstream)
+    (y, _), pullback = layer.vjp(ids)
+    dx, _, grads = pullback(upstream)
     assert dx is None
     np.testing.assert_array_equal(y, twin(torch.from_numpy(ids)).detach())
     np.testing.assert_allclose(grads["weight"], twin.weight.grad, rtol=1e-5, atol=1e-5)
@@ -224,7 +225,7 @@ def test_dropout_gradient(p: float) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dropout_zeroes_a_share_and_scales_the_rest(dtype: str) -> None:
     x = np.ones((200, 300), dtype)
-    y, pullback = nn.Dropout(0.2).vjp(x, rng=1)
+    (y, _), pullback = nn.Dropout(0.2).vjp(x, rng=1)
     assert y.dtype == dtype
     assert set(np.unique(y)) == {0, np.dtype(dtype).type(1.25)}
     assert abs((y == 0).mean() - 0.2) < 0.01
@@ -234,12 +235,16 @@ def test_dropout_zeroes_a_share_and_scales_the_rest(dtype: str) -> None:
 
 def test_dropout_repeats_with_a_seed_or_generator() -> None:
     layer, x = nn.Dropout(0.5), normal(40, 50)
-    first = layer.vjp(x, rng=4)[0]
-    np.testing.assert_array_equal(layer.vjp(x, rng=4)[0], first)
+
+    def output(rng: Any) -> np.ndarray:
+        return layer.vjp(x, rng=rng)[0][0]
+
+    first = output(4)
+    np.testing.assert_array_equal(output(4), first)
     rng = np.random.default_rng(4)
-    np.testing.assert_array_equal(layer.vjp(x, rng=rng)[0], first)
-    assert (layer.vjp(x, rng=rng)[0] != first).any()
-    assert (layer.vjp(x)[0] != layer.vjp(x)[0]).any()
+    np.testing.assert_array_equal(output(rng), first)
+    assert (output(rng) != first).any()
+    assert (output(None) != output(None)).any()
 
 
 # Sequential
@@ -322,8 +327,36 @@ def test_sequential_draws_all_masks_from_one_generator() -> None:
     net = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
     x = np.ones((30, 40))
     rng = np.random.default_rng(2)
-    expected = net.layers[1].vjp(net.layers[0].vjp(x, rng=rng)[0], rng=rng)[0]
+    (once, _), _ = net.layers[0].vjp(x, rng=rng)
+    (expected, _), _ = net.layers[1].vjp(once, rng=rng)
     np.testing.assert_array_equal(net.vjp(x, rng=2)[0][0], expected)
+
+
+def test_every_layer_has_one_form_of_inference_and_vjp() -> None:
+    x, ids = normal(4, 3, 3), RNG.integers(0, 5, (4, 3))
+    layers: list[tuple[nn.Layer, Any]] = [
+        (nn.Linear(3, 2, dtype="float64", seed=0), x),
+        (nn.EveryStepHead(3, 2, dtype="float64", seed=0), x),
+        (nn.LastStepHead(3, 2, dtype="float64", seed=0), x),
+        (nn.Embedding(5, 2, seed=0), ids),
+        (nn.Dropout(0.0), x),
+        (nn.RNN(3, 2, dtype="float64", seed=0), x),
+        (nn.LSTM(3, 2, dtype="float64", seed=0), x),
+        (nn.Reversed(nn.LSTM(3, 2, dtype="float64", seed=0)), x),
+        (nn.Sequential(nn.LSTM(3, 2, dtype="float64", seed=0), nn.Linear(2, 2, dtype="float64", seed=0)), x),
+    ]
+    for layer, given in layers:
+        empty = None if layer.has_state else ()
+        y, final = layer.forward(given, empty, None)
+        (trained, _), pullback = layer.vjp(given, empty, None, rng=0)
+        called = layer(given)
+        np.testing.assert_array_equal(called[0] if layer.has_state else called, y)
+        np.testing.assert_array_equal(trained, y)
+        dx, dstate, grads = pullback(np.ones_like(y), final)
+        assert (dx is None) == (given is ids)
+        if not layer.has_state:
+            assert final == dstate == ()
+        assert grads.keys() == layer.params.keys()
 
 
 # Bad input
@@ -412,6 +445,23 @@ BAD: list[tuple[Any, type[Exception], str]] = [
         lambda: nn.Sequential(LINEAR, LINEAR),
         ValueError,
         "layers: expected each once, got the Linear at position 1 again",
+    ),
+    (
+        lambda: LINEAR.vjp(X, (X,)),
+        ValueError,
+        "state: expected None or (), since Linear has no state, got a tuple of 1",
+    ),
+    (lambda: LINEAR.forward(X, X), ValueError, "state: expected None or (), since Linear has no state, got ndarray"),
+    (lambda: LINEAR.vjp(X, (), [4]), ValueError, "lengths: expected None, since Linear takes none, got list"),
+    (
+        lambda: LINEAR.vjp(X)[1](X[:, :2], (X,)),
+        ValueError,
+        "dstate: expected None or (), since Linear has no state, got a tuple of 1",
+    ),
+    (
+        lambda: HEAD.vjp(STEPS, (X,), [4, 4]),
+        ValueError,
+        "state: expected None or (), since LastStepHead has no state, got a tuple of 1",
     ),
     (
         lambda: nn.Sequential(LINEAR)(X, lengths=[1]),

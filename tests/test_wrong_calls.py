@@ -88,6 +88,10 @@ SIZES = {"input_size": 3, "hidden_size": 4}
 FEATURES = {"in_features": 3, "out_features": 4}
 FREE = {"x": "floats", "dy": "floats"}  # of any shape, of both dtypes
 ONE_STATE = {"state": [ODD, 0, "x", {"h": 1}, (), (np.ones((1, 2, 4), "f4"),) * 2, np.ones((1, 2, 5), "f4")]}
+NO_STATE = {
+    name: [value for value in KINDS["state"] if not (isinstance(value, tuple) and not value)]
+    for name in ("state", "dstate")
+}
 PER_LAYER = {"state": ["x", {"h": 1}, ODD, 0, 1.5, (), (None, None), (5,), np.ones((1, 2, 4), "f4")]}
 ANY_TRUTH = "torch takes whatever is true or false"
 TORCH = {
@@ -144,6 +148,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "nn.RNN": lambda: Call(nn.RNN, SIZES),
     "nn.RNNBase": lambda: Call(nn.RNNBase, {"cell": "lstm"} | SIZES),
     "nn.LSTM.__call__": lambda: Call(lstm(), {"x": X}),
+    "nn.LSTM.forward": lambda: Call(lstm().forward, {"x": X}),
     "nn.LSTM.vjp": lambda: Call(lstm().vjp, {"x": X}),
     "nn.LSTM.vjp with dropout": lambda: Call(
         gpulstm.LSTM(3, 4, 2, dropout=0.5).vjp, {"x": X, "rng": 0}, {"state": [5, ()]}
@@ -162,31 +167,40 @@ CALLS: dict[str, Callable[[], Call]] = {
     "nn.Reversed.to": lambda: Call(nn.Reversed(lstm()).to, {"device": "cpu"}, {"device": without_none("device")}),
     "nn.Quantized": lambda: Call(nn.Quantized, {"layer": lstm(), "kind": "bf16"}),
     "nn.Quantized.__call__": lambda: Call(gpulstm.quantize(lstm(), "int8"), {"x": X}),
+    "nn.Quantized.forward": lambda: Call(gpulstm.quantize(lstm(), "int8").forward, {"x": X}),
     "nn.quantize": lambda: Call(nn.quantize, {"layer": lstm(), "kind": "int8"}),
     "nn.Reversed": lambda: Call(nn.Reversed, {"layer": lstm()}),
     "nn.Reversed.__call__": lambda: Call(nn.Reversed(lstm()), {"x": X}),
+    "nn.Reversed.forward": lambda: Call(nn.Reversed(lstm()).forward, {"x": X}),
     "nn.Reversed.vjp": lambda: Call(nn.Reversed(lstm()).vjp, {"x": X}),
     "nn.Reversed pullback": lambda: Call(pullback(nn.Reversed(lstm())), {}),
     "nn.Embedding": lambda: Call(nn.Embedding, {"num_embeddings": 5, "embedding_dim": 4}),
     "nn.Embedding.__call__": lambda: Call(nn.Embedding(5, 4), {"ids": np.arange(5)}),
-    "nn.Embedding.vjp": lambda: Call(nn.Embedding(5, 4).vjp, {"ids": np.arange(5)}),
-    "nn.Embedding pullback": lambda: Call(pullback(nn.Embedding(5, 4), np.arange(5)), {"dy": np.ones((5, 4), "f4")}),
+    "nn.Embedding.forward": lambda: Call(nn.Embedding(5, 4).forward, {"ids": np.arange(5)}, NO_STATE),
+    "nn.Embedding.vjp": lambda: Call(nn.Embedding(5, 4).vjp, {"ids": np.arange(5)}, NO_STATE),
+    "nn.Embedding pullback": lambda: Call(
+        pullback(nn.Embedding(5, 4), np.arange(5)), {"dy": np.ones((5, 4), "f4")}, NO_STATE
+    ),
     "nn.Linear": lambda: Call(nn.Linear, FEATURES),
     "nn.Linear.__call__": lambda: Call(nn.Linear(3, 4), {"x": X}, {"x": [*NO_ARRAY, *BAD_DTYPES, *BAD_SHAPES[:-1]]}),
-    "nn.Linear.vjp": lambda: Call(nn.Linear(3, 4).vjp, {"x": X}),
-    "nn.Linear pullback": lambda: Call(pullback(nn.Linear(3, 4)), {"dy": Y}),
+    "nn.Linear.forward": lambda: Call(nn.Linear(3, 4).forward, {"x": X}, NO_STATE),
+    "nn.Linear.vjp": lambda: Call(nn.Linear(3, 4).vjp, {"x": X}, NO_STATE),
+    "nn.Linear pullback": lambda: Call(pullback(nn.Linear(3, 4)), {"dy": Y}, NO_STATE),
     "nn.EveryStepHead": lambda: Call(nn.EveryStepHead, FEATURES),
     "nn.LastStepHead": lambda: Call(nn.LastStepHead, FEATURES),
     "nn.LastStepHead.__call__": lambda: Call(nn.LastStepHead(3, 4), {"x": X}),
-    "nn.LastStepHead.vjp": lambda: Call(nn.LastStepHead(3, 4).vjp, {"x": X}),
-    "nn.LastStepHead pullback": lambda: Call(pullback(nn.LastStepHead(3, 4)), {"dy": Y[0]}),
+    "nn.LastStepHead.forward": lambda: Call(nn.LastStepHead(3, 4).forward, {"x": X}, NO_STATE),
+    "nn.LastStepHead.vjp": lambda: Call(nn.LastStepHead(3, 4).vjp, {"x": X}, NO_STATE),
+    "nn.LastStepHead pullback": lambda: Call(pullback(nn.LastStepHead(3, 4)), {"dy": Y[0]}, NO_STATE),
     "nn.Dropout": lambda: Call(nn.Dropout, {}),
     "nn.Dropout.__call__": lambda: Call(nn.Dropout(), {"x": X}, FREE),
-    "nn.Dropout.vjp": lambda: Call(nn.Dropout().vjp, {"x": X}, FREE),
-    "nn.Dropout(0).vjp": lambda: Call(nn.Dropout(0).vjp, {"x": X}, FREE),
-    "nn.Dropout pullback": lambda: Call(pullback(nn.Dropout()), {"dy": X}),
+    "nn.Dropout.forward": lambda: Call(nn.Dropout().forward, {"x": X}, FREE | NO_STATE),
+    "nn.Dropout.vjp": lambda: Call(nn.Dropout().vjp, {"x": X}, FREE | NO_STATE),
+    "nn.Dropout(0).vjp": lambda: Call(nn.Dropout(0).vjp, {"x": X}, FREE | NO_STATE),
+    "nn.Dropout pullback": lambda: Call(pullback(nn.Dropout()), {"dy": X}, NO_STATE),
     "nn.Sequential": lambda: Call(lambda layers: nn.Sequential(*layers), {"layers": [lstm()]}),
     "nn.Sequential.__call__": lambda: Call(model(), {"x": X}, PER_LAYER),
+    "nn.Sequential.forward": lambda: Call(model().forward, {"x": X}, PER_LAYER),
     "nn.Sequential.vjp": lambda: Call(model().vjp, {"x": X}, PER_LAYER),
     "nn.Sequential pullback": lambda: Call(
         pullback(model()), {"dy": np.ones((5, 2, 2), "f4")}, {"dstate": PER_LAYER["state"]}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import checks, parsing
+from ..arrays.random import keyed
 from .joined import Document, Joined
 
 _BLOCK = 1 << 22  # bytes of all lanes that are gathered at a time
@@ -115,7 +116,7 @@ class Lanes:
         self._shuffle()
 
     def _shuffle(self) -> None:
-        rng = np.random.default_rng([self.seed, self.epoch])
+        rng = keyed(self.seed, self.epoch)
         self._ring = Joined(self._documents, self._separator, rng.permutation(len(self._documents)))
         self._start = int(rng.integers(self._size))
         self._first = self._window

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from .. import arrays, checks
-from .model import Layer, Params
+from .model import Layer, Params, Pullback
 
 
 class Dropout(Layer):
@@ -25,20 +24,25 @@ class Dropout(Layer):
         self.p = checks.real(p, "p", "[0, 1)")
         self.params = {}
 
-    def __call__(self, x: Any) -> np.ndarray:
-        return checks.array(x, "x", None, (...,), device=arrays.device_of(x))
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, tuple[()]]:
+        self.check_unused(state, lengths)
+        return checks.array(x, "x", None, (...,), device=arrays.device_of(x)), ()
 
-    def vjp(self, x: Any, *, rng: Any = None) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, Params]]]:
+    def vjp(
+        self, x: Any, state: Any = None, lengths: Any = None, *, rng: Any = None
+    ) -> tuple[tuple[np.ndarray, tuple[()]], Pullback]:
+        self.check_unused(state, lengths)
         device = arrays.device_of(x)
         library = arrays.library(device)
         x = checks.array(x, "x", None, (...,), device=device)
         library.check_rng(rng)
-        keep = library.kept(library.generator(rng), x.shape, self.p) if self.p else None
+        mask = library.dropout_mask(library.generator(rng), x.shape, self.p) if self.p else None
 
         def masked(value: np.ndarray) -> np.ndarray:
-            return value if keep is None else library.drop(value, keep, self.p)
+            return value if mask is None else library.drop(value, mask, self.p)
 
-        def pullback(dy: Any) -> tuple[np.ndarray, Params]:
-            return masked(checks.array(dy, "dy", x.dtype, x.shape, device=device)), {}
+        def pullback(dy: Any, dstate: Any = None) -> tuple[np.ndarray, tuple[()], Params]:
+            self.check_unused(dstate, name="dstate")
+            return masked(checks.array(dy, "dy", x.dtype, x.shape, device=device)), (), {}
 
-        return masked(x), pullback
+        return (masked(x), ()), pullback

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from .. import arrays, checks, dispatch
-from .model import Layer, Params, on_device
+from .model import Layer, Params, Pullback, on_device
 
 
 class Embedding(Layer):
@@ -42,21 +41,29 @@ class Embedding(Layer):
         self.params = on_device({"weight": weight}, device)
 
     def __call__(self, ids: Any) -> np.ndarray:
-        return arrays.library(self.device).take(self.params["weight"], self._ids(ids))
+        return self.forward(ids)[0]
 
-    def vjp(self, ids: Any, *, rng: Any = None) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[None, Params]]]:
+    def forward(self, ids: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, tuple[()]]:
+        self.check_unused(state, lengths)
+        return arrays.library(self.device).take(self.params["weight"], self._ids(ids)), ()
+
+    def vjp(
+        self, ids: Any, state: Any = None, lengths: Any = None, *, rng: Any = None
+    ) -> tuple[tuple[np.ndarray, tuple[()]], Pullback]:
+        self.check_unused(state, lengths)
         device, library = self.device, arrays.library(self.device)
         library.check_rng(rng)
         ids = self._ids(ids)
         weight = self.params["weight"]
         y = library.take(weight, ids)
 
-        def pullback(dy: Any) -> tuple[None, Params]:
+        def pullback(dy: Any, dstate: Any = None) -> tuple[None, tuple[()], Params]:
+            self.check_unused(dstate, name="dstate")
             dy = library.contiguous(checks.array(dy, "dy", weight.dtype, y.shape, device=device))
             rows = dy.reshape(-1, self.embedding_dim)
-            return None, {"weight": library.sum_by_id(rows, ids.reshape(-1), self.num_embeddings)}
+            return None, (), {"weight": library.sum_by_id(rows, ids.reshape(-1), self.num_embeddings)}
 
-        return y, pullback
+        return (y, ()), pullback
 
     def _ids(self, ids: Any) -> np.ndarray:
         return checks.indices(ids, "ids", self.num_embeddings, "the vocabulary's size", self.device)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import arrays, checks, dispatch
-from .model import Layer, Params, on_device
+from .model import Layer, Params, Pullback, on_device
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Pullback = Callable[[np.ndarray], tuple[np.ndarray, Params]]
 
 
 class Linear(Layer):
@@ -52,29 +49,33 @@ class Linear(Layer):
         params = {name: rng.uniform(-bound, bound, shape).astype(self.dtype) for name, shape in shapes.items()}
         self.params = on_device(params, device)
 
-    def __call__(self, x: Any) -> np.ndarray:
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, tuple[()]]:
+        self.check_unused(state, lengths)
         library = arrays.library(self.device)
         x = library.contiguous(checks.array(x, "x", self.dtype, (..., self.in_features), device=self.device))
         y = library.gemm(x.reshape(-1, self.in_features), self._param("weight"), transpose_b=True)
         if "bias" in self.params:
             library.add_bias(y, self._param("bias"))
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y.reshape(*x.shape[:-1], self.out_features), ()
 
-    def vjp(self, x: Any, *, rng: Any = None) -> tuple[np.ndarray, Pullback]:
+    def vjp(
+        self, x: Any, state: Any = None, lengths: Any = None, *, rng: Any = None
+    ) -> tuple[tuple[np.ndarray, tuple[()]], Pullback]:
         device, library = self.device, arrays.library(self.device)
         library.check_rng(rng)
         x = library.contiguous(checks.array(x, "x", self.dtype, (..., self.in_features), device=device))
-        y = self(x)
+        y, _ = self.forward(x, state, lengths)
 
-        def pullback(dy: Any) -> tuple[np.ndarray, Params]:
+        def pullback(dy: Any, dstate: Any = None) -> tuple[np.ndarray, tuple[()], Params]:
+            self.check_unused(dstate, name="dstate")
             upstream = library.contiguous(checks.array(dy, "dy", self.dtype, y.shape, device=device))
             flat_dy, flat_x = upstream.reshape(-1, self.out_features), x.reshape(-1, self.in_features)
             grads = {"weight": library.gemm(flat_dy, flat_x, transpose_a=True)}
             if "bias" in self.params:
                 grads["bias"] = library.sum_rows(flat_dy)
-            return library.gemm(flat_dy, self._param("weight")).reshape(x.shape), grads
+            return library.gemm(flat_dy, self._param("weight")).reshape(x.shape), (), grads
 
-        return y, pullback
+        return (y, ()), pullback
 
     def _param(self, name: str) -> np.ndarray:
         """A parameter of the layer's sizes: a product would read past the end of a smaller one."""
@@ -125,21 +126,28 @@ class LastStepHead(Layer):
         return self
 
     def __call__(self, x: Any, lengths: Any = None) -> np.ndarray:
-        x, last = self._last(x, lengths)
-        return self.linear(self._taken(x, last))
+        return self.forward(x, None, lengths)[0]
 
-    def vjp(self, x: Any, lengths: Any = None, *, rng: Any = None) -> tuple[np.ndarray, Pullback]:
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, tuple[()]]:
+        self.check_unused(state)
+        x, last = self._last(x, lengths)
+        return self.linear.forward(self._taken(x, last))
+
+    def vjp(
+        self, x: Any, state: Any = None, lengths: Any = None, *, rng: Any = None
+    ) -> tuple[tuple[np.ndarray, tuple[()]], Pullback]:
+        self.check_unused(state)
         x, last = self._last(x, lengths)
         shape = x.shape
-        y, linear_pullback = self.linear.vjp(self._taken(x, last), rng=rng)
+        output, linear_pullback = self.linear.vjp(self._taken(x, last), rng=rng)
 
-        def pullback(dy: Any) -> tuple[np.ndarray, Params]:
-            dlast, grads = linear_pullback(dy)
+        def pullback(dy: Any, dstate: Any = None) -> tuple[np.ndarray, tuple[()], Params]:
+            dlast, dstate, grads = linear_pullback(dy, dstate)
             rows = dlast.reshape(-1, shape[-1])
-            dx = arrays.library(self.device).placed(rows, last.reshape(-1), math.prod(shape[:-1]))
-            return dx.reshape(shape), grads
+            dx = arrays.library(self.device).scatter_rows(rows, last.reshape(-1), math.prod(shape[:-1]))
+            return dx.reshape(shape), dstate, grads
 
-        return y, pullback
+        return output, pullback
 
     def _taken(self, x: np.ndarray, last: np.ndarray) -> np.ndarray:
         return arrays.library(self.device).take(x.reshape(-1, x.shape[-1]), last)

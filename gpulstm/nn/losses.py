@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gpulstm_kernels.memory import empty
+
 from .. import arrays, checks
 
 
@@ -38,7 +40,7 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int | None = None) ->
     count = ids.size
     if on_device:
         if ignore_index is not None:
-            raise ValueError("ignore_index: expected None for targets on a GPU, which nobody here counts")
+            raise ValueError("ignore_index: expected None for targets on a GPU, whose values are not looked at")
         ids = checks.indices(ids, "targets", classes, "the number of classes", device)
     else:
         counted = np.ones(ids.shape, bool)
@@ -49,7 +51,13 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int | None = None) ->
             raise ValueError(f"targets: expected at least one that is not ignore_index={ignore_index}, got none")
         checks.indices(np.where(counted, ids, 0), "targets", classes, "the number of classes")
         ids = library.indices(np.where(counted, ids, -1))
-    loss, dlogits = library.cross_entropy(logits.reshape(-1, classes), ids.reshape(-1), int(count))
+    arguments = logits.reshape(-1, classes), ids.reshape(-1), int(count)
+    if device == "cuda":
+        from . import losses_cuda
+
+        loss, dlogits = losses_cuda.cross_entropy(*arguments)
+    else:
+        loss, dlogits = _cross_entropy(*arguments)
     return loss, dlogits.reshape(logits.shape)
 
 
@@ -70,4 +78,34 @@ def mse(prediction: Any, target: Any) -> tuple[float, np.ndarray]:
     device = arrays.device_of(prediction)
     prediction = checks.array(prediction, "prediction", None, (...,), device=device)
     target = checks.array(target, "target", prediction.dtype, prediction.shape, device=device)
-    return arrays.library(device).mse(prediction, target)
+    if device == "cuda":
+        from . import losses_cuda
+
+        return losses_cuda.mse(prediction, target)
+    return _mse(prediction, target)
+
+
+def _cross_entropy(logits: np.ndarray, ids: np.ndarray, count: int) -> tuple[float, np.ndarray]:
+    """The mean over ``count`` rows of log Σ exp(logits) - logits[id], and its gradient; an id of -1 does not count."""
+    rows, counted = np.arange(len(ids)), ids >= 0
+    dlogits = empty(logits.shape, logits.dtype)  # also the scratch for every step on the way
+    with np.errstate(invalid="ignore", over="ignore"):  # of inf - inf the loss tells by being NaN
+        np.subtract(logits, logits.max(axis=1, keepdims=True), out=dlogits)
+        picked = dlogits[rows, ids]
+        np.exp(dlogits, out=dlogits)
+        total = arrays.gemm(dlogits, np.ones((logits.shape[1], 1), logits.dtype))  # row sums, faster than sum(1)
+        losses = np.log(total[:, 0]) - picked
+        dlogits *= (1 / count) / total
+    dlogits[rows, ids] -= 1 / count
+    if count < len(ids):
+        losses = losses[counted]
+        dlogits[~counted] = 0
+    return float(losses.mean(dtype=np.float64)), dlogits
+
+
+def _mse(prediction: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean of (prediction - target)², and its gradient."""
+    difference = np.subtract(prediction, target, out=empty(prediction.shape, prediction.dtype))
+    loss = float(np.mean(difference * difference, dtype=np.float64))
+    difference *= 2 / difference.size
+    return loss, difference

@@ -1,7 +1,8 @@
 """What a layer is, and models made of layers.
 
-A layer holds parameters and nothing else. ``layer(x)`` is inference; ``y, vjp = layer.vjp(x)`` keeps what the
-gradient needs inside the closure ``vjp``, so calls are re-entrant and a layer may be shared between threads.
+A layer holds parameters and nothing else. ``layer(x)`` is inference; ``(y, state), pullback = layer.vjp(x)`` keeps
+what the gradient needs inside the closure ``pullback``, so calls are re-entrant and a layer may be shared between
+threads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Params = dict[str, np.ndarray]
+Pullback = Callable[..., tuple[Any, Any, Params]]
 
 
 def on_device(params: Params, device: str) -> Params:
@@ -25,18 +27,46 @@ def on_device(params: Params, device: str) -> Params:
 
 
 class Layer:
-    """Base of all layers: a dict ``params`` of named arrays, and state dicts under torch's names."""
+    """Base of all layers: a dict ``params`` of named arrays, and state dicts under torch's names.
+
+    A layer of your own defines :meth:`forward` and :meth:`vjp`, and sets ``has_state`` and ``takes_lengths``.
+    """
 
     params: Params
-    takes_lengths = False  # whether calls have an argument ``lengths``
+    has_state = False
+    """Whether calls carry a state on: without one, it is ``()`` wherever a state is given or returned."""
+    takes_lengths = False
+    """Whether ``lengths`` of the sequences make a difference: a layer that takes none refuses them."""
 
     def __call__(self, x: Any) -> Any:
         """Inference: the output for ``x``; dropout does nothing."""
+        return self.forward(x)[0]
+
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Any, Any]:
+        """Inference in the form that all layers share: ``y, state``."""
         raise NotImplementedError
 
-    def vjp(self, x: Any, *, rng: Any = None) -> tuple[Any, Callable[..., Any]]:
-        """``y, pullback``; ``pullback(dy)`` gives ``dx, grads`` with the keys of ``params``."""
+    def vjp(
+        self, x: Any, state: Any = None, lengths: Any = None, *, rng: Any = None
+    ) -> tuple[tuple[Any, Any], Pullback]:
+        """``(y, state), pullback``: the output as in training, and its vector-Jacobian product.
+
+        ``pullback(dy, dstate=None)`` gives ``dx, dstate0, grads``, ``grads`` with the keys of ``params``.
+        """
         raise NotImplementedError
+
+    def check_unused(self, state: Any = None, lengths: Any = None, name: str = "state") -> None:
+        """Refuse a state (or the gradient of one, by its ``name``) and lengths, for a layer without a use for them.
+
+        Raises:
+            ValueError: a state other than None and ``()``, or lengths.
+        """
+        if state is not None and not (isinstance(state, tuple) and not state):
+            raise ValueError(
+                f"{name}: expected None or (), since {type(self).__name__} has no state, got {_kind(state)}"
+            )
+        if lengths is not None:
+            raise ValueError(f"lengths: expected None, since {type(self).__name__} takes none, got {_kind(lengths)}")
 
     @property
     def device(self) -> str:
@@ -93,19 +123,26 @@ class Layer:
             arrays.library(arrays.device_of(self.params[name])).assign(self.params[name], value)
 
 
+def _kind(value: Any) -> str:
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
+
+
 class Recurrent(Layer):
     """A layer whose state the caller carries from call to call (``gpulstm.LSTM``, ``gpulstm.RNN``).
 
-    ``y, state = layer(x, state=None, lengths=None)``;
-    ``(y, state), pullback = layer.vjp(x, state=None, lengths=None, rng=None)``;
-    ``dx, dstate, grads = pullback(dy, dstate=None)``. State is ``(h, c)`` for an LSTM and ``h`` for an RNN.
+    ``y, state = layer(x, state=None, lengths=None)``. State is ``(h, c)`` for an LSTM and ``h`` for an RNN.
     """
 
+    has_state = True
     takes_lengths = True
+
+    def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Any, Any]:
+        """Inference: ``y, state``; dropout does nothing."""
+        return self.forward(x, state, lengths)
 
 
 class Sequential(Recurrent):
-    """Layers one after another; itself recurrent, its state a tuple of the states of its recurrent layers.
+    """Layers one after another; itself recurrent, its state a tuple of the states of those layers that have one.
 
     ``params`` holds the layers' own arrays under ``"<position>.<name>"``, so stepping them steps the layers.
     ``lengths`` goes to the layers that take it, ``rng`` (one generator) to all of them in order. The
@@ -130,8 +167,9 @@ class Sequential(Recurrent):
                 )
             seen.add(id(layer))
         self.layers = layers
-        self.recurrent = [i for i, layer in enumerate(layers) if isinstance(layer, Recurrent)]
-        self.takes_lengths = any(layer.takes_lengths for layer in layers)
+        self.recurrent = [i for i, layer in enumerate(layers) if layer.has_state]
+        self._timed = [i for i, layer in enumerate(layers) if layer.takes_lengths]
+        self.takes_lengths = bool(self._timed)
         self._gather()
 
     def _gather(self) -> None:
@@ -145,63 +183,56 @@ class Sequential(Recurrent):
         self._gather()
         return self
 
-    def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Any, tuple[Any, ...]]:
-        final = []
-        for layer, options in zip(self.layers, self._options(state, lengths), strict=True):
-            x = layer(x, **options)
-            if isinstance(layer, Recurrent):
-                x, layer_state = x
-                final.append(layer_state)
-        return x, tuple(final)
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Any, tuple[Any, ...]]:
+        states, limits = self._spread_state(state), self._spread_lengths(lengths)
+        for i, layer in enumerate(self.layers):
+            x, states[i] = layer.forward(x, states[i], limits[i])
+        return x, self._gathered(states)
 
     def vjp(
-        self, x: Any, state: Any = None, lengths: Any = None, rng: Any = None
-    ) -> tuple[tuple[Any, tuple[Any, ...]], Callable[..., tuple[Any, tuple[Any, ...], Params]]]:
+        self, x: Any, state: Any = None, lengths: Any = None, *, rng: Any = None
+    ) -> tuple[tuple[Any, tuple[Any, ...]], Pullback]:
         rng = arrays.library(self.device).generator(rng)
-        final, pullbacks = [], []
-        for layer, options in zip(self.layers, self._options(state, lengths), strict=True):
-            x, layer_pullback = layer.vjp(x, rng=rng, **options)
+        states, limits = self._spread_state(state), self._spread_lengths(lengths)
+        pullbacks = []
+        for i, layer in enumerate(self.layers):
+            (x, states[i]), layer_pullback = layer.vjp(x, states[i], limits[i], rng=rng)
             pullbacks.append(layer_pullback)
-            if isinstance(layer, Recurrent):
-                x, layer_state = x
-                final.append(layer_state)
 
         def pullback(dy: Any, dstate: Any = None) -> tuple[Any, tuple[Any, ...], Params]:
-            upstream = self._per_layer(dstate, "dstate")
-            downstream: list[Any] = [None] * len(self.layers)
+            dstates = self._spread_state(dstate, "dstate")
             grads = {}
-            for i in reversed(range(len(self.layers))):
-                if i in upstream:
-                    dy, downstream[i], layer_grads = pullbacks[i](dy, upstream[i])
-                else:
-                    dy, layer_grads = pullbacks[i](dy)
+            for i in reversed(range(len(pullbacks))):
+                dy, dstates[i], layer_grads = pullbacks[i](dy, dstates[i])
                 grads.update({f"{i}.{name}": gradient for name, gradient in layer_grads.items()})
-            return (
-                dy,
-                tuple(downstream[i] for i in self.recurrent),
-                {name: grads[name] for name in self.params},
-            )
+            return dy, self._gathered(dstates), {name: grads[name] for name in self.params}
 
-        return (x, tuple(final)), pullback
+        return (x, self._gathered(states)), pullback
 
-    def _options(self, state: Any, lengths: Any) -> list[dict[str, Any]]:
-        """The keyword arguments of each layer's call."""
+    def _spread_lengths(self, lengths: Any) -> list[Any]:
+        """What each layer is given as lengths: None where it takes none."""
         if lengths is not None and not self.takes_lengths:
             raise ValueError("lengths: expected None, since no layer of this model takes them")
-        states = self._per_layer(state, "state")
-        return [
-            ({"state": states[i]} if i in states else {}) | ({"lengths": lengths} if layer.takes_lengths else {})
-            for i, layer in enumerate(self.layers)
-        ]
+        spread: list[Any] = [None] * len(self.layers)
+        for i in self._timed:
+            spread[i] = lengths
+        return spread
 
-    def _per_layer(self, state: Any, name: str) -> dict[int, Any]:
-        """``state`` as a dict from the positions of the recurrent layers."""
+    def _spread_state(self, state: Any, name: str = "state") -> list[Any]:
+        """What each layer is given as its state: None where it has none, or where all are None."""
+        spread: list[Any] = [None] * len(self.layers)
         if state is None:
-            return dict.fromkeys(self.recurrent)
+            return spread
         if not isinstance(state, (tuple, list)):
             raise TypeError(
                 f"{name}: expected None or a tuple, one entry a recurrent layer, got {type(state).__name__}"
             )
         if len(state) != len(self.recurrent):
             raise ValueError(f"{name}: expected {len(self.recurrent)} entries, one a recurrent layer, got {len(state)}")
-        return dict(zip(self.recurrent, state, strict=True))
+        for i, part in zip(self.recurrent, state, strict=True):
+            spread[i] = part
+        return spread
+
+    def _gathered(self, states: list[Any]) -> tuple[Any, ...]:
+        """The states of the recurrent layers, of one a layer."""
+        return tuple(states[i] for i in self.recurrent)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +11,9 @@ from gpulstm_kernels import bfloat16
 from gpulstm_kernels.backend import NARROW, Backend
 
 from .. import dispatch, ops
-from .model import Params
-from .stream import Streamed
-
-if TYPE_CHECKING:
-    from .rnn import RNNBase
+from .model import Params, Pullback
+from .rnn import RNNBase
+from .stream import Streamed, alone
 
 _MOST = 127  # of int8, so that a row's range is symmetric
 
@@ -64,16 +62,22 @@ class Quantized(Streamed):
 
         A backend that has no kernels for narrow weights computes with :meth:`widened` ones.
         """
+        return self.forward(x, state, lengths, backend=backend)
+
+    def forward(
+        self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
+    ) -> tuple[np.ndarray, Any]:
+        """As a call."""
         params = self.params_for(dispatch.select(None, "cpu", backend)[0].module)
         y, final, _ = ops.rnn_forward(self.config, params, x, state, lengths, backend=backend)
-        return y, final if len(final) > 1 else final[0]
+        return y, alone(final)
 
     def params_for(self, backend: Backend) -> Params:
         """What ``backend`` takes: the narrow weights, or those widened."""
         shape = self.config.layer_shape(0, 1, 1, np.dtype(np.float32), NARROW[self.kind], False, False)
         return self.params if backend.why_not(shape) is None else self.widened()
 
-    def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
+    def vjp(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, Any], Pullback]:
         raise TypeError("vjp: a quantized layer is for inference; expected the layer that it was made of")
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -114,8 +118,6 @@ def quantize(layer: RNNBase, kind: str) -> Quantized:
 
 
 def _check(layer: Any, kind: Any) -> None:
-    from .rnn import RNNBase
-
     if not isinstance(layer, RNNBase):
         raise TypeError(f"layer: expected a recurrent layer such as gpulstm.LSTM, got {type(layer).__name__}")
     if not isinstance(kind, str) or kind not in ("bf16", "int8"):

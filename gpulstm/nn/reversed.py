@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays, checks
-from .model import Params, Recurrent
+from .model import Params, Pullback, Recurrent
 from .rnn import RNNBase
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ class Reversed(Recurrent):
         self.params = self.layer.to(device).params
         return self
 
-    def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
         turn = self._turn(x, lengths)
         y, final = self.layer(turn(x), state, lengths)
         return turn(y), final
 
     def vjp(
         self, x: Any, state: Any = None, lengths: Any = None, *, rng: Any = None
-    ) -> tuple[tuple[np.ndarray, Any], Callable[..., tuple[np.ndarray, Any, Params]]]:
+    ) -> tuple[tuple[np.ndarray, Any], Pullback]:
         turn = self._turn(x, lengths)
         (y, final), inner = self.layer.vjp(turn(x), state, lengths, rng=rng)
         shape = y.shape

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from .. import arrays, cells, checks, dispatch, ops
-from .model import on_device
-from .stream import Streamed
+from .model import Params, Pullback, on_device
+from .stream import Streamed, alone
 
 INITS = ("uniform", "recommended")
 
@@ -87,8 +86,14 @@ class RNNBase(Streamed):
 
         The state is ``h`` for a cell that carries no other, else ``(h, c)``.
         """
+        return self.forward(x, state, lengths, backend=backend)
+
+    def forward(
+        self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
+    ) -> tuple[np.ndarray, Any]:
+        """As a call."""
         y, final, _ = ops.rnn_forward(self.config, self.params, x, state, lengths, backend=backend)
-        return y, _alone(final)
+        return y, alone(final)
 
     def vjp(
         self,
@@ -98,7 +103,7 @@ class RNNBase(Streamed):
         *,
         rng: Any = None,
         backend: str | None = None,
-    ) -> tuple[tuple[np.ndarray, Any], Callable[..., tuple[np.ndarray, Any, dict[str, np.ndarray]]]]:
+    ) -> tuple[tuple[np.ndarray, Any], Pullback]:
         """``(y, state), pullback``: the output as in training, and its vector-Jacobian product.
 
         ``pullback(dy=None, dstate=None)`` gives ``dx, dstate0, grads``, ``grads`` with the keys of ``params``; None
@@ -110,11 +115,11 @@ class RNNBase(Streamed):
         )
         assert tape is not None
 
-        def pullback(dy: Any = None, dstate: Any = None) -> tuple[np.ndarray, Any, dict[str, np.ndarray]]:
+        def pullback(dy: Any = None, dstate: Any = None) -> tuple[np.ndarray, Any, Params]:
             dx, initial, grads = ops.rnn_backward(tape, dy, dstate)
-            return dx, _alone(initial), grads
+            return dx, alone(initial), grads
 
-        return (y, _alone(final)), pullback
+        return (y, alone(final)), pullback
 
     def explain(self, x: Any, *, backend: str | None = None) -> str:
         """See :func:`gpulstm.explain`."""
@@ -127,11 +132,6 @@ class RNNBase(Streamed):
         defaults |= {"bidirectional": False, "proj_size": 0}
         shown += [f"{k}={getattr(c, k)}" for k, v in defaults.items() if getattr(c, k) != v]
         return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def _alone(state: ops.State) -> Any:
-    """h by itself where there is no other state, as ``torch.nn.RNN`` has it."""
-    return state if len(state) > 1 else state[0]
 
 
 def _uniform(config: ops.Config, rng: np.random.Generator, dtype: np.dtype) -> dict[str, np.ndarray]:

@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 
 from gpulstm_kernels.backend import Backend
+from gpulstm_kernels.memory import contiguous
 
 from .. import arrays, checks, dispatch, ops
 from .model import Params, Recurrent
+
+
+def alone(state: ops.State) -> Any:
+    """h by itself where there is no other state, as ``torch.nn.RNN`` has it."""
+    return state if len(state) > 1 else state[0]
 
 
 class Streamed(Recurrent):
@@ -68,7 +74,7 @@ class Stream:
         """Float parameters are read where they lie: there may be no copy of one, which would not change with it."""
         for name, value in self._params.items():
             array = arrays.to_numpy(value, name)
-            if arrays.contiguous(array) is not array:
+            if contiguous(array) is not array:
                 raise ValueError(
                     f"layer: expected C-contiguous, aligned parameters, which a stream reads as they lie: {name}"
                 )
@@ -86,7 +92,7 @@ class Stream:
         """A copy of the state, in the layer's form: (h, c) of (L, B, ·) each, or h alone."""
         parts = self._state if self._kernels is None else self._kernels.get_state()
         copies = tuple(arrays.library(self._device).copy(part) for part in parts)
-        return copies if len(copies) > 1 else copies[0]
+        return alone(copies)
 
     def __call__(self, x: Any) -> Any:
         """The output (B, P) for one input (B, I). The array may be written again two steps later: copy what you keep.
@@ -104,7 +110,7 @@ class Stream:
         flags = x.flags if type(x) is np.ndarray else None
         well = flags is not None and flags.c_contiguous and flags.aligned
         if not well or x.dtype is not self._dtype or x.shape != self._shape:
-            x = arrays.contiguous(checks.array(x, "x", self._dtype, self._shape))
+            x = contiguous(checks.array(x, "x", self._dtype, self._shape))
         return self._kernels(x)
 
 

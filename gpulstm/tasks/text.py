@@ -137,7 +137,7 @@ class Settings:
 
 def build(config: Mapping[str, Any], device: str = "cpu") -> nn.Sequential:
     """The model that ``config`` describes, on ``device``: ids (T, B) to logits (T, B, 256)."""
-    rng = np.random.default_rng(config["seed"])
+    rng = arrays.generator(config["seed"], "seed")
     embed, hidden, layers, dropout = (config[name] for name in ("embed", "hidden", "layers", "dropout"))
     return nn.Sequential(
         nn.Embedding(VOCABULARY, embed, seed=rng),

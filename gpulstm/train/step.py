@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import arrays, optim
+from ..arrays.random import CounterGenerator, seed_words
 from ..data.lanes import Batch
 
 logger = logging.getLogger("gpulstm")
@@ -78,7 +79,7 @@ class Step:
             if captured is not None:
                 library.assign(captured.inputs, _placed(batch.inputs))
                 library.assign(captured.targets, _placed(batch.targets))
-                library.assign(captured.words, library.seed_words(rng))
+                library.assign(captured.words, seed_words(rng))
                 _carry(library, state, captured.state)
                 captured.graph.launch()
                 loss, norm = captured.graph.result
@@ -106,7 +107,7 @@ class Step:
         held = _mapped(library.copy, state)
 
         def enqueue() -> tuple[Any, Any]:
-            loss, norm, final = self._update(inputs, targets, None, held, library.Generator(words))
+            loss, norm, final = self._update(inputs, targets, None, held, CounterGenerator(words))
             _carry(library, final, held)
             return loss, norm
 
@@ -138,4 +139,4 @@ def _carry(library: Any, source: Any, target: Any) -> None:
         for part, place in zip(source, target, strict=True):
             _carry(library, part, place)
     else:
-        library.place(target, source)
+        library.copy_into(target, source)

@@ -40,12 +40,12 @@ def close(runtime: Any, there: Any, here: Any, label: str) -> None:
 def test_linear(runtime: Any, dtype: str, shape: tuple[int, ...]) -> None:
     here, there = both(nn.Linear(7, 9, dtype=dtype, seed=0))
     x = numbers(shape, dtype=dtype)
-    y, vjp = here.vjp(x)
-    device_y, device_vjp = there.vjp(runtime.to_device(x))
+    (y, _), vjp = here.vjp(x)
+    (device_y, _), device_vjp = there.vjp(runtime.to_device(x))
     close(runtime, device_y, y, "y")
     dy = numbers(y.shape, 1, dtype)
-    dx, grads = vjp(dy)
-    device_dx, device_grads = device_vjp(runtime.to_device(dy))
+    dx, _, grads = vjp(dy)
+    device_dx, _, device_grads = device_vjp(runtime.to_device(dy))
     close(runtime, device_dx, dx, "dx")
     for name in grads:
         close(runtime, device_grads[name], grads[name], name)
@@ -56,8 +56,8 @@ def test_last_step_head(runtime: Any, batch_first: bool) -> None:
     here, there = both(nn.LastStepHead(5, 3, batch_first=batch_first, seed=0))
     x = numbers((4, 6, 5))
     lengths = np.array([1, 3, 6, 2]) if batch_first else np.array([1, 4, 2, 3, 4, 1])
-    y, vjp = here.vjp(x, lengths)
-    device_y, device_vjp = there.vjp(runtime.to_device(x), lengths)
+    (y, _), vjp = here.vjp(x, lengths=lengths)
+    (device_y, _), device_vjp = there.vjp(runtime.to_device(x), lengths=lengths)
     close(runtime, device_y, y, "y")
     dy = numbers(y.shape, 1)
     close(runtime, device_vjp(runtime.to_device(dy))[0], vjp(dy)[0], "dx")
@@ -69,11 +69,11 @@ def test_embedding(runtime: Any) -> None:
     ids = RNG(0).integers(0, 11, (5, 7))
     ids[0] = 3
     dy = numbers((5, 7, 300), 1)
-    y, vjp = here.vjp(ids)
+    (y, _), vjp = here.vjp(ids)
     for given in (ids, runtime.to_device(ids.astype(np.int32))):
-        device_y, device_vjp = there.vjp(given)
+        (device_y, _), device_vjp = there.vjp(given)
         close(runtime, device_y, y, "y")
-        close(runtime, device_vjp(runtime.to_device(dy))[1]["weight"], vjp(dy)[1]["weight"], "weight")
+        close(runtime, device_vjp(runtime.to_device(dy))[2]["weight"], vjp(dy)[2]["weight"], "weight")
     with pytest.raises(ValueError, match="ids: expected 0 <= id < 11"):
         there(np.array([11]))
     out = runtime.to_host(there(runtime.to_device(np.array([3, 11, -1], np.int32))))
@@ -111,7 +111,7 @@ def test_mse_and_dropout(runtime: Any) -> None:
     device_loss, device_gradient = nn.mse(runtime.to_device(a), runtime.to_device(b))
     assert_close(float(device_loss), loss, "cuda", "float32")
     close(runtime, device_gradient, gradient, "gradient")
-    y, vjp = nn.Dropout(0.25).vjp(runtime.to_device(a), rng=1)
+    (y, _), vjp = nn.Dropout(0.25).vjp(runtime.to_device(a), rng=1)
     dropped = runtime.to_host(y)
     kept = dropped != 0
     np.testing.assert_allclose(dropped[kept], a[kept] / 0.75, rtol=1e-6)
