@@ -75,6 +75,12 @@ class Config:
         """Features of h in one direction: the projection's where there is one."""
         return self.proj_size or self.hidden_size
 
+    @property
+    def input_shapes(self) -> tuple[checks.Shape, checks.Shape]:
+        """The shapes of x: of a batch, and of one sequence."""
+        outer = ("B", "T") if self.batch_first else ("T", "B")
+        return (*outer, self.input_size), ("T", self.input_size)
+
     def suffixes(self) -> list[list[str]]:
         """For each layer, what its directions' parameter names end in."""
         ends = ["", "_reverse"][: self.directions]
@@ -398,8 +404,7 @@ def dtype_of(params: Mapping[str, Any]) -> np.dtype:
 
 def _check_input(config: Config, x: Any, dtype: np.dtype, device: str) -> tuple[np.ndarray, bool]:
     """x as (T, B, I), and whether it was one sequence without a batch axis."""
-    outer = ("B", "T") if config.batch_first else ("T", "B")
-    array = checks.array(x, "x", dtype, (*outer, config.input_size), ("T", config.input_size), device=device)
+    array = checks.array(x, "x", dtype, *config.input_shapes, device=device)
     unbatched = array.ndim == 2
     return _inside(config, array, unbatched, arrays.library(device)), unbatched
 

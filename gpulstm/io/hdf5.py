@@ -34,8 +34,8 @@ def layers(source: Path | bytes) -> tuple[list[dict[str, Any]], str | None]:
     direction) and ``why_not`` (what a layer without such weights is).
 
     Raises:
-        WeightsError: a file that is cut short or damaged, that leads or declares too far, or that takes longer than
-            :data:`_SECONDS` and the time of its size.
+        WeightsError: a file that is cut short or damaged, links to other data, declares too many bytes, or takes longer
+            than :data:`_SECONDS` and the time of its size.
     """
     if not sys.executable or getattr(sys, "frozen", False):
         raise WeightsError("HDF5 is read in a process of its own; expected the path of Python in sys.executable")

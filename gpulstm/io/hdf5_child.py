@@ -1,8 +1,9 @@
-"""Reads one of Keras's HDF5 files, in a process of its own: damaged bytes can make HDF5's library turn in circles.
+"""Reads one of Keras's HDF5 files, in a process of its own: damaged bytes can make HDF5's library loop for ever.
 
-:mod:`gpulstm.io.hdf5` starts this script by its path and ends it when it takes too long. It is told of a file at stdin
-and gives a line of JSON and the bytes of arrays at stdout. No class is looked up and nothing in a file is run; a file
-cannot lead to another one (links, external and virtual data sets are refused) nor declare much more than it holds.
+:mod:`gpulstm.io.hdf5` starts this script by its path and ends it when it takes too long. It reads from stdin which
+file to open, and writes a line of JSON and the bytes of arrays to stdout. No class is looked up and nothing in a file
+is run; a file cannot lead to another one (links, external and virtual data sets are refused) nor declare much more
+than it holds.
 
     stdin   a line of JSON: {"path": sys.path, "file": its name or null, "size": bytes}; without a name, the file
     stdout  READY once the libraries are there; a line of JSON: {"layers", "words", "arrays": [{"size", "shape"}, ...]}
@@ -157,7 +158,7 @@ def _read(h5py: Any, stream: Any, size: int) -> tuple[dict[str, Any], list[np.nd
 
 
 def _limit_memory(size: int) -> None:
-    """Let the process take so much more memory than now that a whole file can be read, where the system can do that."""
+    """Let the process take as much more memory than now as reading a whole file takes; not every system can do that."""
     try:
         import resource
 

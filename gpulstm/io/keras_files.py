@@ -49,7 +49,7 @@ def found_in(path: PathLike) -> list[Found]:
     """Every recurrent layer in the file at ``path``: in the model's order, without one by class and number.
 
     Raises:
-        WeightsError: it is cut short, damaged, not one of Keras's, or leads or declares too far.
+        WeightsError: it is cut short, damaged, not one of Keras's, links to other data, or declares too many bytes.
         ImportError: h5py is not installed.
     """
     from . import hdf5  # which starts processes: not for every import of gpulstm

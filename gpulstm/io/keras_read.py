@@ -37,7 +37,7 @@ def load_keras(
         dtype: of the layers. By default that of the weights, and float32 for float16 on a CPU (exact).
         device: of the layers.
 
-    HDF5 is read by a Python process of its own, since damaged bytes can make its library turn in circles: it is ended
+    HDF5 is read by a Python process of its own, since damaged bytes can make its library loop for ever: it is ended
     after 5 seconds, and a second for each further 32 MiB.
 
     Returns:

@@ -145,7 +145,7 @@ class OnnxNode:
 
     def _run(self, layer: Any, x: np.ndarray, values: dict[str, Any]) -> tuple[np.ndarray, list[np.ndarray]]:
         """Y and the final states as ONNX lays them out."""
-        node, config = self._node, getattr(layer, "layer", layer).config
+        node, config = self._node, (layer.layer if isinstance(layer, nn.Reversed) else layer).config
         if x.ndim != 3 or x.shape[2] != config.input_size:
             raise ValueError(f"{node.inputs['X']}: expected three axes, the last {config.input_size}, got {x.shape}")
         if x.size == 0 and values.get("sequence_lens") is None:

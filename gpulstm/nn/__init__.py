@@ -6,8 +6,8 @@ from .linear import EveryStepHead, LastStepHead, Linear
 from .losses import cross_entropy, mse
 from .model import Layer, Params, Recurrent, Sequential
 from .quantized import Quantized, quantize
+from .recurrent import LSTM, RNN, RNNBase
 from .reversed import Reversed
-from .rnn import LSTM, RNN, RNNBase
 from .stream import Stream
 
 __all__ = [

@@ -168,8 +168,8 @@ class Sequential(Recurrent):
             seen.add(id(layer))
         self.layers = layers
         self.recurrent = [i for i, layer in enumerate(layers) if layer.has_state]
-        self._timed = [i for i, layer in enumerate(layers) if layer.takes_lengths]
-        self.takes_lengths = bool(self._timed)
+        self._with_lengths = [i for i, layer in enumerate(layers) if layer.takes_lengths]
+        self.takes_lengths = bool(self._with_lengths)
         self._gather()
 
     def _gather(self) -> None:
@@ -214,7 +214,7 @@ class Sequential(Recurrent):
         if lengths is not None and not self.takes_lengths:
             raise ValueError("lengths: expected None, since no layer of this model takes them")
         spread: list[Any] = [None] * len(self.layers)
-        for i in self._timed:
+        for i in self._with_lengths:
             spread[i] = lengths
         return spread
 

@@ -12,7 +12,7 @@ from gpulstm_kernels.backend import NARROW, Backend
 
 from .. import dispatch, ops
 from .model import Params, Pullback
-from .rnn import RNNBase
+from .recurrent import RNNBase
 from .stream import Streamed, alone
 
 _MOST = 127  # of int8, so that a row's range is symmetric
@@ -21,12 +21,12 @@ _MOST = 127  # of int8, so that a row's range is symmetric
 class Quantized(Streamed):
     """A recurrent layer with ``weight_ih`` and ``weight_hh`` in bfloat16 or int8; made by :func:`gpulstm.quantize`.
 
-    ``y, state = layer(x, state=None, lengths=None)`` as the layer it was made of, in float32. Weights are rounded, and
-    so is what they meet: for ``"int8"`` each row of x and h to whole numbers of 16 bits (fewer where a row
-    has more than 516 elements, so that sums fit 32 bits), an error of at most 1/65534 of the row's largest; for
-    ``"bf16"`` to bfloat16, by at most 2⁻⁸ of a number, on processors with an instruction for it (AVX512-BF16), else
-    not at all (and a float32 copy of the weights is kept for calls of 16 rows a step and more). Sums, cells and states
-    are float32. A row of x with an infinity or NaN gives NaN. There is no ``vjp``.
+    ``y, state = layer(x, state=None, lengths=None)`` as the layer it was made of, in float32. Weights are rounded,
+    and so are x and h before they are multiplied with them. For ``"int8"`` each row of x and h is quantized to 16 bits
+    (fewer where a row has more than 516 elements, so that sums fit 32 bits), with an error of at most 1/65534 of the
+    row's largest; for ``"bf16"`` x and h are rounded to bfloat16, by at most 2⁻⁸ of a number, on processors with an
+    instruction for it (AVX512-BF16), else not at all (and calls of 16 rows a step and more keep a float32 copy of the
+    weights). Sums, cells and states are float32. A row of x with an infinity or NaN gives NaN. There is no ``vjp``.
 
     Attributes:
         config: that of the layer.
@@ -67,7 +67,7 @@ class Quantized(Streamed):
     def forward(
         self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
     ) -> tuple[np.ndarray, Any]:
-        """As a call."""
+        """The same as calling the layer."""
         params = self.params_for(dispatch.select(None, "cpu", backend)[0].module)
         y, final, _ = ops.rnn_forward(self.config, params, x, state, lengths, backend=backend)
         return y, alone(final)

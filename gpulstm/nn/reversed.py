@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import arrays, checks
 from .model import Params, Pullback, Recurrent
-from .rnn import RNNBase
+from .recurrent import RNNBase
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -67,9 +67,7 @@ class Reversed(Recurrent):
         config, device = self.layer.config, self.device
         library = arrays.library(device)
         dtype = next(iter(self.params.values())).dtype
-        outer = ("B", "T") if config.batch_first else ("T", "B")
-        shapes = (*outer, config.input_size), ("T", config.input_size)
-        shape = checks.array(x, "x", dtype, *shapes, device=device).shape[:-1]
+        shape = checks.array(x, "x", dtype, *config.input_shapes, device=device).shape[:-1]
         batch_first = config.batch_first and len(shape) == 2
         rows = np.arange(math.prod(shape)).reshape(shape if len(shape) == 2 else (*shape, 1))
         rows = rows.T if batch_first else rows

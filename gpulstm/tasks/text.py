@@ -16,7 +16,7 @@ from ..data.joined import Document, Joined
 from ..data.lanes import Lanes
 from ..data.text import SEPARATOR, VOCABULARY, Corpus
 from ..data.utf8 import Writer, is_utf8
-from ..nn.rnn import INITS
+from ..nn.recurrent import INITS
 from ..train.checkpoint import MODEL, RECORD, Checkpoint, CheckpointError
 from ..train.progress import FORMATS
 

@@ -91,7 +91,7 @@ class RNNBase(Streamed):
     def forward(
         self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
     ) -> tuple[np.ndarray, Any]:
-        """As a call."""
+        """The same as calling the layer."""
         y, final, _ = ops.rnn_forward(self.config, self.params, x, state, lengths, backend=backend)
         return y, alone(final)
 
