@@ -20,7 +20,7 @@ from .numpy import to_array as to_numpy
 from .protocol import Arrays
 from .random import generator
 
-if TYPE_CHECKING:  # by name, not by import, :func:`library` finds it: this says that it fits too
+if TYPE_CHECKING:  # library() imports it by name, which tells mypy nothing about it
     from . import cuda
 
     _on_gpu: Arrays = cuda

@@ -48,6 +48,7 @@ __all__ = [
     "zeros",
 ]
 
+_ARRAYS, _NETWORK = "kernels/arrays", "kernels/network"  # files of kernels
 _THREADS = 256
 _PARTIAL = 64  # blocks that add up an array, at most
 _ALIGNMENT = 32  # bytes: four float64, the widest access of a kernel
@@ -97,9 +98,7 @@ def lengths(value: np.ndarray) -> Any:
 def clear_padding(array: Any, valid: Any) -> Any:
     """``array`` (T, B, features) with zeros past the ``lengths`` called ``valid``."""
     result, source = empty(array.shape, array.dtype), contiguous(array)
-    launch(
-        "kernels/arrays", f"clear_padding<{type_name(array.dtype)}>", array.size, (source, result, valid, *array.shape)
-    )
+    launch(_ARRAYS, f"clear_padding<{type_name(array.dtype)}>", array.size, (source, result, valid, *array.shape))
     return result
 
 
@@ -121,7 +120,7 @@ def dropout_mask(rng: Any, shape: tuple[int, ...], p: float) -> Any:
     drawn = generator(rng)
     count = math.prod(shape)
     result = empty(shape, np.uint8)
-    launch("kernels/arrays", "draw_kept", -(-count // 4), (result, drawn.words, drawn.draws, float(p), count))
+    launch(_ARRAYS, "draw_kept", -(-count // 4), (result, drawn.words, drawn.draws, float(p), count))
     drawn.draws += 1
     return result
 
@@ -129,9 +128,7 @@ def dropout_mask(rng: Any, shape: tuple[int, ...], p: float) -> Any:
 def drop(value: Any, mask: Any, p: float) -> Any:
     """``value`` with zeros where ``mask`` is 0, divided by 1 - ``p`` elsewhere."""
     result, source = empty(value.shape, value.dtype), contiguous(value)
-    launch(
-        "kernels/arrays", f"drop<{type_name(value.dtype)}>", value.size, (source, mask, result, 1 / (1 - p), value.size)
-    )
+    launch(_ARRAYS, f"drop<{type_name(value.dtype)}>", value.size, (source, mask, result, 1 / (1 - p), value.size))
     return result
 
 
@@ -176,7 +173,7 @@ def gemm(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -
 
 def add_bias(y: Any, bias: Any) -> None:
     """See :func:`gpulstm.arrays.Arrays.add_bias`."""
-    launch("kernels/network", f"add_bias<{type_name(y.dtype)}>", y.size, (y, contiguous(bias), *y.shape))
+    launch(_NETWORK, f"add_bias<{type_name(y.dtype)}>", y.size, (y, contiguous(bias), *y.shape))
 
 
 def sum_rows(values: Any) -> Any:
@@ -189,26 +186,22 @@ def sum_rows(values: Any) -> Any:
 def take(rows: Any, ids: Any) -> Any:
     """See :func:`gpulstm.arrays.Arrays.take`; an id out of range gives a row of NaN."""
     result = empty((*ids.shape, rows.shape[1]), rows.dtype)
-    launch(
-        "kernels/network",
-        f"take_rows<{type_name(rows.dtype)}>",
-        result.size,
-        (contiguous(rows), ids, result, ids.size, *rows.shape),
-    )
+    arguments = (contiguous(rows), ids, result, ids.size, *rows.shape)
+    launch(_NETWORK, f"take_rows<{type_name(rows.dtype)}>", result.size, arguments)
     return result
 
 
 def scatter_rows(values: Any, ids: Any, count: int) -> Any:
     """See :func:`gpulstm.arrays.Arrays.scatter_rows`."""
     rows = zeros((count, values.shape[1]), values.dtype)
-    launch("kernels/network", f"place_rows<{type_name(values.dtype)}>", values.size, (values, ids, rows, *values.shape))
+    launch(_NETWORK, f"place_rows<{type_name(values.dtype)}>", values.size, (values, ids, rows, *values.shape))
     return rows
 
 
 def sum_by_id(values: Any, ids: Any, count: int) -> Any:
     """See :func:`gpulstm.arrays.Arrays.sum_by_id`."""
     sums = empty((count, values.shape[1]), values.dtype)
-    kernel = Kernel("kernels/network", f"sum_by_id<{type_name(values.dtype)}>", None)
+    kernel = Kernel(_NETWORK, f"sum_by_id<{type_name(values.dtype)}>", None)
     current().launch(kernel, (count, 1, 1), (_THREADS, 1, 1), (values, ids, sums, *values.shape))
     return sums
 
@@ -224,12 +217,10 @@ def total(parts: Sequence[Any], *, squares: bool = False, root: bool = False, ov
     partial, result = empty((sum(blocks),), np.float64), empty((), np.float64)
     first = 0
     for part, count in zip(parts, blocks, strict=True):
-        kernel = Kernel(
-            "kernels/network", f"partial_sums<{type_name(part.dtype)}, {'true' if squares else 'false'}>", None
-        )
+        kernel = Kernel(_NETWORK, f"partial_sums<{type_name(part.dtype)}, {'true' if squares else 'false'}>", None)
         current().launch(kernel, (count, 1, 1), (_THREADS, 1, 1), (part, partial, first, part.size))
         first += count
-    kernel = Kernel("kernels/network", f"total<{'true' if root else 'false'}>", None)
+    kernel = Kernel(_NETWORK, f"total<{'true' if root else 'false'}>", None)
     current().launch(kernel, (1, 1, 1), (_THREADS, 1, 1), (partial, result, over, first))
     return result
 
