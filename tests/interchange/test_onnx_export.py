@@ -119,6 +119,14 @@ def test_classifier(batch_first: bool, ragged: bool, tmp_path: Any) -> None:
     assert_close(onnx_models.run(onnx.load(tmp_path / "m.onnx"), given)["y"], y, "onnx", "float32")
 
 
+def test_axes_are_named_by_the_first_layer_that_reads_sequences(tmp_path: Any) -> None:
+    lstm = gpulstm.LSTM(4, 5, batch_first=True, seed=1)
+    model = nn.Sequential(nn.Sequential(nn.Linear(3, 4, seed=0), nn.Dropout(0.1)), lstm)
+    io.export_onnx(model, tmp_path / "m.onnx")
+    axes = onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [axis.dim_param or axis.dim_value for axis in axes] == ["B", "T", 3]
+
+
 def test_float64_is_written_as_such_or_as_float32(tmp_path: Any) -> None:
     layer = gpulstm.LSTM(3, 4, dtype="float64", seed=0)
     io.export_onnx(layer, tmp_path / "double.onnx")
