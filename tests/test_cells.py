@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import layer_checks
 import numpy as np
 import problems
 import pytest
@@ -44,14 +45,10 @@ def test_gradients_on_every_backend(cell: Cell) -> None:
             assert_close(found[name], expected[name], "differences", "float64", name)
     for hidden in (3, 9, 33, 70):
         p = problems.layer_problem(cell, hidden=hidden, projection=hidden // 3, directions=2, ragged=True)
-        truth, tape = problems.outputs(reference, p, training=True)
-        truth |= problems.gradients(reference, p, tape)
+        truth = layer_checks.solved(p)
         for count, split in ((1, "batch"), (3, "batch"), (2, "units")):
             with arrays.poison(), problems.threads(count, split):
-                result, tape = problems.outputs(layer, p, training=True)
-                result |= problems.gradients(layer, p, tape)
-            for name in truth:
-                assert_close(result[name], truth[name], "kernel", "float64", f"{name}, hidden {hidden}")
+                layer_checks.check(layer, p, "kernel", f"hidden {hidden}, {count} threads, {split}", truth)
 
 
 def test_layers_of_a_registered_cell() -> None:

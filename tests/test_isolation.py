@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import layer_checks
 import numpy as np
 import problems
 import pytest
@@ -42,80 +43,83 @@ def spoiled(p: problems.Problem, where: str) -> problems.Problem:
 
 def _results(p: problems.Problem) -> problems.Arrays:
     with np.errstate(all="ignore"):
-        outputs, tape = problems.outputs(layer, p, training=True)
-        return outputs | problems.gradients(layer, p, tape)
+        return layer_checks.computed(layer, p)
+
+
+# units, and whether they are projected to half as many; the fewest are not
+SIZES = [(hidden, projected) for projected in (False, True) for hidden in HIDDEN[projected:]]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", ["lstm", "rnn"])
-@pytest.mark.parametrize("projected", [False, True])
-def test_ordinary_rows_beside_extreme_ones(cell: str, dtype: str, projected: bool) -> None:
-    for hidden in HIDDEN[projected:]:
-        sizes: dict[str, Any] = {"steps": 3, "batch": 15, "hidden": hidden, "projection": (hidden + 1) // 2 * projected}
-        for directions in (1, 2):
-            p = problems.layer_problem(cell, dtype, directions=directions, **sizes)
+@pytest.mark.parametrize(("hidden", "projected"), SIZES)
+def test_ordinary_rows_beside_extreme_ones(cell: str, dtype: str, hidden: int, projected: bool) -> None:
+    sizes: dict[str, Any] = {"steps": 3, "batch": 15, "hidden": hidden, "projection": (hidden + 1) // 2 * projected}
+    for directions in (1, 2):
+        p = problems.layer_problem(cell, dtype, directions=directions, **sizes)
+        for team in TEAMS:
+            with problems.threads(*team):
+                expected = _results(p)
+                for where in ("x", "dy", "h", "c"):
+                    found = _results(spoiled(p, where))
+                    for name in ("y", "h", "c", "dx", "dh0", "dc0"):
+                        if name in found:
+                            rows = (..., slice(1, None, 2), slice(None))
+                            what = f"{name}, extremes in {where}, {team}"
+                            np.testing.assert_array_equal(found[name][rows], expected[name][rows], what)
+                    if directions == 1:  # steps before an extreme input, and after an extreme gradient
+                        name, steps = {"x": ("y", slice(STEP)), "dy": ("dx", slice(STEP + 1, None))}.get(
+                            where, ("y", slice(0))
+                        )
+                        np.testing.assert_array_equal(found[name][steps], expected[name][steps], where)
+
+
+# 21 rows are read by packed weights; 9, without a projection, by weights where they lie
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", ["lstm", "rnn"])
+@pytest.mark.parametrize(
+    ("hidden", "batch", "projected"),
+    [*((hidden, 7, projected) for hidden, projected in SIZES), (7, 3, False), (7, 3, True)],
+)
+def test_not_finite_where_the_reference_is_not(cell: str, dtype: str, hidden: int, batch: int, projected: bool) -> None:
+    sizes: dict[str, Any] = {"steps": 3, "batch": batch, "projection": (hidden + 1) // 2 * projected}
+    p = problems.layer_problem(cell, dtype, hidden=hidden, directions=2, **sizes)
+    for value in (np.inf, -np.inf, np.nan, EXTREMES[dtype][2]):
+        for array in (p.x, p.dy, *p.state, *p.dstate):
+            place = (STEP, 2, 0) if array is p.x or array is p.dy else (1, 2, 0)
+            before, array[place] = array[place], value
+            with np.errstate(all="ignore"):
+                expected = layer_checks.computed(reference, p)
             for team in TEAMS:
                 with problems.threads(*team):
-                    expected = _results(p)
-                    for where in ("x", "dy", "h", "c"):
-                        found = _results(spoiled(p, where))
-                        for name in ("y", "h", "c", "dx", "dh0", "dc0"):
-                            if name in found:
-                                rows = (..., slice(1, None, 2), slice(None))
-                                what = f"{name}, H = {hidden}, extremes in {where}, {team}"
-                                np.testing.assert_array_equal(found[name][rows], expected[name][rows], what)
-                        if directions == 1:  # steps before an extreme input, and after an extreme gradient
-                            name, steps = {"x": ("y", slice(STEP)), "dy": ("dx", slice(STEP + 1, None))}.get(
-                                where, ("y", slice(0))
-                            )
-                            np.testing.assert_array_equal(found[name][steps], expected[name][steps], where)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cell", ["lstm", "rnn"])
-@pytest.mark.parametrize("projected", [False, True])
-def test_not_finite_where_the_reference_is_not(cell: str, dtype: str, projected: bool) -> None:
-    # 21 rows are read by packed weights; 9, without a projection, by weights where they lie
-    for hidden, batch in [*((hidden, 7) for hidden in HIDDEN[projected:]), (7, 3)]:
-        sizes: dict[str, Any] = {"steps": 3, "batch": batch, "projection": (hidden + 1) // 2 * projected}
-        p = problems.layer_problem(cell, dtype, hidden=hidden, directions=2, **sizes)
-        for value in (np.inf, -np.inf, np.nan, EXTREMES[dtype][2]):
-            for array in (p.x, p.dy, *p.state, *p.dstate):
-                place = (STEP, 2, 0) if array is p.x or array is p.dy else (1, 2, 0)
-                before, array[place] = array[place], value
-                with np.errstate(all="ignore"):
-                    outputs, tape = problems.outputs(reference, p, training=True)
-                    expected = outputs | problems.gradients(reference, p, tape)
-                for team in TEAMS:
-                    with problems.threads(*team):
-                        found = _results(p)
-                    for name, right in expected.items():
-                        for kind in (np.isnan, np.isposinf, np.isneginf):
-                            what = f"{name}, H = {hidden}, {value} in {array.shape}, {team}"
-                            np.testing.assert_array_equal(kind(found[name]), kind(right), what)
-                array[place] = before
+                    found = _results(p)
+                for name, right in expected.items():
+                    for kind in (np.isnan, np.isposinf, np.isneginf):
+                        what = f"{name}, {value} in {array.shape}, {team}"
+                        np.testing.assert_array_equal(kind(found[name]), kind(right), what)
+            array[place] = before
 
 
 @pytest.mark.parametrize("kind", ["float32", "bf16", "int8"])
 @pytest.mark.parametrize("cell", [gpulstm.LSTM, gpulstm.RNN])
-def test_ordinary_rows_of_inference(cell: Any, kind: str) -> None:
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_ordinary_rows_of_inference(cell: Any, kind: str, hidden: int) -> None:
     """A step, a walk and a stream, of float and of narrow weights."""
     rng = np.random.default_rng(0)
-    for hidden in HIDDEN:
-        made = cell(5, hidden, 2, seed=hidden)
-        made = made if kind == "float32" else gpulstm.quantize(made, kind)
-        for steps, batch in ((1, 3), (1, 15), (3, 15), (3, 34)):
-            x = rng.standard_normal((steps, batch, 5)).astype(np.float32)
-            spoiled = x.copy()
-            for row, value in _extreme_rows(x):
-                spoiled[STEP % steps, row, ::2] = value
-            for team in TEAMS:
-                with problems.threads(*team):
-                    (y, state), (beside, state_beside) = made(x), made(spoiled)
-                    streams = made.stream(batch), made.stream(batch)
-                    for step, other in zip(x, spoiled, strict=True):
-                        one, two = (stream(given) for stream, given in zip(streams, (step, other), strict=True))
-                        np.testing.assert_array_equal(two[1::2], one[1::2])
-                for one, two in zip((y, *problems.parts(state)), (beside, *problems.parts(state_beside)), strict=True):
-                    what = f"H = {hidden}, x {x.shape}, {team}"
-                    np.testing.assert_array_equal(two[:, 1::2], one[:, 1::2], what)
+    made = cell(5, hidden, 2, seed=hidden)
+    made = made if kind == "float32" else gpulstm.quantize(made, kind)
+    for steps, batch in ((1, 3), (1, 15), (3, 15), (3, 34)):
+        x = rng.standard_normal((steps, batch, 5)).astype(np.float32)
+        spoiled = x.copy()
+        for row, value in _extreme_rows(x):
+            spoiled[STEP % steps, row, ::2] = value
+        for team in TEAMS:
+            with problems.threads(*team):
+                (y, state), (beside, state_beside) = made(x), made(spoiled)
+                streams = made.stream(batch), made.stream(batch)
+                for step, other in zip(x, spoiled, strict=True):
+                    one, two = (stream(given) for stream, given in zip(streams, (step, other), strict=True))
+                    np.testing.assert_array_equal(two[1::2], one[1::2])
+            for one, two in zip((y, *problems.parts(state)), (beside, *problems.parts(state_beside)), strict=True):
+                what = f"x {x.shape}, {team}"
+                np.testing.assert_array_equal(two[:, 1::2], one[:, 1::2], what)

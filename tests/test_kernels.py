@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import layer_checks
 import numpy as np
 import problems
 import pytest
@@ -19,7 +20,6 @@ from tolerances import assert_close
 
 import gpulstm
 from gpulstm import arrays
-from gpulstm_kernels import reference
 from gpulstm_kernels.cells import activations
 from gpulstm_kernels.cpu import gemm, layer
 from gpulstm_kernels.cpu.codegen import features, vector
@@ -28,49 +28,33 @@ DTYPES = ["float32", "float64"]
 CELLS = ["lstm", "rnn"]
 SPLITS = [(1, "batch"), (2, "batch"), (2, "units"), (3, "batch"), (3, "units")]
 
-# steps, batch, inputs, hidden, projection, directions, bias, ragged
-SHAPES: dict[str, tuple[int, int, int, int, int, int, bool, bool]] = {
-    "one of each": (1, 1, 1, 2, 0, 1, True, False),
-    "one step": (1, 5, 3, 7, 0, 2, True, True),
-    "one step, no bias": (1, 2, 20, 19, 0, 1, False, False),
-    "one sequence": (6, 1, 9, 37, 0, 1, True, False),
-    "odd": (5, 7, 3, 33, 0, 1, True, True),
-    "even": (3, 8, 16, 64, 0, 2, False, False),
-    "no bias": (4, 3, 5, 9, 0, 2, False, True),
-    "wide": (3, 4, 5, 201, 0, 1, True, True),
-    "deep sums": (2, 3, 530, 131, 0, 1, True, False),
-    "many rows": (13, 45, 3, 5, 0, 1, True, True),
-    "projected": (5, 6, 4, 33, 7, 2, True, True),
-    "projected to one": (3, 1, 2, 5, 1, 1, False, False),
-    "projected wide": (3, 4, 5, 201, 130, 1, True, True),
-}
+# awkward ones, of which two threads and more take parts
+SHAPES = [
+    "one of each",
+    "one step",
+    "one step, no bias",
+    "one sequence",
+    "odd",
+    "even",
+    "no bias",
+    "wide",
+    "deep sums",
+    "many rows",
+    "projected",
+    "projected to one",
+    "projected wide",
+]
 
 
-@functools.cache
 def solved(cell: str, dtype: str, shape: str) -> tuple[Problem, Arrays]:
     """A problem, and the reference's outputs and gradients."""
-    steps, batch, inputs, hidden, projection, directions, bias, ragged = SHAPES[shape]
-    p = problems.layer_problem(
-        cell,
-        dtype,
-        steps=steps,
-        batch=batch,
-        inputs=inputs,
-        hidden=hidden,
-        projection=projection,
-        directions=directions,
-        bias=bias,
-        ragged=ragged,
-    )
-    outputs, tape = problems.outputs(reference, p, training=True)
-    return p, outputs | problems.gradients(reference, p, tape)
+    return layer_checks.case(cell, dtype, layer_checks.SHAPES[shape])
 
 
 def computed(p: Problem) -> Arrays:
     """The same by the kernels, from poisoned buffers."""
     with arrays.poison():
-        outputs, tape = problems.outputs(layer, p, training=True)
-        return outputs | problems.gradients(layer, p, tape)
+        return layer_checks.computed(layer, p)
 
 
 @pytest.fixture(params=["step by step", "in chunks", "few rows"])
@@ -82,69 +66,57 @@ def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return request.param
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_equals_the_reference_whoever_computes(cell: str, dtype: str, rows: str) -> None:
-    """Within tolerance on one thread; the same bits for every number of threads, every split, every call."""
-    for shape in SHAPES:
-        p, expected = solved(cell, dtype, shape)
-        first: Arrays = {}
-        for count, split in SPLITS:
-            with problems.threads(count, split):
-                found = computed(p)
-            if not first:
-                first = found
-                for name, value in expected.items():
-                    assert found[name].dtype == p.x.dtype
-                    assert_close(found[name], value, "kernel", dtype, f"{shape}: {name}")
-            for name, value in found.items():
-                np.testing.assert_array_equal(value, first[name], f"{shape}: {name}, {count} threads, {split}")
+def test_equals_the_reference_whoever_computes(cell: str, dtype: str, shape: str, rows: str) -> None:
+    """Within tolerance, and the same bits for every number of threads, every split, every call, tape or none."""
+    p, expected = solved(cell, dtype, shape)
+    first: Arrays = {}
+    for count, split in SPLITS:
+        label = f"{shape}, {count} threads, {split}"
+        with arrays.poison(), problems.threads(count, split):
+            found = layer_checks.check(layer, p, "kernel", label, expected)
+        first = first or found
+        for name, value in found.items():
+            np.testing.assert_array_equal(value, first[name], f"{label}: {name}")
 
 
+@pytest.mark.parametrize("shape", ["odd", "many rows", "projected"])
+@pytest.mark.parametrize("chunk_rows", [1, 14, 20])  # one step at a time; a whole number of steps; a rest
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_input_is_projected_in_chunks(cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_is_projected_in_chunks(
+    cell: str, dtype: str, chunk_rows: int, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(layer, "_FUSED_FROM", 1 << 62)
-    for chunk_rows in (1, 14, 20):  # one step at a time; a whole number of steps; a rest
-        monkeypatch.setattr(layer, "_CHUNK_ROWS", chunk_rows)
-        for shape in ("odd", "many rows", "projected"):
-            p, expected = solved(cell, dtype, shape)
-            for count, split in SPLITS[:3]:
-                with problems.threads(count, split):
-                    found = computed(p)
-                for name, value in expected.items():
-                    assert_close(found[name], value, "kernel", dtype, f"{shape}: {name}")
+    monkeypatch.setattr(layer, "_CHUNK_ROWS", chunk_rows)
+    p, expected = solved(cell, dtype, shape)
+    for count, split in SPLITS[:3]:
+        with problems.threads(count, split):
+            found = computed(p)
+        for name, value in expected.items():
+            assert_close(found[name], value, "kernel", dtype, f"{shape}: {name}")
 
 
+@pytest.mark.parametrize("shape", ["odd", "wide", "projected"])
+@pytest.mark.parametrize("chunk_rows", [1, 10])  # one step at a time; a few with a rest, in both directions
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_inference_is_training_without_a_tape(cell: str, dtype: str, rows: str) -> None:
-    for shape in SHAPES:
-        p, _ = solved(cell, dtype, shape)
-        for count, split in SPLITS[:3]:
-            with arrays.poison(), problems.threads(count, split):
-                inference, _ = problems.outputs(layer, p, training=False)
-                training, _ = problems.outputs(layer, p, training=True)
-            for name, value in inference.items():
-                np.testing.assert_array_equal(value, training[name], f"{shape}: {name}")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cell", CELLS)
-def test_gradients_are_taken_in_chunks(cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step at a time; a few with a rest, in both directions; the same bits whoever computes."""
-    for rows in (1, 10):
-        monkeypatch.setattr(layer, "_ROWS_BACK", rows)
-        for shape in ("odd", "wide", "projected"):
-            p, expected = solved(cell, dtype, shape)
-            first: Arrays = {}
-            for count, split in SPLITS[:3]:
-                with problems.threads(count, split):
-                    found = computed(p)
-                first = first or found
-                for name, value in expected.items():
-                    assert_close(found[name], value, "kernel", dtype, f"{shape}: {name}")
-                    np.testing.assert_array_equal(found[name], first[name])
+def test_gradients_are_taken_in_chunks(
+    cell: str, dtype: str, chunk_rows: int, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits whoever computes."""
+    monkeypatch.setattr(layer, "_ROWS_BACK", chunk_rows)
+    p, expected = solved(cell, dtype, shape)
+    first: Arrays = {}
+    for count, split in SPLITS[:3]:
+        with problems.threads(count, split):
+            found = computed(p)
+        first = first or found
+        for name, value in expected.items():
+            assert_close(found[name], value, "kernel", dtype, f"{shape}: {name}")
+            np.testing.assert_array_equal(found[name], first[name])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

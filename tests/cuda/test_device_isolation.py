@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import layer_checks
 import numpy as np
 import problems
 import pytest
 from test_isolation import spoiled
-from test_layer import CELLS, OnDevice, moved, solved
+
+from gpulstm_kernels.cuda import layer
+
+CELLS = ["lstm", "rnn"]
 
 
 def _results(runtime: Any, p: problems.Problem) -> problems.Arrays:
-    backend, there = OnDevice(runtime), moved(runtime, p)
-    outputs, tape = problems.outputs(backend, there, training=True)
-    return outputs | problems.gradients(backend, there, tape)
+    return layer_checks.computed(layer_checks.OnDevice(layer, runtime, runtime=runtime), p)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -41,7 +43,7 @@ def test_not_finite_where_the_reference_is_not(
         for array in (p.x, p.dy, *p.state, *p.dstate):
             before, array[1, 2, 0] = array[1, 2, 0], value
             with np.errstate(all="ignore"):
-                expected = solved(p)
+                expected = layer_checks.solved(p)
             found = _results(runtime, p)
             for name, right in expected.items():
                 np.testing.assert_array_equal(np.isnan(found[name]), np.isnan(right), f"{name}, {value}")

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import coupled_cell
+import layer_checks
 import minimal_cell
 import numpy as np
 import problems
 import pytest
-from problems import Arrays, Problem
-from tolerances import assert_close
 
 import gpulstm_kernels
 from gpulstm import cells
-from gpulstm_kernels import reference
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cuda.device.runtime import Kernel
 
@@ -28,66 +26,28 @@ CELLS = {
     "coupled": Cell("coupled", ("i", "g", "o"), ("c",), 3, coupled_cell.__name__),
     "minimal": Cell("minimal", ("f", "g"), ("a", "b"), 2, minimal_cell.__name__),
 }
-# steps, batch, inputs, hidden, projection, directions, bias, ragged
-SHAPES: dict[str, tuple[int, int, int, int, int, int, bool, bool]] = {
-    "one of each": (1, 1, 1, 1, 0, 1, True, False),
-    "odd": (3, 2, 2, 5, 0, 1, True, True),
-    "even": (2, 3, 2, 4, 0, 2, False, True),
-    "projected": (3, 3, 2, 6, 2, 2, True, True),
-    "two blocks": (2, 9, 2, 4, 0, 1, True, True),
-}
-
-
-def solved(p: Problem) -> Arrays:
-    """The reference's outputs and gradients, for the same numbers in float64."""
-
-    def wide(parts: Any) -> Any:
-        return tuple(part.astype("float64") for part in parts)
-
-    weights = [{name: value.astype("float64") for name, value in w.items()} for w in p.weights]
-    p = p._replace(x=p.x.astype("float64"), state=wide(p.state), weights=weights, dy=p.dy.astype("float64"))
-    p = p._replace(dstate=wide(p.dstate))
-    outputs, tape = problems.outputs(reference, p, training=True)
-    return outputs | problems.gradients(reference, p, tape)
+CASES = [  # of a walk and a dtype; the block walk has no projection
+    pytest.param(walk, dtype, shape, id=f"{walk}-{dtype}-{shape}")
+    for walk, dtype in [
+        ("step", "float64"),
+        *((walk, dtype) for walk in ("step", "block") for dtype in ("float32", "float16", "bfloat16")),
+    ]
+    for shape in layer_checks.SMALL
+    if walk == "step" or not layer_checks.SMALL[shape].projection
+]
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize(
-    ("walk", "dtype"),
-    [
-        ("step", "float64"),
-        *((walk, dtype) for walk in ("step", "block") for dtype in ("float32", "float16", "bfloat16")),
-    ],
-)
-def test_equals_the_reference(runtime: Any, walk: str, cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("walk", "dtype", "shape"), CASES)
+def test_equals_the_reference(
+    runtime: Any, walk: str, cell: str, dtype: str, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from gpulstm_kernels.cuda import numba_layer as layer
 
     monkeypatch.setenv("GPULSTM_WALK", walk)
-    for label, (steps, batch, inputs, hidden, projection, directions, bias, ragged) in SHAPES.items():
-        if walk == "block" and projection:
-            continue  # the block walk has none
-        p = problems.layer_problem(
-            CELLS[cell],
-            dtype,
-            steps=steps,
-            batch=batch,
-            inputs=inputs,
-            hidden=hidden,
-            projection=projection,
-            directions=directions,
-            bias=bias,
-            ragged=ragged,
-        )
-        assert f"inference: {walk} walk" in layer.describe(p.shape())
-        expected = solved(p)
-        outputs, tape = problems.outputs(layer, p, training=True)
-        found = outputs | problems.gradients(layer, p, tape)
-        for name, value in expected.items():
-            assert found[name].dtype.name == dtype
-            assert_close(found[name], value, "cuda", dtype, f"{label}: {name}")
-        inference, _ = problems.outputs(layer, p, training=False)
-        for name, value in inference.items():
-            np.testing.assert_array_equal(value, found[name], f"{label}: {name} of inference")
+    p = layer_checks.problem(CELLS[cell], dtype, layer_checks.SMALL[shape])
+    assert f"inference: {walk} walk" in layer.describe(p.shape())
+    layer_checks.check(layer, p, "cuda", shape)
 
 
 def test_an_index_past_the_end_raises(runtime: Any) -> None:
