@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from . import machine
+from . import provenance
 from .gpu import command as on_gpu
 from .plot import plot
 from .pool import ROOT, ProviderError
@@ -94,10 +94,10 @@ def measures(
             for table in timed_tables(shown, asked or grid, quick)
         ]
         memory_cases = asked or MEMORY_CASES[:: 2 if quick else 1]
-        threads = threads or machine.cores()
+        threads = threads or provenance.cores()
         settings = Settings(threads, rounds or 3, 0.05) if quick else Settings(threads, rounds or 9, 0.25)
         record = new_record(kind, settings, chosen)
-        folder = out or ROOT / "bench" / "results" / machine.slug(record["machine"])
+        folder = out or ROOT / "bench" / "results" / provenance.slug(record["machine"])
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}.json"
         try:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
 
-from . import memory, peak
-from .machine import vectors
+from . import footprint, peak
+from .provenance import vectors
 from .registry import MODES, NARROW, SCALED, SUBJECT, Case
 
 
@@ -177,7 +177,7 @@ def memory_table(found: Sequence[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for _, name in sizes))
     body = []
     for case in dict.fromkeys(case for case, _ in sizes):
-        line = [case.label, *(f"{floor(case) / 2**20:.0f}" for floor in (memory.tape, memory.least))]
+        line = [case.label, *(f"{floor(case) / 2**20:.0f}" for floor in (footprint.tape, footprint.least))]
         own = sizes.get((case, SUBJECT))
         for name in names:
             size = sizes.get((case, name))

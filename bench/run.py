@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import machine, memory, peak
+from . import footprint, peak, provenance
 from .pool import ROOT, ProviderError, Worker
 from .problem import Problem
 from .registry import MODES, REFERENCE, Case, Provider, Table
@@ -42,13 +42,13 @@ def new_record(kind: str, settings: Settings, providers: Sequence[Provider]) -> 
         "started": now(),
         "finished": None,
         "command": ["python", "-m", "bench", *sys.argv[1:]],
-        "commit": machine.commit(ROOT),
-        "machine": machine.describe(),
+        "commit": provenance.commit(ROOT),
+        "machine": provenance.describe(),
         "settings": asdict(settings),
         "peaks": None,
         "bystanders": None,
         "providers": {
-            provider.name: {"versions": machine.versions(provider), "missing": machine.missing(provider)}
+            provider.name: {"versions": provenance.versions(provider), "missing": provenance.missing(provider)}
             for provider in providers
         },
         "cells": [],
@@ -70,7 +70,7 @@ def run_cpu(
     Raises:
         ProviderError: the reference failed, so no figure could be believed.
     """
-    bystanders = machine.Bystanders()
+    bystanders = provenance.Bystanders()
     say("measuring the machine's peaks")
     record["peaks"] = peak.measure(settings.threads)
     with ExitStack() as stack:
@@ -105,9 +105,9 @@ def run_cpu(
                     say(progress(case, mode, [cell for _, cell in cells]))
         for case in memory_cases:
             for provider in (worker.provider for worker in workers if MODES[-1] in worker.provider.modes):
-                record["memory"].append(memory.measure(provider, case, settings.threads))
+                record["memory"].append(footprint.measure(provider, case, settings.threads))
                 save(record, path)
-                say(memory.progress(record["memory"][-1]))
+                say(footprint.progress(record["memory"][-1]))
         record["finished"] = now()
 
 

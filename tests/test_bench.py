@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import gpulstm
-from bench import machine, memory, peak, pool, run
+from bench import footprint, peak, pool, provenance, run
 from bench.command import main
 from bench.plot import plot
 from bench.problem import Problem
@@ -449,8 +449,8 @@ def test_memory_of_training(record: dict[str, Any]) -> None:
 def test_the_least_that_training_holds() -> None:
     case = MEMORY_CASES[0]
     assert case == Case(16, 128, 256)
-    assert memory.tape(case) == 6 * 16 * 128 * 256 * 4
-    assert memory.least(case) == memory.tape(case) + (16 * 128 * 256 + 2 * 1024 * 256 + 2 * 1024) * 4
+    assert footprint.tape(case) == 6 * 16 * 128 * 256 * 4
+    assert footprint.least(case) == footprint.tape(case) + (16 * 128 * 256 + 2 * 1024 * 256 + 2 * 1024) * 4
 
 
 @pytest.mark.parametrize("resets", [True, False])
@@ -465,24 +465,24 @@ def test_an_allocation_of_a_known_size_is_seen(resets: bool, tmp_path: Path, mon
         "    return lambda: np.ones(size, np.uint8).sum() + inputs.sum(), None\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = memory.measure(Provider("large", "planted_large", ()), TINY, 1)
+    found = footprint.measure(Provider("large", "planted_large", ()), TINY, 1)
     assert found["bytes"] / 2**20 == pytest.approx(64, abs=4)
 
 
 def test_the_peak_is_in_bytes_on_every_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    here = memory._peak()
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "absent")
-    assert here * 0.9 <= memory._peak() <= here * 100  # the process that started this one may have been larger
+    here = footprint._peak()
+    monkeypatch.setattr(footprint, "_STATUS", tmp_path / "absent")
+    assert here * 0.9 <= footprint._peak() <= here * 100  # the process that started this one may have been larger
 
 
 def test_a_process_without_a_figure_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = memory.measure(Provider("absent", "no_such_module", ()), TINY, 1)
+    found = footprint.measure(Provider("absent", "no_such_module", ()), TINY, 1)
     assert found["bytes"] is None
     assert "no_such_module" in found["reason"]
     (tmp_path / "planted_hang.py").write_text("import time\ndef setup(threads):\n    time.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(pool, "PATIENCE", 0.5)
-    found = memory.measure(Provider("hang", "planted_hang", ()), TINY, 1)
+    found = footprint.measure(Provider("hang", "planted_hang", ()), TINY, 1)
     assert (found["bytes"], found["reason"]) == (None, "no answer in 0.5 s")
 
 
@@ -544,14 +544,14 @@ def test_plot_without_figures_says_why(record: dict[str, Any], tmp_path: Path) -
 
 
 def test_the_machine_is_described() -> None:
-    described = machine.describe()
+    described = provenance.describe()
     assert described["cores"] >= 1
     assert described["cpu"]
     xeon = {"cpu": "Intel(R) Xeon(R) CPU @ 2.10GHz", "cores": 2, "features": ["avx2", "avx512f"]}
-    assert machine.vectors(xeon) == "AVX-512"
-    assert machine.slug(xeon) == "intel-xeon-avx512-2-cores"
-    assert machine.slug({"cpu": "M4", "cores": 10, "features": []}) == "m4-10-cores"
-    assert machine.Bystanders().share() in (None, pytest.approx(0, abs=64))
+    assert provenance.vectors(xeon) == "AVX-512"
+    assert provenance.slug(xeon) == "intel-xeon-avx512-2-cores"
+    assert provenance.slug({"cpu": "M4", "cores": 10, "features": []}) == "m4-10-cores"
+    assert provenance.Bystanders().share() in (None, pytest.approx(0, abs=64))
 
 
 def test_peaks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -567,7 +567,7 @@ def test_peaks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_end_to_end_with_whatever_is_installed(tmp_path: Path) -> None:
-    installed = [name for name, provider in CPU_PROVIDERS.items() if not machine.missing(provider)]
+    installed = [name for name, provider in CPU_PROVIDERS.items() if not provenance.missing(provider)]
     assert {"gpulstm", "torch"} <= set(installed)
     arguments = ["run", "cpu", "--quick", "--case", "3,5,7", "--rounds", "2", "--out", str(tmp_path)]
     result = CliRunner().invoke(main, [*arguments, "--providers", ",".join(installed)])

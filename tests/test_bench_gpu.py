@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from bench import machine
+from bench import provenance
 from bench.gpu import command, grid, run
+from bench.gpu.json_record import measured_table, new_record, sources, unfinished
 from bench.gpu.plot import plot
-from bench.gpu.record import measured_table, new_record, sources, unfinished
 from bench.gpu.report import report, rows
 from bench.pool import ROOT, ProviderError
 from bench.registry import MODES, Case
@@ -370,7 +370,7 @@ def test_a_whole_run_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_wrong_walk_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "missing", lambda contender: None)
+    monkeypatch.setattr(provenance, "missing", lambda contender: None)
     arguments = ["--no-tests", "--out", str(tmp_path), "--dtypes", "float16", "--providers", "gpulstm step,torch"]
     for name, status in (("gpulstm step", 1), ("torch", 0)):
         hands = FakeHands({("float16", "inference", name): ProviderError("y: relative error")})

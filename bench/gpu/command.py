@@ -15,8 +15,8 @@ from ..pool import ROOT, ProviderError
 from ..registry import select
 from ..run import Record, load
 from .grid import CONTENDERS, DTYPES, cases, tasks
+from .json_record import alike, measured_table, new_record, unfinished
 from .plot import plot
-from .record import alike, measured_table, new_record, unfinished
 from .report import report
 from .run import Hands, device_tests, in_process, run_gpu
 

@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import machine
+from .. import provenance
 from ..pool import ROOT, Process, ProviderError, environment
 from ..registry import Case
 from ..run import Record, Say, now, save
 from ..timing import Spread
 from .grid import Task
-from .record import key, key_of
+from .json_record import key, key_of
 
 MODULE = "bench.gpu.worker"
 _TESTS_SHARE = 0.3  # of the budget, at most
@@ -84,7 +84,7 @@ def in_process() -> tuple[Hands, ExitStack]:
     """The computing process on this machine's GPU, and what ends it."""
     stack = ExitStack()
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    hands = Hands(lambda: Process("gpu", [MODULE], machine.cores(), scratch))
+    hands = Hands(lambda: Process("gpu", [MODULE], provenance.cores(), scratch))
     stack.enter_context(closing(hands))
     return hands, stack
 
@@ -99,7 +99,7 @@ def device_tests(seconds: float) -> Record:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=environment(machine.cores()),
+            env=environment(provenance.cores()),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -125,7 +125,7 @@ def run_gpu(
     """Fill ``record``, which may have been begun by an earlier run, and keep it in the file ``path``.
 
     Args:
-        record: as :func:`bench.gpu.record.new_record` or an earlier run left it; what is in it is not done again.
+        record: as :func:`bench.gpu.json_record.new_record` or an earlier run left it; what is in it is not done again.
         path: where it is written after each figure.
         tasks: in the order to measure them.
         hands: what computes.

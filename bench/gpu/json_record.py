@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import machine
+from .. import provenance
 from ..pool import ROOT
 from ..registry import Case
 from ..run import Record, load, now
@@ -26,14 +26,14 @@ def new_record(device: dict[str, Any], contenders: Sequence[Contender]) -> Recor
         "started": now(),
         "finished": None,
         "command": sys.argv,
-        "commit": machine.commit(ROOT),
+        "commit": provenance.commit(ROOT),
         "sources": sources(ROOT),
-        "machine": machine.describe(),
+        "machine": provenance.describe(),
         "device": device,
         "tests": None,
         "probes": {},
         "providers": {
-            contender.name: {"versions": machine.versions(contender), "missing": machine.missing(contender)}
+            contender.name: {"versions": provenance.versions(contender), "missing": provenance.missing(contender)}
             for contender in contenders
         },
         "cells": [],

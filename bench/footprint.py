@@ -1,8 +1,9 @@
-"""What a training step holds in memory: ``python -m bench.memory MODULE THREADS B,T,H`` prints bytes, one process each.
+"""What a training step holds in memory: ``python -m bench.footprint MODULE THREADS B,T,H`` prints bytes.
 
-The peak of the resident set while a few steps run, less what was resident before the first: inputs, parameters and all
-that a small case of the same kind loaded and compiled. Where the system does not begin the peak anew (Linux does), the
-peak until then stands for what was resident, and the figure may be too low by what was freed.
+A measurement is a process of its own. The peak of the resident set while a few steps run, less what was resident before
+the first: inputs, parameters and all that a small case of the same kind loaded and compiled. Where the system does not
+begin the peak anew (Linux does), the peak until then stands for what was resident, and the figure may be too low by
+what was freed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _STEPS = 3  # what a step leaves behind shows in the next
 
 def measure(provider: Provider, case: Case, threads: int) -> dict[str, Any]:
     """``{"case", "provider", "bytes"}``; bytes is None where it cannot be known, and ``reason`` says why."""
-    command = [sys.executable, "-m", "bench.memory", provider.module, str(threads), case.text]
+    command = [sys.executable, "-m", "bench.footprint", provider.module, str(threads), case.text]
     found = {"case": asdict(case), "provider": provider.name}
     try:
         done = subprocess.run(
