@@ -4,12 +4,16 @@ with each other, with what was given, or with what backward reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from problems import Arrays, parts
+from properties import REPEATABLE
 from tolerances import assert_close
 
 import gpulstm
@@ -17,8 +21,6 @@ from gpulstm import nn, ops
 from gpulstm_kernels.cpu import gemm
 from gpulstm_kernels.cpu import layer as kernels
 from gpulstm_kernels.cpu.packing import cache as kept
-
-CASES, AT_ONCE = 1500, 100
 
 # --- layouts ------------------------------------------------------------------------------------------------------
 
@@ -83,28 +85,27 @@ class Case(NamedTuple):
         return [self.x, *states, *lengths, self.dy, *parts(self.dstate), *self.layer.params.values()]
 
 
-def _draw(rng: np.random.Generator) -> Case:
+@st.composite
+def cases(draw: st.DrawFn, cell: Any, dtype: str, projected: bool) -> Case:
     """A small case. Half of the sizes are 1, where views are contiguous by chance."""
 
     def size(*others: int) -> int:
-        return int(rng.choice([1] * len(others) + list(others)))
+        return draw(st.sampled_from([1] * len(others) + list(others)))
 
-    def yes(chance: float = 0.5) -> bool:
-        return bool(rng.random() < chance)
-
-    cell, dtype = (gpulstm.LSTM, gpulstm.RNN)[yes()], ("float32", "float64")[yes()]
-    steps, batch, inputs, hidden = size(2, 3, 5), size(2, 3, 16, 17), size(2, 3, 7), size(2, 5, 8, 17)
-    options: dict[str, Any] = {"bias": yes(), "batch_first": yes(), "bidirectional": yes()}
-    if hidden > 1 and yes(0.25):
-        options["proj_size"] = int(rng.integers(1, hidden))
-    layer = cell(inputs, hidden, int(rng.integers(1, 4)), dtype=dtype, seed=rng, **options)
-    rows = () if yes(0.2) else (batch,)
+    steps, batch, inputs = size(2, 3, 5), size(2, 3, 16, 17), size(2, 3, 7)
+    hidden = draw(st.sampled_from([2, 5, 8, 17])) if projected else size(2, 5, 8, 17)
+    options: dict[str, Any] = {name: draw(st.booleans()) for name in ("bias", "batch_first", "bidirectional")}
+    if projected:
+        options["proj_size"] = draw(st.integers(1, hidden - 1))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    layer = cell(inputs, hidden, draw(st.integers(1, 3)), dtype=dtype, seed=rng, **options)
+    rows = draw(st.sampled_from([(batch,)] * 4 + [()]))
     batch = batch if rows else 1
     order = (*rows, steps) if options["batch_first"] else (steps, *rows)
-    layouts = LAYOUTS if yes(0.8) else LIE_WELL
+    layouts = st.sampled_from(draw(st.sampled_from([LIE_WELL, *[LAYOUTS] * 4])))
 
     def laid_out(values: np.ndarray) -> np.ndarray:
-        return layouts[rng.integers(len(layouts))](values)
+        return draw(layouts)(values)
 
     def normal(*shape: int) -> np.ndarray:
         return laid_out(rng.standard_normal(shape).astype(dtype))
@@ -114,7 +115,9 @@ def _draw(rng: np.random.Generator) -> Case:
         return made if len(made) > 1 else made[0]
 
     layer.params = {name: laid_out(value) for name, value in layer.params.items()}
-    state, lengths = states() if yes(0.8) else None, laid_out(rng.integers(1, steps + 1, batch)) if yes(0.3) else None
+    state = states() if draw(st.sampled_from([False] + [True] * 4)) else None
+    ragged = draw(st.sampled_from([False, False, True]))
+    lengths = laid_out(rng.integers(1, steps + 1, batch)) if ragged else None
     features = layer.config.directions * layer.config.output_size
     return Case(layer, normal(*order, inputs), state, lengths, normal(*order, features), states())
 
@@ -199,13 +202,13 @@ def _check_stream(case: Case, what: str) -> None:
     assert_close(np.stack(_stepped(layer, x, state)), order(expected), "kernel", x.dtype, f"{what}, stream")
 
 
-def _check_quantized(case: Case, rng: np.random.Generator, what: str) -> None:
-    """Layouts change no bit of what narrow weights give."""
+def _check_quantized(case: Case, kind: str, layouts: Sequence[Layout], what: str) -> None:
+    """Layouts, which follow one another from parameter to parameter, change no bit of what narrow weights give."""
     if case.x.dtype == np.float64:
         return
-    plain = gpulstm.quantize(_twin(case.layer, np.float32), rng.choice(["bf16", "int8"]))
-    laid_out = gpulstm.quantize(case.layer, plain.kind)
-    laid_out.params = {name: LAYOUTS[rng.integers(len(LAYOUTS))](value) for name, value in plain.params.items()}
+    plain, laid_out = (gpulstm.quantize(layer, kind) for layer in (_twin(case.layer, np.float32), case.layer))
+    turns = itertools.cycle(layouts)
+    laid_out.params = {name: next(turns)(value) for name, value in plain.params.items()}
     plain.params = {name: _plain(value) for name, value in laid_out.params.items()}
     y, final = laid_out(case.x, case.state, case.lengths)
     assert not any(np.shares_memory(y, part) for part in parts(final)), what
@@ -218,18 +221,26 @@ def _check_quantized(case: Case, rng: np.random.Generator, what: str) -> None:
         np.testing.assert_array_equal(found, right, f"{what}, stream of {plain.kind}")
 
 
-@pytest.mark.parametrize("first", range(0, CASES, AT_ONCE))
-def test_any_layout_of_everything(first: int) -> None:
-    for number in range(first, first + AT_ONCE):
-        rng = np.random.default_rng(number)
-        case = _draw(rng)
-        what = f"case {number}, {case.layer!r}, x {case.x.shape}"
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", [gpulstm.LSTM, gpulstm.RNN])
+@pytest.mark.parametrize(("projected", "examples"), [(False, 300), (True, 75)])
+def test_any_layout_of_everything(cell: Any, dtype: str, projected: bool, examples: int) -> None:
+    @settings(REPEATABLE, max_examples=examples)
+    @given(
+        case=cases(cell, dtype, projected),
+        kind=st.sampled_from(["bf16", "int8"]),
+        layouts=st.permutations(LAYOUTS),
+    )
+    def check(case: Case, kind: str, layouts: Sequence[Layout]) -> None:
+        what = f"{case.layer!r}, x {case.x.shape}"
         before = [_plain(value) for value in case.given()]
         _check_layer(case, what)
         _check_stream(case, what)
-        _check_quantized(case, rng, what)
+        _check_quantized(case, kind, layouts, what)
         for value, copy in zip(case.given(), before, strict=True):
             np.testing.assert_array_equal(value, copy, f"{what}: an argument was changed")
+
+    check()
 
 
 # --- other layers, and what guards kernels ------------------------------------------------------------------------
