@@ -1,9 +1,58 @@
-"""Prints the worst errors of a run beside their tolerances (``pytest -v``)."""
+"""Marks the tests of the habit (``pytest -m quick``), and prints the worst errors of a run beside their tolerances
+(``pytest -v``).
+"""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import tolerances
+
+# Of every promise a few tests, which say within a minute, once kernels are compiled, whether it still holds: files, and
+# what the names of their tests match.
+QUICK = {
+    "interchange/test_round_trips.py": "safetensors",
+    "interchange/test_state_dicts.py": "",
+    "test_cells.py": "register|declar|struct",
+    "test_checkpoint.py": "",
+    "test_cli.py": "bad|wrong|contradict|divergence|early_stopping|no_clipping|cuda",
+    "test_disk_cache.py": "",
+    "test_dispatch.py": "",
+    "test_kernels.py": r"lstm-float32-(one step|odd|projected)\]|products",
+    "test_layouts.py": "other_layers|lies_well|fit|whole_numbers",
+    "test_losses.py": "",
+    "test_nn_layers.py": "",
+    "test_optim.py": "",
+    "test_packing.py": "",
+    "test_quantized.py": "rounded|close|bad",
+    "test_reference.py": "",
+    "test_stream.py": "lstm-float32",
+    "test_structure.py": "",
+    "test_text.py": "lanes|sampl|bits",
+    "test_torch_parity.py": r"random_configuration\[\d\]",
+    "test_train.py": "",
+    "test_wrong_calls.py": "",
+}
+TESTS = Path(__file__).parent
+
+
+def _quick(path: Path) -> str | None:
+    return QUICK.get(path.relative_to(TESTS).as_posix())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files without a quick test are not even imported."""
+    asked = config.option.markexpr == "quick" and collection_path.name.startswith("test_")
+    return True if asked and _quick(collection_path) is None else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        pattern = _quick(item.path)
+        if pattern is not None and re.search(pattern, item.name) and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

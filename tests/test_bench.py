@@ -486,6 +486,7 @@ def test_a_process_without_a_figure_says_why(tmp_path: Path, monkeypatch: pytest
     assert (found["bytes"], found["reason"]) == (None, "no answer in 0.5 s")
 
 
+@pytest.mark.slow
 def test_further_tables_are_timed_by_their_providers(tmp_path: Path) -> None:
     providers = select("gpulstm,gpulstm_int8,torch", CPU_PROVIDERS)
     record = run.new_record("cpu", SETTINGS, providers)
@@ -566,6 +567,7 @@ def test_peaks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the command
 
 
+@pytest.mark.slow
 def test_end_to_end_with_whatever_is_installed(tmp_path: Path) -> None:
     installed = [name for name, provider in CPU_PROVIDERS.items() if not provenance.missing(provider)]
     assert {"gpulstm", "torch"} <= set(installed)
@@ -611,6 +613,7 @@ def test_tables_of_other_cases(tmp_path: Path) -> None:
     assert shown[1:] == ["-", f"{figures['gpulstm'] / figures['gpulstm_int8']:.2f}×"]
 
 
+@pytest.mark.slow
 def test_the_drop_in_is_timed_beside_torchs_module(tmp_path: Path) -> None:
     arguments = [
         "run",

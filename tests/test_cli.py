@@ -148,6 +148,7 @@ def assert_equal_runs(a: Path, b: Path) -> None:
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")
 def test_killed_at_random_and_resumed_is_the_same_bit_for_bit(data, whole, tmp_path):
     out = tmp_path / "out"

@@ -278,6 +278,7 @@ def walk_with_terms() -> ModuleType:
     return module_from(ast.parse(whole), sequence, "sequence_mutant")
 
 
+@pytest.mark.slow
 def test_every_term_of_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     def without(number: int) -> bool:
         """Whether the walk still agrees when it lacks the term of that number."""

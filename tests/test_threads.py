@@ -394,6 +394,7 @@ if hasattr(os, "fork"):  # Windows has no such thing
 # --- installs -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_install_that_nothing_can_be_written_to(tmp_path: Path) -> None:
     """No folder can hold compiled kernels: they are compiled for the process alone.
 
@@ -420,6 +421,7 @@ def test_an_install_that_nothing_can_be_written_to(tmp_path: Path) -> None:
     assert printed == f"True NullCache {tmp_path / 'gpulstm' / '__init__.py'}\n"
 
 
+@pytest.mark.slow
 def test_a_process_that_compiles_nothing_spares_itself_the_compiler(tmp_path: Path) -> None:
     """What compiled once is read from the cache, without what Numba would import to compile, and computes the same."""
     script = """

@@ -62,6 +62,7 @@ variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(m
 # --- torch.library
 
 
+@pytest.mark.slow
 @variants
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("recorded", [True, False])
@@ -73,6 +74,7 @@ def test_opcheck_of_forward(variant: dict[str, Any], training: bool, recorded: b
     torch.library.opcheck(operator.forward, (x, state, weights, lengths, variant["cell"], backend, training))
 
 
+@pytest.mark.slow
 @variants
 @pytest.mark.parametrize("kept", [True, False])
 def test_opcheck_of_backward(variant: dict[str, Any], kept: bool) -> None:
@@ -103,6 +105,7 @@ def test_the_registered_gradient_is_the_functions(variant: dict[str, Any]) -> No
 # --- gradients of gradients
 
 
+@pytest.mark.slow
 @variants
 def test_gradcheck_and_gradgradcheck(variant: dict[str, Any]) -> None:
     x, state, weights, lengths = arguments(**variant)
@@ -129,6 +132,7 @@ def test_the_equations_are_the_operator(variant: dict[str, Any]) -> None:
         assert_close(actual, value, "torch", "float64")
 
 
+@pytest.mark.slow
 def test_gradgradcheck_of_a_packed_module() -> None:
     torch.manual_seed(0)
     lstm = LSTM(2, 3, num_layers=2, bidirectional=True, dtype=DOUBLE)

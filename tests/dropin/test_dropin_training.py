@@ -28,6 +28,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     script = str(HERE / "ddp_worker.py")
     processes = [start(script, str(rank), str(tmp_path)) for rank in range(ddp_worker.WORLD)]
@@ -44,6 +45,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
                 np.testing.assert_allclose(found[name], parameter.grad.numpy(), rtol=1e-12, atol=1e-15, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-9), ("32-true", 1e-4), ("bf16-mixed", 5e-2)])
 def test_lightnings_trainer(precision: str, tolerance: float) -> None:
     process = start(str(HERE / "lightning_worker.py"), precision)  # on its own, since its imports warn
