@@ -190,39 +190,51 @@ def test_no_two_files_of_one_name() -> None:
 # --- packages -----------------------------------------------------------------------------------------------------
 
 # distributions whose modules have another name; one module may come from several
-DISTRIBUTIONS = {"google": ["protobuf"], "pytorch_lightning": ["pytorch-lightning"], "cuda": ["cuda-bindings"]}
+DISTRIBUTIONS = {"google": ["protobuf"], "cuda": ["cuda-bindings"], "nvidia": ["nvidia-nvjitlink"]}
 DISTRIBUTIONS |= {name: ["cupy-cuda12x", "cupy-cuda13x"] for name in ("cupy", "cupy_backends")}
 BY_NUMBA = {"llvmlite"}  # in the one version that Numba asks for
 RIVALS = {"haste_pytorch", "flashrnn"}  # timed where they are installed; they are in no registry, or need a compiler
+PLUGINS = {"pytest-xdist"}  # used by being installed
 
 
-def declared(extras: dict[str, list[str]], names: Iterable[str]) -> set[str]:
+def declared(extras: dict[str, list[str]], *names: str) -> set[str]:
     """The distributions that these extras ask for, by way of others too."""
     found: set[str] = set()
     for requirement in itertools.chain.from_iterable(extras[name] for name in names):
-        name, others = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", requirement).groups()
-        found |= declared(extras, others.split(",")) if name == "gpulstm" else {re.sub(r"[_.]", "-", name).lower()}
+        match = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", requirement)
+        assert match is not None, requirement
+        name = re.sub(r"[_.]", "-", match[1]).lower()
+        found |= declared(extras, *match[2].split(",")) if name == "gpulstm" else {name}
     return found
 
 
-def outside(found: Iterable[str]) -> set[str]:
-    """The top-level packages that are neither Python's nor this repository's."""
+def distributions(found: Iterable[str]) -> dict[str, list[str]]:
+    """Where the packages among these imports come from, but for Python's and this repository's."""
     own = {*LIBRARY, "gpulstm_command", "bench", "tests", *(path.stem for path in (ROOT / "tests").rglob("*"))}
-    return {name.split(".")[0] for name in found} - sys.stdlib_module_names - own
+    names = {name.split(".")[0] for name in found} - sys.stdlib_module_names - own
+    return {name: DISTRIBUTIONS.get(name, [name.replace("_", "-").lower()]) for name in names}
 
 
-def undeclared(found: Iterable[str], available: set[str]) -> list[str]:
-    names = {name: DISTRIBUTIONS.get(name, [name.replace("_", "-").lower()]) for name in outside(found)}
-    return sorted(name for name, of in names.items() if not available & set(of))
-
-
-def test_packages_in_use_are_declared() -> None:
+def test_packages_in_use_are_declared_and_declared_ones_in_use() -> None:
     """By the library or one of its extras; by the extras for the benchmark and for tests."""
     project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"] | {"": project["dependencies"]}
-    library, cuda = declared(extras, ["", "torch", "io", "jax", "tasks"]), declared(extras, ["cuda12", "cuda13"])
     graph = imports_of("gpulstm", "gpulstm_kernels", "bench")
-    of_bench = {other for name, others in graph.items() if name.split(".")[0] == "bench" for other in others}
-    of_library = {other for name, others in graph.items() if name.split(".")[0] != "bench" for other in others}
-    assert undeclared(of_library, library | cuda) == sorted(BY_NUMBA)
-    assert undeclared(of_bench, declared(extras, ["", "bench"]) | cuda) == sorted(RIVALS)
+    sides = {name: name.split(".")[0] == "bench" for name in graph}
+    library, bench = (
+        distributions(other for name, others in graph.items() if sides[name] == side for other in others)
+        for side in (False, True)
+    )
+    tests = distributions(
+        other for file in sorted((ROOT / "tests").rglob("*.py")) for other in imported(file, "tests", {})
+    )
+
+    def undeclared(used: dict[str, list[str]], *names: str) -> set[str]:
+        available = declared(extras, "", "cuda12", "cuda13", *names)
+        return {name for name, of in used.items() if not available & set(of)}
+
+    assert undeclared(library, "torch", "io", "jax", "tasks") == BY_NUMBA
+    assert undeclared(bench, "bench") == RIVALS
+    assert undeclared(tests, "test") == set()
+    used = set(itertools.chain.from_iterable((library | tests).values()))
+    assert declared(extras, "", "test") - used == PLUGINS
