@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 import gpulstm
-from gpulstm import cli, io
+from gpulstm import io, tasks
+from gpulstm.cli import runs
 from gpulstm.data.text import read
-from gpulstm.tasks.text import Settings, TextTask, restored
-from gpulstm.train import checkpoint
-from gpulstm.train.checkpoint import CheckpointError
-from gpulstm.train.loop import Trainer, TrainingDiverged
+from gpulstm.tasks.text import Settings, TextTask
+from gpulstm.train import CheckpointError, Trainer, TrainingDiverged, checkpoint
 
 MISSING = object()
 ABSURD: list[Any] = [MISSING, None, -3, 0, 100_000, 2**63, 1e24, 0.5, "x", "", [], [1], {}, {"a": 1}, True, 10**400]
@@ -35,26 +34,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = _trainer(settings, folder / "out")
     trainer.optimizer.advance(trainer.task.model.params)
     trainer.step, trainer.loss, trainer.validation = 2, 5.5, {"loss": 5.25, "bits_per_char": 8.0}
-    trainer._best, trainer._best_step, trainer._elapsed, trainer._timed_seconds = 5.25, 2, 1.5, 0.5
+    trainer.early_stopping.look(5.25, 2)
+    trainer._elapsed, trainer._timed_seconds = 1.5, 0.5
     trainer.state = ((np.zeros((2, 2, 3), np.float32), np.zeros((2, 2, 3), np.float32)),)
     trainer.task.batches.next()
     trainer.save()
     return folder
 
 
-def _trainer(settings: Settings, out: Path | None = None) -> Trainer:
+def _trainer(settings: Any, out: Path | None = None) -> Trainer:
     stored = settings.as_json() | {"source": "here"}
-    task = TextTask(settings, read(settings.data))
-    return Trainer(
-        task,
-        settings.make_optimizer(),
-        settings.make_schedule(),
-        clip=settings.clip,
-        seed=settings.seed,
-        out=out,
-        settings=stored,
-        shown=False,
-    )
+    return settings.make_trainer(TextTask(settings, read(settings.data)), out, settings=stored, shown=False)
 
 
 def _fields(value: Any, path: Path_ = ()) -> Iterator[Path_]:
@@ -85,10 +75,9 @@ def _write(folder: Path, body: dict[str, Any]) -> None:
 
 def _resumed(out: Path) -> None:
     """What ``gpulstm train text --resume`` does, and one step."""
-    saved = cli._last(cli._to_resume(str(out)))
-    settings = cli._merge({}, saved)
-    corpus = read(settings.data)
-    cli._check_data(corpus, saved)
+    saved = runs.last(runs.folder_to_resume(str(out), "text"), TextTask)
+    settings: Any = runs.merged({}, saved, TextTask)
+    runs.check_data(read(settings.data), saved)
     trainer = _trainer(settings)
     trainer.resume(saved)
     trainer.run(steps=saved.step + 1)
@@ -120,7 +109,7 @@ def test_every_field(run: Path) -> None:
     before = file.read_bytes()
     whole = json.loads(before)
     del whole["sha256"]
-    uses = {"sample": lambda: restored(checkpoint.load(folder)), "resume": lambda: _resumed(run / "out")}
+    uses = {"sample": lambda: tasks.restored(folder), "resume": lambda: _resumed(run / "out")}
     counts, wrong = Counter[str](), []
     with gpulstm.use_backend("reference"):
         for path in _fields(whole):
@@ -153,7 +142,7 @@ def test_sizes_are_compared_before_anything_is_built(run: Path, tmp_path: Path, 
             body["record"][section][name] = value
         _write(out, body)
         for use in (
-            lambda: restored(checkpoint.load(tmp_path)),
+            lambda: tasks.restored(tmp_path),
             lambda: _resumed(tmp_path),
             lambda: io.convert(tmp_path, tmp_path / "m.safetensors"),
         ):
@@ -188,10 +177,10 @@ def test_arrays_that_do_not_fit(run: Path, tmp_path: Path, change: dict[str, Any
 def test_empty_states_come_back(run: Path, tmp_path: Path) -> None:
     """Models of models have such, where one of them has no recurrent layer."""
     state = ((), (np.ones((1, 2, 3), np.float32), ()), np.zeros((1, 1, 1)), ())
-    trainer = _trainer(cli._merge({}, checkpoint.load(run / "out")), tmp_path)
+    trainer = _trainer(runs.merged({}, checkpoint.load(run / "out"), TextTask), tmp_path)
     for given in (state, (), None):
         trainer.state, trainer.step = given, trainer.step + 1
-        again = _trainer(cli._merge({}, checkpoint.load(run / "out")))
+        again = _trainer(runs.merged({}, checkpoint.load(run / "out"), TextTask))
         again.resume(checkpoint.load(trainer.save()))
         assert repr(again.state) == repr(given)
 

@@ -20,7 +20,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 import gpulstm
-from gpulstm import cli as cli_module
 from gpulstm.cli import cli
 from gpulstm.tasks.text import Settings, TextTask
 from gpulstm.train import checkpoint
@@ -277,7 +276,7 @@ def test_ctrl_c_before_and_after_training(data, tmp_path, monkeypatch):
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        for owner, name, left in ((cli_module, "read", False), (TextTask, "evaluate", True)):
+        for owner, name, left in ((TextTask, "read", False), (TextTask, "evaluate", True)):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, interrupt)
                 result = train("--data", data, "--out", tmp_path / "out", *MODEL, "--steps", 2)

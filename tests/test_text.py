@@ -240,14 +240,14 @@ def test_lanes_cover_the_data_once_an_epoch():
         for window in range(lanes.steps_per_epoch):
             assert lanes.epoch == epoch
             batch = lanes.next()
-            assert batch.inputs.shape == batch.targets.shape == (10, 4)
+            assert batch["inputs"].shape == batch["targets"].shape == (10, 4)
             assert batch.tokens == 40
             assert batch.fresh == (window == 0)
-            np.testing.assert_array_equal(batch.inputs[1:], batch.targets[:-1])
+            np.testing.assert_array_equal(batch["inputs"][1:], batch["targets"][:-1])
             if before is not None:
-                np.testing.assert_array_equal(batch.inputs[0], before.targets[-1])
+                np.testing.assert_array_equal(batch["inputs"][0], before["targets"][-1])
             before = batch
-            counts.update(batch.targets.reshape(-1).tolist())
+            counts.update(batch["targets"].reshape(-1).tolist())
         seen.append(counts)
         for code in range(65, 91):
             assert counts[code] <= code - 65 + 20
@@ -260,7 +260,7 @@ def test_lanes_depend_on_the_seed_alone():
     documents = [b"abc" * 50, b"defg" * 40, b"xyz" * 33]
     for seed, same in ((3, True), (4, False)):
         a, b = Lanes(documents, 2, 9, seed=3), Lanes(documents, 2, 9, seed=seed)
-        equal = [np.array_equal(a.next().inputs, b.next().inputs) for _ in range(50)]
+        equal = [np.array_equal(a.next()["inputs"], b.next()["inputs"]) for _ in range(50)]
         assert all(equal) if same else not any(equal)
 
 
@@ -279,8 +279,8 @@ def test_lanes_go_on_anywhere():
         for expected in batches[at:]:
             found = other.next()
             assert found.fresh == expected.fresh
-            np.testing.assert_array_equal(found.inputs, expected.inputs)
-            np.testing.assert_array_equal(found.targets, expected.targets)
+            np.testing.assert_array_equal(found["inputs"], expected["inputs"])
+            np.testing.assert_array_equal(found["targets"], expected["targets"])
 
 
 class Rolled:
@@ -312,9 +312,9 @@ def test_lanes_are_those_of_one_long_array(monkeypatch, block, separator):
             for window in Rolled(documents, batch, seq_len, seed, separator).epoch(epoch):
                 assert lanes.epoch == epoch
                 found = lanes.next()
-                np.testing.assert_array_equal(found.inputs, window[:-1])
-                np.testing.assert_array_equal(found.targets, window[1:])
-                assert found.inputs.dtype == found.targets.dtype == np.int64
+                np.testing.assert_array_equal(found["inputs"], window[:-1])
+                np.testing.assert_array_equal(found["targets"], window[1:])
+                assert found["inputs"].dtype == found["targets"].dtype == np.int64
 
 
 def test_mapped_files_are_as_those_read(tmp_path, monkeypatch):
@@ -393,7 +393,7 @@ def test_a_mapped_file_that_is_replaced_stays_as_it_was(tmp_path, monkeypatch, c
     (tmp_path / "b").write_text("short")
     for change in (lambda: os.replace(tmp_path / "b", tmp_path / "a"), (tmp_path / "a").unlink):
         change()
-        np.testing.assert_array_equal(task.batches.next().inputs, other.next().inputs)
+        np.testing.assert_array_equal(task.batches.next()["inputs"], other.next()["inputs"])
         assert task.validate()["bits_per_char"] > 0
     assert not caplog.records
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpulstm import nn, optim
-from gpulstm.data.lanes import Batch, Lanes
+from gpulstm import nn, optim, train
+from gpulstm.data import Batch, Lanes
 from gpulstm.files import FolderLock
 from gpulstm.train import (
     CheckpointError,
@@ -37,7 +37,7 @@ from gpulstm.train.stored import flatten
 TEXT = [bytes(range(65, 91)) * 4, b"hello world, hello lanes. " * 5, b"0123456789" * 9]
 
 
-class Task:
+class Task(train.Task):
     """A small language model; ``failures`` maps the number of a loss to what is returned in its place."""
 
     metric = "perplexity"
@@ -58,9 +58,9 @@ class Task:
         self.on_loss: Any = None
         self.validations: list[float] = []
 
-    def loss(self, output: Any, targets: Any) -> tuple[float, Any]:
+    def loss(self, output: Any, batch: Batch) -> tuple[float, Any]:
         self.losses += 1
-        loss, gradient = nn.cross_entropy(output, targets)
+        loss, gradient = nn.cross_entropy(output, batch["targets"])
         return (loss, gradient) if self.on_loss is None else self.on_loss(self.losses, loss, gradient)
 
     def validate(self) -> dict[str, float]:
@@ -734,14 +734,14 @@ def test_the_loop_does_little_around_model_and_optimizer():
     """What the loop adds to a step, counted in calls (measured: 71), which no other process can disturb."""
 
     class Nothing(Task):
-        def loss(self, output: Any, targets: Any) -> tuple[float, Any]:
+        def loss(self, output: Any, batch: Batch) -> tuple[float, Any]:
             return 1.0, output
 
     task = Nothing()
     ids = np.zeros((1, 1), np.int64)
     task.model.vjp = lambda *_, **__: ((ids, ()), lambda dy: (None, (), {}))
     task.optimizer.advance = task.optimizer.apply = lambda *_: None
-    task.batches.next = lambda: Batch(ids, ids)
+    task.batches.next = lambda: Batch({"inputs": ids, "targets": ids})
     trainer = make(None, task)
     calls = 0
 
@@ -760,7 +760,8 @@ def test_the_loop_does_little_around_model_and_optimizer():
 def test_lengths_reach_the_model():
     task = Task()
     lengths = np.array([2, 3])
-    batch = Batch(np.zeros((3, 2), np.int64), np.zeros((3, 2), np.int64), lengths=lengths)
+    ids = np.zeros((3, 2), np.int64)
+    batch = Batch({"inputs": ids, "targets": ids}, lengths=lengths)
     assert batch.tokens == 5
     seen = []
     vjp = task.model.vjp

@@ -57,22 +57,29 @@ X = np.random.default_rng(0).standard_normal((5, 2, 3), np.float32)
 Y = np.ones((5, 2, 4), np.float32)
 
 
-def task() -> Any:
-    model = nn.Sequential(nn.Linear(3, 2, seed=0))
-    batches = SimpleNamespace(
-        steps_per_epoch=2,
-        epoch=0,
-        next=lambda: data.Batch(X, np.zeros((5, 2, 2), "f4")),
-        state_dict=dict,
-        load_state_dict=lambda state: None,
-    )
-    return SimpleNamespace(
-        model=model, loss=nn.mse, batches=batches, metric="loss", config={}, validate=lambda: {"loss": 1.0}
-    )
+class Toy(train.Task):
+    metric = "loss"
+
+    def __init__(self) -> None:
+        self.config = {}
+        self.model = nn.Sequential(nn.Linear(3, 2, seed=0))
+        self.batches = SimpleNamespace(
+            steps_per_epoch=2,
+            epoch=0,
+            next=lambda: data.Batch({"inputs": X, "targets": np.zeros((5, 2, 2), "f4")}),
+            state_dict=dict,
+            load_state_dict=lambda state: None,
+        )
+
+    def loss(self, output: Any, batch: data.Batch) -> Any:
+        return nn.mse(output, batch["targets"])
+
+    def validate(self) -> dict[str, float]:
+        return {"loss": 1.0}
 
 
 def trained(**options: Any) -> Any:
-    return train.Trainer(**({"task": task(), "optimizer": optim.SGD(0.1), "shown": False} | options))
+    return train.Trainer(**({"task": Toy(), "optimizer": optim.SGD(0.1), "shown": False} | options))
 
 
 @functools.cache
@@ -290,7 +297,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     # train
     "train.Trainer": lambda: Call(
         train.Trainer,
-        {"task": task(), "optimizer": optim.SGD(0.1), "validate_every": 1},
+        {"task": Toy(), "optimizer": optim.SGD(0.1), "validate_every": 1},
         {"schedule": "object", "lock": NO_FUNCTION} | {name: without_none(name) for name in ("clip", "seed")},
     ),
     "train.Trainer.run, steps": lambda: Call(lambda steps: trained().run(steps=steps), {"steps": 1}),
@@ -447,7 +454,7 @@ EXEMPT = {
     "optim.Schedule.load_state_dict": "as Constant's",
     "train.Checkpoint": "a record of what was read",
     "train.Result": "a record of how a run ended",
-    "train.Task": "a protocol",
+    "train.Task": "a base without a constructor",
     "data.Batch": "a record",
     "data.Corpus": "a record",
     "torch.Replacement": "a record of what was replaced",

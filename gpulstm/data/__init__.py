@@ -1,6 +1,11 @@
-"""Data: reading, splitting and batching."""
+"""Data: reading, splitting and batching.
 
-from .lanes import Batch, Lanes
+A task's data is read by the module that has the task's name, as :mod:`gpulstm.data.text` for :mod:`gpulstm.tasks.text`;
+the other modules are shared.
+"""
+
+from .batch import Batch
+from .lanes import Lanes
 from .text import Corpus, read
 
 __all__ = ["Batch", "Corpus", "Lanes", "read"]

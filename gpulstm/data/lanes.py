@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import checks, parsing
 from ..arrays.random import keyed
+from .batch import Batch
 from .joined import Document, Joined
 
 _BLOCK = 1 << 22  # bytes of all lanes that are gathered at a time
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training step's data, time-major: ``inputs`` and ``targets`` (T, B, ...).
-
-    ``fresh`` says that new sequences begin, so that no state is carried into them; ``lengths`` (B,) or None.
-    """
-
-    inputs: np.ndarray
-    targets: np.ndarray
-    fresh: bool = True
-    lengths: np.ndarray | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Steps of all sequences together."""
-        return int(self.inputs.shape[0] * self.inputs.shape[1] if self.lengths is None else self.lengths.sum())
 
 
 class Lanes:
@@ -80,7 +62,7 @@ class Lanes:
             self._gather()
             start = 0
         window = self._block[:, start : start + self.seq_len + 1].T.astype(np.int64, order="C")
-        batch = Batch(window[:-1], window[1:], fresh=self._window == 0)
+        batch = Batch({"inputs": window[:-1], "targets": window[1:]}, fresh=self._window == 0)
         self._window += 1
         if self._window == self.steps_per_epoch:
             self.epoch, self._window = self.epoch + 1, 0

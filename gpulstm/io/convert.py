@@ -34,7 +34,7 @@ def convert(
 
     Args:
         source: a file (``.safetensors``, ``.onnx``, ``.keras``, ``.weights.h5``, ``.h5``), or a checkpoint of
-            ``gpulstm train text``, or a run's directory.
+            ``gpulstm train``, or a run's directory.
         target: a file (``.safetensors``, ``.onnx``, ``.keras``, ``.weights.h5``).
         layer: the one that is wanted of an ONNX or Keras model of several. Only Keras's formats hold several at once.
         prefix: what its names begin with in a safetensors file of more.
@@ -105,12 +105,11 @@ def _read(source: Path, layer: str | None, prefix: str, batch_first: bool | None
     if source.suffix.lower() in (".safetensors", *PICKLES):
         return load_safetensors(source, prefix, batch_first=batch_first, dtype=dtype)
     if source.is_dir():
-        from ..tasks import text
-        from ..train import checkpoint
+        from .. import tasks
 
         if prefix or batch_first is not None or dtype is not None:
             raise WeightsError(f"{source}: is a checkpoint, which says everything; expected no other options")
-        return text.restored(checkpoint.load(source))
+        return tasks.restored(source)
     raise WeightsError(f"{source}: expected a name that ends in {SOURCES}")
 
 

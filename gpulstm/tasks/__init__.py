@@ -1,1 +1,61 @@
-"""Tasks: data, model, loss and metric, one file each."""
+"""Tasks: settings, data, model, loss and metric, one file each.
+
+A task reads its data with the module of :mod:`gpulstm.data` that has its name. :data:`TASKS` is what the command line
+and :func:`gpulstm.io.convert` know of; a task's module is imported when the task is asked for, and imports what takes
+long when that is used.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import checks, parsing
+from ..train import checkpoint
+from ..train.checkpoint import RECORD, Checkpoint, CheckpointError
+
+if TYPE_CHECKING:
+    from .base import CommandTask
+
+TASKS = {"text": "gpulstm.tasks.text:TextTask"}
+"""Where the class of each task is, a :class:`gpulstm.tasks.base.CommandTask`."""
+_UNNAMED = "text"  # what a checkpoint is of that names no task
+
+
+def named(name: str) -> type[CommandTask]:
+    """The task called ``name``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return pkgutil.resolve_name(TASKS[checks.choice(name, "task", TASKS)])
+
+
+def load(path: str | Path) -> tuple[type[CommandTask], Checkpoint]:
+    """The checkpoint at ``path``, as :func:`gpulstm.train.checkpoint.load` takes it, and the task that it is of.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of no task that is known.
+    """
+    saved = checkpoint.load(path)
+    try:
+        config = parsing.Fields(saved.record, "record").fields("config").value
+        name = config.get("task", _UNNAMED)
+        if not isinstance(name, str) or name not in TASKS:
+            known = " or ".join(map(repr, TASKS))
+            raise ValueError(f"record.config: task is {checks.shown(name)}, expected {known}")
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{saved.path / RECORD}: {error}") from error
+    return named(name), replace(saved, record=saved.record | {"config": config | {"task": name}})
+
+
+def restored(path: str | Path, device: str = "cpu") -> Any:
+    """The model of the checkpoint at ``path``, on ``device``.
+
+    Raises:
+        CheckpointError: it cannot be read, is of no task that is known, or holds other parameters than it describes.
+    """
+    task, saved = load(path)
+    return task.restored(saved, device)

@@ -4,135 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 import numpy as np
 
-from .. import arrays, checks, dispatch, nn, ops, optim, parsing
+from .. import arrays, checks, dispatch, nn, ops, parsing
 from ..cells import LSTM
+from ..data.batch import Batch
 from ..data.joined import Document, Joined
 from ..data.lanes import Lanes
-from ..data.text import SEPARATOR, VOCABULARY, Corpus
+from ..data.text import SEPARATOR, VOCABULARY, Corpus, read
 from ..data.utf8 import Writer, is_utf8
 from ..nn.recurrent import INITS
 from ..train.checkpoint import MODEL, RECORD, Checkpoint, CheckpointError
-from ..train.progress import FORMATS
+from ..train.fields import Choice, Integer, Path, Real, field
+from ..train.options import Options
+from .base import BytesDone, CommandTask
 
-NAME = "text"
 _DIVERGED = 2.0  # times the loss of chance
-SCHEDULES = ("constant", "cosine", "plateau")
-# What a run cannot change when it is resumed: the model, what it sees, and whose state the checkpoint holds.
-FIXED = ("data", "embed", "hidden", "layers", "init", "dropout", "batch", "seq_len", "optimizer", "seed")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Everything that ``gpulstm train text`` can be told, with its defaults: the one place where they stand.
+@attrs.frozen
+class Settings(Options):
+    """What ``gpulstm train text`` can be told besides a run's options."""
 
-    Raises:
-        ValueError, TypeError: a value out of its range or of another type.
-    """
-
-    data: str | None = None  # a file or directory; None for the standard library
-    embed: int = 128
-    hidden: int = 320
-    layers: int = 1
-    init: str = "recommended"
-    dropout: float = 0.0
-    batch: int = 32
-    seq_len: int = 128
-    optimizer: str = "adam"
-    lr: float = 3e-3
-    momentum: float | None = None  # None is the optimizer's own default, here and below
-    weight_decay: float | None = None
-    schedule: str = "cosine"
-    warmup: float = 0.02
-    clip: float = 1.0
-    seed: int = 0
-    steps: int | None = None
-    epochs: float | None = None
-    minutes: float | None = None
-    validate_every: int = 200
-    validate_bytes: int = 65536
-    patience: int | None = None
-    save_every: int = 100
-    keep: int = 3
-    metrics: tuple[str, ...] = ("jsonl",)
-    device: str = "auto"
-    backend: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.data is not None:
-            checks.path(self.data, "data")
-        if self.backend is not None:
-            checks.text(self.backend, "backend")
-        if not isinstance(self.metrics, (tuple, list)):
-            raise TypeError(f"metrics: expected a tuple of names, got {checks.shown(self.metrics)}")
-        for name in ("embed", "hidden", "layers", "batch", "seq_len", "validate_bytes", "keep"):
-            checks.integer(getattr(self, name), name)
-        for name in ("seed", "validate_every", "save_every"):
-            checks.integer(getattr(self, name), name, 0)
-        for name, interval in (
-            ("dropout", "[0, 1)"),
-            ("warmup", "[0, 1)"),
-            ("clip", "(0, inf]"),
-            ("lr", "(0, inf)"),
-        ):
-            checks.real(getattr(self, name), name, interval)
-        for name, value, known in (
-            ("optimizer", self.optimizer, tuple(optim.OPTIMIZERS)),
-            ("schedule", self.schedule, SCHEDULES),
-            ("init", self.init, INITS),
-            ("device", self.device, ("auto", "cpu", "cuda")),
-            *(("metrics", name, tuple(FORMATS)) for name in self.metrics),
-        ):
-            checks.choice(value, name, known)
-        for name in ("patience", "steps"):
-            if getattr(self, name) is not None:
-                checks.integer(getattr(self, name), name)
-        for name, interval in (
-            ("epochs", "(0, inf)"),
-            ("minutes", "(0, inf)"),
-            ("momentum", "[0, 1)"),
-            ("weight_decay", "[0, inf)"),
-        ):
-            if getattr(self, name) is not None:
-                checks.real(getattr(self, name), name, interval)
-        if len(self.limits()) > 1:
-            raise ValueError(f"limit: expected one of steps, epochs and minutes, got {self.limits()}")
-        object.__setattr__(self, "metrics", tuple(self.metrics))
-
-    @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> Settings:
-        """Settings from what :meth:`as_json` gave, maybe by an older version."""
-        known = {field.name for field in fields(cls)}
-        given = {name: value for name, value in stored.items() if name in known}
-        if given.get("clip", 0) is None:
-            given["clip"] = math.inf
-        return cls(**given)
-
-    def as_json(self) -> dict[str, Any]:
-        """A dict that JSON can hold, which knows no infinity: no clipping is None."""
-        return asdict(self) | {"metrics": list(self.metrics), "clip": self.clip if self.clip < math.inf else None}
-
-    def limits(self) -> dict[str, Any]:
-        """The limits that are set; by default five minutes."""
-        given = {name: getattr(self, name) for name in ("steps", "epochs", "minutes")}
-        return {name: value for name, value in given.items() if value is not None} or {"minutes": 5.0}
-
-    def make_optimizer(self) -> optim.Optimizer:
-        """The optimizer named, with the options given."""
-        options = {"momentum": self.momentum, "weight_decay": self.weight_decay}
-        given = {name: value for name, value in options.items() if value is not None}
-        return optim.create(self.optimizer, lr=self.lr, **given)
-
-    def make_schedule(self) -> optim.Schedule:
-        """The schedule named, around ``lr``."""
-        if self.schedule == "cosine":
-            return optim.Cosine(self.lr, warmup=self.warmup)
-        return optim.Plateau(self.lr) if self.schedule == "plateau" else optim.Constant(self.lr)
+    data: str | None = field(
+        None, Path(), "Text to learn. [default: Python's standard library]", metavar="FILE|DIR", fixed=True
+    )
+    embed: int = field(128, Integer(1), "Features a byte is embedded in.", fixed=True)
+    hidden: int = field(320, Integer(1), "Units of every LSTM layer.", fixed=True)
+    layers: int = field(1, Integer(1), "LSTM layers.", fixed=True)
+    init: str = field("recommended", Choice(INITS), "Initial parameters; uniform is torch's.", fixed=True)
+    dropout: float = field(
+        0.0, Real("[0, 1)"), "Share of activations dropped between layers and before the head.", fixed=True
+    )
+    seq_len: int = field(128, Integer(1), "Steps that gradients go back.", fixed=True)
+    batch: int = field(32, Integer(1), "Sequences side by side.", fixed=True)
+    validate_bytes: int = field(65536, Integer(1), "Bytes of held-out text that a validation looks at.")
 
 
 def build(config: Mapping[str, Any], device: str = "cpu") -> nn.Sequential:
@@ -147,103 +57,66 @@ def build(config: Mapping[str, Any], device: str = "cpu") -> nn.Sequential:
     ).to(device)
 
 
-def check_size(config: Mapping[str, Any], copies: int) -> None:
-    """Refuse a model that this machine cannot hold, before anything of it is made.
+class Sizes:
+    """The sizes of a model of :func:`build`, and the shapes of its parameters before anything of it is made."""
 
-    Args:
-        config: as for :func:`build`.
-        copies: arrays of a parameter's size that each parameter takes, itself among them.
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.embed, self.hidden, self.layers = (config[name] for name in ("embed", "hidden", "layers"))
+        self.recurrent = ops.Config(LSTM, self.embed, self.hidden, self.layers)
+        self.embedding = {"0.weight": (VOCABULARY, self.embed)}
+        self.head = {"3.weight": (VOCABULARY, self.hidden), "3.bias": (VOCABULARY,)}
 
-    Raises:
-        ValueError: its parameters alone take more than all memory.
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter, by name."""
+        recurrent = {f"1.{name}": shape for name, shape in self.recurrent.shapes().items()}
+        return {**self.embedding, **recurrent, **self.head}
+
+    def check_memory(self, copies: int) -> None:
+        """Refuse a model that this machine cannot hold; however many layers, none is listed.
+
+        Args:
+            copies: arrays of a parameter's size that each parameter takes, itself among them.
+
+        Raises:
+            ValueError: its parameters alone take more than all memory.
+        """
+        size = 4 * copies  # bytes of a float32 and its copies
+        others = sum(math.prod(shape) for shape in (*self.embedding.values(), *self.head.values()))
+        sizes = (self.hidden, self.layers, self.embed)
+        checks.fits(self.recurrent.memory(size) + size * others, "hidden, layers, embed", sizes)
+
+    def check_found(self, found: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare the configured sizes with the shapes of parameters in a checkpoint, where layers cost no time.
+
+        Raises:
+            ValueError: a size is another; the message names it.
+        """
+        first = Sizes({"embed": self.embed, "hidden": self.hidden, "layers": 1}).shapes()
+        for name, tensor in (("embed", "0.weight"), ("hidden", "1.weight_hh_l0")):
+            if (shape := found.get(tensor)) != first[tensor]:
+                raise ValueError(f"{name}: expects {tensor} of shape {first[tensor]}, but {MODEL} has {shape}")
+        if self.layers != (count := sum(name.startswith("1.weight_hh_l") for name in found)):
+            raise ValueError(f"layers: is {self.layers}, but {MODEL} has {count}")
+
+
+class TextTask(CommandTask):
+    """A character language model of any text; it ends with held-out bits per character and a sample.
+
+    ``settings`` say how it is trained, ``corpus`` on what.
     """
-    embed, hidden, layers = (config[name] for name in ("embed", "hidden", "layers"))
-    size = 4 * copies  # bytes of a float32 and its copies
-    needed = ops.Config(LSTM, embed, hidden, layers).memory(size) + size * VOCABULARY * (embed + hidden + 1)
-    checks.fits(needed, "hidden, layers, embed", (hidden, layers, embed))
 
-
-def restored(saved: Checkpoint, device: str = "cpu") -> nn.Sequential:
-    """The model of a checkpoint, on ``device``.
-
-    Raises:
-        CheckpointError: it is of another task, or its parameters are not those of the model that it describes.
-    """
-    # the quickest init: the checkpoint's parameters come next
-    model = build(_model_config(saved) | {"init": "uniform", "seed": 0}, device)
-    try:
-        model.load_state_dict(saved.model)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{saved.path / MODEL}: {error}") from error
-    return model
-
-
-def settings_of(saved: Checkpoint) -> Settings:
-    """The settings of a run that goes on.
-
-    Raises:
-        CheckpointError: it is of another task, or its settings are none, or of another model than its parameters.
-    """
-    config = _model_config(saved)
-    try:
-        fields = parsing.Fields(saved.record, "record").fields("settings")
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{saved.path / RECORD}: {error}") from error
-    try:
-        stored = Settings.of(fields.value)
-        for name in FIXED:
-            expected, found = parsing.Fields(config, "record.config").take(name), getattr(stored, name)
-            if name != "data" and found != expected:  # there a digest, here a path
-                raise ValueError(f"{name}: {checks.shown(found)}, but record.config has {checks.shown(expected)}")
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{saved.path / RECORD}: record.settings: {error}") from error
-    return stored
-
-
-def _model_config(saved: Checkpoint) -> dict[str, Any]:
-    """The configuration in a checkpoint; its sizes are those of the parameters beside it, before anything is built."""
-    record, shapes = saved.path / RECORD, {name: value.shape for name, value in saved.model.items()}
-    try:
-        config = parsing.Fields(saved.record, "record").fields("config")
-        if (task := config.take("task")) != NAME:
-            raise ValueError(f"record.config: task is {checks.shown(task)}, expected {NAME!r}")
-        embed, hidden, layers = (config.integer(name, 1) for name in ("embed", "hidden", "layers"))
-        config.real("dropout", "[0, 1)")
-        config.text("data")
-        for name, tensor, shape in (
-            ("embed", "0.weight", (VOCABULARY, embed)),
-            ("hidden", "1.weight_hh_l0", (4 * hidden, hidden)),
-        ):
-            if (found := shapes.get(tensor)) != shape:
-                raise ValueError(f"record.config.{name}: expects {tensor} of shape {shape}, but {MODEL} has {found}")
-        if layers != (count := sum(name.startswith("1.weight_hh_l") for name in shapes)):
-            raise ValueError(f"record.config.layers: is {layers}, but {MODEL} has {count}")
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{record}: {error}") from error
-    expected = ops.Config(LSTM, embed, hidden, layers).shapes()
-    expected = {"0.weight": (VOCABULARY, embed), **{f"1.{name}": shape for name, shape in expected.items()}}
-    expected |= {"3.weight": (VOCABULARY, hidden), "3.bias": (VOCABULARY,)}
-    if wrong := sorted(name for name in expected.keys() | shapes.keys() if shapes.get(name) != expected.get(name)):
-        needed, given = (of.get(wrong[0], "no such tensor") for of in (expected, shapes))
-        raise CheckpointError(f"{saved.path / MODEL}: {wrong[0]}: expected {needed}, got {given}")
-    return config.value
-
-
-class TextTask:
-    """The task for a :class:`gpulstm.train.Trainer`: ``settings`` say how, ``corpus`` on what."""
-
+    name = "text"
+    settings_class = Settings
+    figures: ClassVar = ("bits_per_char",)
     metric = "bits_per_char"
     chance = math.log(VOCABULARY)  # the loss of a model that takes every byte for equally likely
 
     def __init__(self, settings: Settings, corpus: Corpus) -> None:
-        self.config = {
-            "task": NAME,
-            **{name: getattr(settings, name) for name in FIXED},
-            "data": corpus.digest,
-        }
+        self.config = self.config_of(settings, corpus)
         device = dispatch.choose_device(settings.device)
         slots = len(settings.make_optimizer().slots)
-        check_size(self.config, copies=2 + slots if device == "cpu" else 1)  # two: the parameter and its gradient
+        # on the CPU two and the optimizer's: the parameter and its gradient
+        Sizes(self.config).check_memory(copies=2 + slots if device == "cpu" else 1)
         self.batches = Lanes(
             corpus.train,
             settings.batch,
@@ -254,11 +127,50 @@ class TextTask:
         )
         self.model = build(self.config, device)
         self._corpus = corpus
-        self._validate_bytes = settings.validate_bytes
+        self._seed, self._validate_bytes = settings.seed, settings.validate_bytes
 
-    def loss(self, output: Any, targets: Any) -> tuple[float, Any]:
+    @classmethod
+    def read(cls, settings: Settings, progress: BytesDone | None = None) -> Corpus:
+        return read(settings.data, progress)
+
+    @classmethod
+    def restored(cls, saved: Checkpoint, device: str = "cpu") -> nn.Sequential:
+        # the quickest init: the checkpoint's parameters come next
+        model = build(cls.checked_config(saved) | {"init": "uniform", "seed": 0}, device)
+        try:
+            model.load_state_dict(saved.model)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{saved.path / MODEL}: {error}") from error
+        return model
+
+    @classmethod
+    def checked_config(cls, saved: Checkpoint) -> dict[str, Any]:
+        found = {name: value.shape for name, value in saved.model.items()}
+        try:
+            config = parsing.Fields(saved.record, "record").fields("config")
+            for name in ("embed", "hidden", "layers"):
+                config.integer(name, 1)
+            config.real("dropout", "[0, 1)")
+            config.text("data")
+            sizes = Sizes(config.value)
+            try:
+                sizes.check_found(found)
+            except ValueError as error:
+                raise ValueError(f"record.config.{error}") from error
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{saved.path / RECORD}: {error}") from error
+        expected = sizes.shapes()
+        if wrong := sorted(name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)):
+            needed, given = (of.get(wrong[0], "no such tensor") for of in (expected, found))
+            raise CheckpointError(f"{saved.path / MODEL}: {wrong[0]}: expected {needed}, got {given}")
+        return config.value
+
+    def loss(self, output: Any, batch: Batch) -> tuple[Any, Any]:
         """Cross-entropy in nats a byte, and its gradient."""
-        return nn.cross_entropy(output, targets)
+        return nn.cross_entropy(output, batch["targets"])
+
+    def notes(self) -> dict[str, Any]:
+        return {"utf8": self.utf8}
 
     @property
     def utf8(self) -> bool:
@@ -275,7 +187,7 @@ class TextTask:
         """Loss and bits per character on a sample of the held-out part."""
         return self._measure(limit=self._validate_bytes)
 
-    def evaluate(self, progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
+    def evaluate(self, progress: BytesDone | None = None) -> dict[str, float]:
         """The same on the whole held-out part; ``progress`` is told how many bytes of how many were looked at."""
         return self._measure(progress=progress)
 
@@ -295,6 +207,29 @@ class TextTask:
             f"training diverged: the loss is {training:.4g} on the last batch and {held_out:.4g} on held-out text, "
             f"expected less than the {self.chance:.4g} of chance; begin again with a lower learning rate"
         )
+
+    def summary(self, quality: Mapping[str, float]) -> str:
+        return f"{quality['bits_per_char']:.4f} bits per character on held-out text"
+
+    def shown(self) -> str:
+        return f"--- sample\n{sample(self.model, rng=self._seed, utf8=self.utf8)}\n---"
+
+    @classmethod
+    def sample(cls, saved: Checkpoint, device: str, options: Mapping[str, Any]) -> str:
+        model = cls.restored(saved, device)
+        stored = saved.record.get("settings")  # without "utf8" in checkpoints of older versions
+        utf8 = isinstance(stored, dict) and stored.get("utf8") is True
+        prompt, length, seed = options["prompt"], options["length"], options["seed"]
+        written = sample(
+            model,
+            prompt,
+            length,
+            temperature=options["temperature"],
+            top_k=options["top_k"],
+            rng=seed,
+            utf8=utf8,
+        )
+        return prompt + written
 
 
 def evaluate(

@@ -2,8 +2,10 @@
 
 from ..files import FolderInUse
 from .checkpoint import Checkpoint, CheckpointError
-from .loop import Result, Task, Trainer, TrainingDiverged
+from .ends import TrainingDiverged
+from .loop import Result, Trainer
 from .progress import MetricsError
+from .task import Task
 
 __all__ = [
     "Checkpoint",

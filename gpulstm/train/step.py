@@ -2,20 +2,23 @@
 
 A training step of a small model is hundreds of short kernels, and the host takes longer to launch them than the GPU
 to run them. Where inputs keep their shape the step is captured at its second call and launched whole from then on.
-Batches, the state, the optimizer's rates and the seed of dropout lie in fixed places that each replay reads anew.
+The arrays of a batch, the state, the optimizer's rates and the seed of dropout are copied into fixed arrays, which each
+replay reads anew.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import arrays, optim
 from ..arrays.random import CounterGenerator, seed_words
-from ..data.lanes import Batch
+from ..data.batch import Batch
+from .task import Task
 
 logger = logging.getLogger("gpulstm")
 
@@ -29,21 +32,19 @@ class Outcome(NamedTuple):
 
 
 class _Captured(NamedTuple):
-    """A graph and the places that it reads."""
+    """A graph and the arrays that it reads."""
 
     graph: Any
-    inputs: Any
-    targets: Any
+    batch: Batch
     state: Any
     words: Any
 
 
 class Step:
-    """Updates ``model`` by batches; call it with a batch, the state carried to it, and the generator of dropout.
+    """Updates a task's model by batches; call it with a batch, the state carried to it, and the generator of dropout.
 
     Args:
-        model: as :class:`gpulstm.nn.Sequential`.
-        loss: ``loss, doutput = loss(output, targets)``.
+        task: its ``model`` and what it says of ``inputs`` and ``loss``.
         optimizer: whose ``lr`` is read at every call.
         clip: largest norm of the gradient.
         graph: whether to capture steps on a GPU.
@@ -51,68 +52,60 @@ class Step:
     Where the loss or the norm is not finite, no parameter changes.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        loss: Callable[[Any, Any], tuple[Any, Any]],
-        optimizer: optim.Optimizer,
-        clip: float,
-        graph: bool = True,
-    ) -> None:
-        self.model, self.loss, self.optimizer, self.clip = model, loss, optimizer, clip
+    def __init__(self, task: Task, optimizer: optim.Optimizer, clip: float, graph: bool = True) -> None:
+        self.task, self.optimizer, self.clip = task, optimizer, clip
         self.why_not: str | None = None if graph else "graph=False"
         """Why steps are not captured, once that is known; None where they may be."""
         self._seen: dict[tuple[Any, ...], _Captured | None] = {}
         self._final: Any = None  # the last update's state: what a zero one looks like
 
     def __call__(self, batch: Batch, state: Any, rng: np.random.Generator) -> Outcome:
-        device = self.model.device
+        device = self.task.model.device
+        self.optimizer.advance(self.task.model.params)
         if device == "cpu":
-            self.optimizer.advance(self.model.params)
-            return self._update(batch.inputs, batch.targets, batch.lengths, state, rng)
+            return self._update(batch, state, rng)
         library = arrays.library(device)
-        self.optimizer.advance(self.model.params)
-        key = (batch.inputs.shape, batch.targets.shape, str(batch.inputs.dtype), str(batch.targets.dtype))
+        key = tuple((name, value.shape, str(value.dtype)) for name, value in batch.arrays.items())
         if self.why_not is None and key in self._seen and batch.lengths is None:
             state = _mapped(lambda part: library.zeros(part.shape, part.dtype), self._final) if state is None else state
             captured = self._seen[key] or self._capture(key, batch, state)
             if captured is not None:
-                library.assign(captured.inputs, _placed(batch.inputs))
-                library.assign(captured.targets, _placed(batch.targets))
+                for name, value in batch.arrays.items():
+                    library.assign(captured.batch[name], _for_kernels(value))
                 library.assign(captured.words, seed_words(rng))
-                _carry(library, state, captured.state)
+                _copy_state(library, state, captured.state)
                 captured.graph.launch()
                 loss, norm = captured.graph.result
                 return Outcome(loss, norm, captured.state)
         self._seen.setdefault(key, None)
-        inputs, targets = (library.from_host(_placed(value)) for value in (batch.inputs, batch.targets))
-        outcome = self._update(inputs, targets, batch.lengths, state, library.generator(rng))
+        outcome = self._update(_on_device(library, batch), state, library.generator(rng))
         self._final = outcome.state
         return outcome
 
-    def _update(self, inputs: Any, targets: Any, lengths: Any, state: Any, rng: Any) -> Outcome:
-        (output, state), pullback = self.model.vjp(inputs, state, lengths=lengths, rng=rng)
-        loss, doutput = self.loss(output, targets)
+    def _update(self, batch: Batch, state: Any, rng: Any) -> Outcome:
+        model = self.task.model
+        (output, state), pullback = model.vjp(self.task.inputs(batch), state, lengths=batch.lengths, rng=rng)
+        loss, doutput = self.task.loss(output, batch)
         _, _, grads = pullback(doutput)
         norm = optim.clip_by_norm(grads, self.clip)
-        self.optimizer.apply(self.model.params, grads, (loss, norm))
+        self.optimizer.apply(model.params, grads, (loss, norm))
         return Outcome(loss, norm, state)
 
     def _capture(self, key: tuple[Any, ...], batch: Batch, state: Any) -> _Captured | None:
         from gpulstm_kernels.cuda.device.runtime import current
 
         library = arrays.library("cuda")
-        inputs, targets = (library.from_host(_placed(value)) for value in (batch.inputs, batch.targets))
+        held_batch = _on_device(library, batch)
         words = library.zeros((2,), np.uint32)
         held = _mapped(library.copy, state)
 
         def enqueue() -> tuple[Any, Any]:
-            loss, norm, final = self._update(inputs, targets, None, held, CounterGenerator(words))
-            _carry(library, final, held)
+            loss, norm, final = self._update(held_batch, held, CounterGenerator(words))
+            _copy_state(library, final, held)
             return loss, norm
 
         try:
-            captured = _Captured(current().capture(enqueue), inputs, targets, held, words)
+            captured = _Captured(current().capture(enqueue), held_batch, held, words)
         except Exception as error:  # whatever a layer does that a graph cannot hold: it still works without
             self.why_not = f"the training step could not be captured in a CUDA graph: {error}"
             logger.warning("%s; going on without", self.why_not)
@@ -121,7 +114,12 @@ class Step:
         return captured
 
 
-def _placed(value: np.ndarray) -> np.ndarray:
+def _on_device(library: Any, batch: Batch) -> Batch:
+    """``batch`` with its arrays copied to the device."""
+    return replace(batch, arrays={name: library.from_host(_for_kernels(value)) for name, value in batch.arrays.items()})
+
+
+def _for_kernels(value: np.ndarray) -> np.ndarray:
     """A batch's array as kernels take it: int32 for ids."""
     return value.astype(np.int32) if value.dtype.kind in "iu" else np.ascontiguousarray(value)
 
@@ -131,12 +129,12 @@ def _mapped(function: Callable[[Any], Any], state: Any) -> Any:
     return tuple(_mapped(function, part) for part in state) if isinstance(state, tuple) else function(state)
 
 
-def _carry(library: Any, source: Any, target: Any) -> None:
-    """Copy a state into another place; nothing to do where it is there already."""
+def _copy_state(library: Any, source: Any, target: Any) -> None:
+    """Copy a state into the arrays of another; nothing to do where they are the same."""
     if source is target:
         return
     if isinstance(target, tuple):
-        for part, place in zip(source, target, strict=True):
-            _carry(library, part, place)
+        for part, into in zip(source, target, strict=True):
+            _copy_state(library, part, into)
     else:
         library.copy_into(target, source)

@@ -1,18 +1,19 @@
-"""What a trainer's checkpoint holds besides parameters, read again and checked: errors name the file and the field."""
+"""What a trainer's checkpoint holds besides parameters, written and read again; errors name the file and the field."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import arrays, checks, parsing
-from .checkpoint import CheckpointError
+from .. import arrays, checks, optim, parsing
+from .checkpoint import MODEL, RECORD, TRAINING, Checkpoint, CheckpointError
+from .task import Task
 
 _DEEPEST = 100  # tuples inside each other in a state
 
@@ -22,11 +23,10 @@ class Record:
     """What :meth:`gpulstm.train.Trainer.save` writes as JSON."""
 
     config: dict[str, Any]
+    settings: Any
     rng: Any
     data: dict[str, Any]
-    best: float | None
-    best_step: int
-    waited: int
+    early_stopping: dict[str, Any]
     elapsed: float
     timed: tuple[int, float]
     loss: float
@@ -38,25 +38,86 @@ class Record:
         Raises:
             ValueError, TypeError: a field is missing or not what was written; the message names it.
         """
-        fields = parsing.Fields(record, "record")
-        early = fields.fields("early_stopping")
-        validation = fields.fields("validation", ("loss", metric) if fields.take("validation") else ())
-        timed = fields.take("timed")
+        of = parsing.Fields(record, "record")
+        early = of.fields("early_stopping")
+        validation = of.fields("validation", ("loss", metric) if of.take("validation") else ())
+        timed = of.take("timed")
         if not isinstance(timed, list) or len(timed) != 2:
             raise TypeError(f"record.timed: expected tokens and seconds, got {checks.shown(timed)}")
         pair = parsing.Fields({"tokens": timed[0], "seconds": timed[1]}, "record.timed")
         return cls(
-            fields.fields("config").value,
-            fields.take("rng"),
-            fields.fields("data").value,
-            None if early.take("best") is None else early.real("best"),
-            early.integer("best_step"),
-            early.integer("waited"),
-            fields.real("elapsed", "[0, inf)"),
-            (pair.integer("tokens"), pair.real("seconds", "[0, inf)")),
-            math.nan if fields.take("loss") is None else fields.real("loss"),
-            {name: math.nan if value is None else validation.real(name) for name, value in validation.value.items()},
+            config=of.fields("config").value,
+            settings=record.get("settings"),
+            rng=of.take("rng"),
+            data=of.fields("data").value,
+            early_stopping={
+                "best": None if early.take("best") is None else early.real("best"),
+                "best_step": early.integer("best_step"),
+                "waited": early.integer("waited"),
+            },
+            elapsed=of.real("elapsed", "[0, inf)"),
+            timed=(pair.integer("tokens"), pair.real("seconds", "[0, inf)")),
+            loss=math.nan if of.take("loss") is None else of.real("loss"),
+            validation={
+                name: math.nan if value is None else validation.real(name) for name, value in validation.value.items()
+            },
         )
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON can hold them, which knows neither NaN nor infinity: such a number is None."""
+        record = {field.name: getattr(self, field.name) for field in fields(self)}
+        validation = {name: _finite(value) for name, value in self.validation.items()}
+        return record | {"timed": list(self.timed), "loss": _finite(self.loss), "validation": validation}
+
+
+def training(optimizer: optim.Optimizer, schedule: optim.Schedule, state: Any) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint besides parameters, by name."""
+    return {
+        **{f"optimizer.{name}": value for name, value in optimizer.state_dict().items()},
+        **{f"schedule.{name}": value for name, value in schedule.state_dict().items()},
+        **flatten(state, "state"),
+    }
+
+
+def read(saved: Checkpoint, task: Task, rng: np.random.Generator) -> tuple[Record, Any]:
+    """The record and the carried state of ``saved``.
+
+    Raises:
+        CheckpointError: a field that is none, or a checkpoint of another model, other data or another generator.
+    """
+    file = saved.path / RECORD
+    with naming(file):
+        record = Record.of(saved.record, task.metric)
+        check_rng(record.rng, rng)
+    for name, value in task.config.items():
+        found = record.config.get(name)
+        if found != value:
+            raise CheckpointError(f"{file}: made with {name} {checks.shown(found)}, expected {value!r}")
+    with naming(saved.path / TRAINING):
+        return record, nest(under(saved.training, "state"))
+
+
+def load_parts(
+    saved: Checkpoint, record: Record, task: Task, optimizer: optim.Optimizer, schedule: optim.Schedule | None
+) -> None:
+    """Put batches, model, optimizer and, unless it is None, schedule where they were.
+
+    Raises:
+        CheckpointError: one of them does not fit.
+    """
+    file = saved.path / TRAINING
+    parts: list[tuple[Path, str, Any, Any]] = [
+        (saved.path / RECORD, "data", task.batches, record.data),
+        (saved.path / MODEL, "model", task.model, saved.model),
+        (file, "optimizer", optimizer, under(saved.training, "optimizer.")),
+    ]
+    if schedule is not None:
+        parts.append((file, "schedule", schedule, under(saved.training, "schedule.")))
+    for source, name, part, value in parts:
+        with naming(source, f"does not fit this run: {name}: "):
+            part.load_state_dict(value)
+    with naming(file, "does not fit this run: optimizer: "):
+        optimizer.check_state(task.model.params)
 
 
 @contextmanager
@@ -121,3 +182,7 @@ def nest(flat: Mapping[str, np.ndarray], depth: int = 0) -> Any:
     if depth > _DEEPEST or parts.keys() != set(map(str, range(len(parts)))):
         raise ValueError(f"state: expected tensors numbered from state.0 on, got {checks.shown(sorted(flat))}")
     return tuple(nest(parts[str(index)], depth + 1) for index in range(len(parts)))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

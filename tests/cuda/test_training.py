@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from tolerances import assert_close
 
-from gpulstm import nn, optim
-from gpulstm.data.lanes import Batch, Lanes
-from gpulstm.train import Trainer, checkpoint
-from gpulstm.train.loop import TrainingDiverged
+from gpulstm import nn, optim, train
+from gpulstm.data import Batch, Lanes
+from gpulstm.train import Trainer, TrainingDiverged, checkpoint
 from gpulstm.train.step import Step
 
 RNG = np.random.default_rng
@@ -165,7 +164,7 @@ def test_a_norm_that_is_not_finite_stops_the_update(runtime: Any) -> None:
     np.testing.assert_array_equal(runtime.to_host(params["a"]), before)
 
 
-class Task:
+class Task(train.Task):
     """A tiny language model."""
 
     metric = "loss"
@@ -182,8 +181,8 @@ class Task:
         self.batches = Lanes([b"the quick brown fox jumps over the lazy dog " * 4], 3, seq_len)
         self.optimizer = optim.Adam(0.01)
 
-    def loss(self, output: Any, targets: Any) -> Any:
-        return nn.cross_entropy(output, targets)
+    def loss(self, output: Any, batch: Batch) -> Any:
+        return nn.cross_entropy(output, batch["targets"])
 
     def validate(self) -> dict[str, float]:
         return {"loss": 1.0}
@@ -221,7 +220,7 @@ def test_training_is_the_cpus(runtime: Any) -> None:
 def test_masks_change_at_each_replay(runtime: Any) -> None:
     task = Task("cuda", dropout=0.5)
     task.optimizer.lr = 0.0
-    step = Step(task.model, task.loss, task.optimizer, 1.0)
+    step = Step(task, task.optimizer, 1.0)
     batch, rng = task.batches.next(), RNG(0)
     losses = []
     for _ in range(4):
@@ -232,22 +231,23 @@ def test_masks_change_at_each_replay(runtime: Any) -> None:
 
 def test_another_shape_gets_its_own_graph(runtime: Any) -> None:
     task = Task("cuda")
-    step = Step(task.model, task.loss, task.optimizer, 1.0)
+    step = Step(task, task.optimizer, 1.0)
     for length in (3, 4, 3, 4, 3):
         window = RNG(length).integers(0, 256, (length + 1, 2)).astype(np.uint8)
-        assert math.isfinite(float(step(Batch(window[:-1], window[1:]), None, RNG(0)).loss))
+        assert math.isfinite(float(step(Batch({"inputs": window[:-1], "targets": window[1:]}), None, RNG(0)).loss))
     assert len(step._seen) == 2
     assert all(step._seen.values())
 
 
 def test_what_cannot_be_captured_runs_without(runtime: Any, caplog: pytest.LogCaptureFixture) -> None:
-    task = Task("cuda")
+    class Waiting(Task):
+        def loss(self, output: Any, batch: Batch) -> Any:
+            loss, gradient = super().loss(output, batch)
+            assert math.isfinite(float(loss))  # waits for the device
+            return loss, gradient
 
-    def loss(output: Any, targets: Any) -> Any:
-        assert math.isfinite(float(nn.cross_entropy(output, targets)[0]))  # waits for the device
-        return nn.cross_entropy(output, targets)
-
-    step = Step(task.model, loss, task.optimizer, 1.0)
+    task = Waiting("cuda")
+    step = Step(task, task.optimizer, 1.0)
     batch = task.batches.next()
     losses = [float(step(batch, None, RNG(0)).loss) for _ in range(3)]
     assert losses[2] < losses[0]

@@ -1,0 +1,137 @@
+"""What the command line needs of a task besides what the trainer does: settings, data, and what is shown at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import attrs
+
+from .. import checks, parsing
+from ..train.checkpoint import RECORD, Checkpoint, CheckpointError
+from ..train.options import Options
+from ..train.task import Task
+
+BytesDone = Callable[[int, int], None]  # is told how many of how many bytes are done
+
+
+class Data(Protocol):
+    """What a task learns from and is measured on."""
+
+    @property
+    def source(self) -> str:
+        """Where it is from, for people."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to it, for people."""
+
+    def describe(self) -> str:
+        """One line for people."""
+
+
+class CommandTask(Task):
+    """Base of the tasks of ``gpulstm train``. The first line of a subclass's docstring is the command's help.
+
+    A subclass is made of its settings and data, and defines what raises NotImplementedError here.
+    """
+
+    name: ClassVar[str]
+    """Of the command, in :data:`gpulstm.tasks.TASKS`, and in checkpoints."""
+    settings_class: ClassVar[type[Options]]
+    """What the command can be told; ``data`` says where the data is."""
+    figures: ClassVar[tuple[str, ...]]
+    """Which of the numbers that :meth:`evaluate` gives the command's JSON holds."""
+
+    def __init__(self, settings: Any, data: Any) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def read(cls, settings: Any, progress: BytesDone | None = None) -> Any:
+        """The :class:`Data` that ``settings`` ask for."""
+        raise NotImplementedError
+
+    @classmethod
+    def restored(cls, saved: Checkpoint, device: str = "cpu") -> Any:
+        """The model of a checkpoint, on ``device``.
+
+        Raises:
+            CheckpointError: its parameters are not those of the model that it describes.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def checked_config(cls, saved: Checkpoint) -> dict[str, Any]:
+        """The configuration in a checkpoint, once it is that of the parameters beside it; nothing is built for that.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def settings_of(cls, saved: Checkpoint) -> Options:
+        """The settings of a run that goes on.
+
+        Raises:
+            CheckpointError: its settings are none, or of another model than its parameters.
+        """
+        config, file = cls.checked_config(saved), saved.path / RECORD
+        try:
+            stored = parsing.Fields(saved.record, "record").fields("settings").value
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{file}: {error}") from error
+        try:
+            settings = cls.settings_class.of(stored)
+            for name in settings.fixed():
+                expected, found = parsing.Fields(config, "record.config").take(name), getattr(settings, name)
+                if name != "data" and found != expected:  # there a digest, here a path
+                    raise ValueError(f"{name}: {checks.shown(found)}, but record.config has {checks.shown(expected)}")
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{file}: record.settings: {error}") from error
+        return settings
+
+    @classmethod
+    def config_of(cls, settings: Any, data: Data) -> dict[str, Any]:
+        """What must be the same for a run to be resumed: the task, the fixed settings, and the data's digest."""
+        fixed = {name: getattr(settings, name) for name in settings.fixed()}
+        return {"task": cls.name, **fixed, "data": data.digest}
+
+    def notes(self) -> dict[str, Any]:
+        """JSON that the checkpoint keeps with the settings, for those who use the model."""
+        return {}
+
+    def evaluate(self, progress: BytesDone | None = None) -> dict[str, float]:
+        """As :meth:`validate`, on all that is held out."""
+        raise NotImplementedError
+
+    def diverged(self, training: float, held_out: float) -> str | None:
+        """Why a run that ends with these losses has diverged, None if it has not."""
+        return None
+
+    def summary(self, quality: Mapping[str, float]) -> str:
+        """What :meth:`evaluate` found, in a few words."""
+        raise NotImplementedError
+
+    def shown(self) -> str:
+        """What people see at the end of a run."""
+        raise NotImplementedError
+
+    @classmethod
+    def sample(cls, saved: Checkpoint, device: str, options: Mapping[str, Any]) -> str:
+        """What ``gpulstm sample`` prints, whose ``options`` are given; a task whose models make something defines it.
+
+        Raises:
+            CheckpointError: models of this task make nothing.
+        """
+        raise CheckpointError(f"{saved.path}: a model of {cls.name!r}, which cannot be sampled")
+
+
+def described(settings: type[Options]) -> list[attrs.Attribute[Any]]:
+    """The fields of ``settings``: the task's own, then those that all tasks have."""
+    shared = {field.name for field in attrs.fields(Options)}
+    return sorted(attrs.fields(settings), key=lambda field: field.name in shared)
