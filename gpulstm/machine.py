@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # version 2, version 1
+from gpulstm_kernels import cgroups
+
+_LIMITS = ("memory.max", "memory.limit_in_bytes")  # of a control group, version 2 and version 1
 
 
-def memory() -> int | None:
-    """Bytes of memory that this process could have at most: the machine's, or its container's; None if unknown."""
-    found = [_physical(), *(_limit(Path(path)) for path in _CGROUP_LIMITS)]
-    return min((size for size in found if size is not None), default=None)
+def memory(process: Path = cgroups.SELF) -> int | None:
+    """Bytes of memory that this process could have at most; None if unknown.
+
+    That is what the machine has, or less where a control group that the process is in is limited, such as a
+    container's; ``process`` is where Linux tells of it.
+    """
+    found = [size for size in (_physical(), *_limits(process)) if size is not None]
+    return min(found, default=None)
+
+
+def _limits(process: Path) -> Iterator[int]:
+    with suppress(OSError, ValueError):  # another system, or one that tells in another way
+        for folder in cgroups.folders("memory", process):
+            for name in _LIMITS:
+                with suppress(OSError, ValueError):  # another version, or "max"
+                    yield int((folder / name).read_text())
 
 
 def _physical() -> int | None:
@@ -33,11 +49,4 @@ def _physical() -> int | None:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):  # names that the system does not know
-        return None
-
-
-def _limit(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # no cgroups, or "max"
         return None

@@ -6,15 +6,16 @@ import functools
 import logging
 import math
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ... import cgroups
+
 logger = logging.getLogger("gpulstm")
 
 
-def available_cores(process: Path = Path("/proc/self")) -> int:
+def available_cores(process: Path = cgroups.SELF) -> int:
     """At least 1; ``process``: where Linux tells of this one."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
@@ -23,7 +24,8 @@ def available_cores(process: Path = Path("/proc/self")) -> int:
     if hasattr(os, "process_cpu_count"):  # from Python 3.13 on: what -X cpu_count asks for
         count = min(count, os.process_cpu_count() or 1)
     with suppress(OSError, ValueError):  # another system, or one that tells in another way
-        count = math.floor(min([count, *_quotas(process)]))
+        quotas = [quota for folder in cgroups.folders("cpu", process) for quota in _quota(folder)]
+        count = math.floor(min([count, *quotas]))
     return max(1, count)
 
 
@@ -40,32 +42,6 @@ def _say(name: str, count: str, cores: int) -> None:
     logger.warning("%s: %s threads asked for, %d used: the process may use no more cores", name, count, cores)
 
 
-def _quotas(process: Path) -> Iterator[float]:
-    """The processors' time that each cgroup which this process is in may use, in cores; nothing where none is set."""
-    groups: dict[str, str] = {}  # by controller; "" is the second version, which has one hierarchy for all
-    for line in _lines(process / "cgroup"):
-        _, controllers, path = line.split(":", 2)
-        groups |= dict.fromkeys(controllers.split(","), path)
-    for line in _lines(process / "mountinfo"):
-        own, _, system = line.partition(" - ")
-        kind, _, options = system.split(" ", 2)
-        controller = "" if kind == "cgroup2" else "cpu"
-        if controller not in groups or (kind != "cgroup2" and (kind != "cgroup" or "cpu" not in options.split(","))):
-            continue
-        root, place = (_unescaped(field) for field in own.split(" ")[3:5])
-        for folder in _folders(Path(place), root, groups[controller]):
-            yield from _quota(folder)
-
-
-def _folders(place: Path, root: str, group: str) -> Iterator[Path]:
-    """Of a cgroup and those that it lies in, as far as they are seen from ``place``, where ``root`` is mounted."""
-    inside = group.removeprefix(root.rstrip("/"))
-    parts = inside.split("/")[1:] if inside.startswith("/") else []
-    yield place
-    for n in range(len(parts) * (".." not in parts)):
-        yield place.joinpath(*parts[: n + 1])
-
-
 def _quota(folder: Path) -> Iterator[float]:
     """What a cgroup is limited to, of either version."""
     for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
@@ -75,12 +51,3 @@ def _quota(folder: Path) -> Iterator[float]:
                 yield int(quota) / int(period)
         except (OSError, ValueError, ZeroDivisionError):  # not there, or not as it should be
             pass
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(errors="surrogateescape").splitlines()
-
-
-def _unescaped(field: str) -> str:
-    """A path as the list of mounts writes it, where blanks are octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
