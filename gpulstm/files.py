@@ -1,6 +1,6 @@
-"""Files: read within bounds, and written whole or not at all (beside their place, synced, and then renamed).
+"""Files: read within bounds, and written whole or not at all (under another name, synced, and then renamed).
 
-A folder can be held by one run at a time.
+A folder can be locked by one run at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FolderInUse(ValueError):
     """Another run writes to the folder; the message says which process, where and since when."""
 
 
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe with nobody at its other end would be waited for
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe without a writer would block
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -95,7 +95,7 @@ def sync_directory(path: Path) -> None:
 
 
 def replace(file: Path, data: bytes) -> None:
-    """Put ``data`` in the place of ``file``: whatever fails, what was there before is untouched."""
+    """Replace the content of ``file`` by ``data``; whatever fails, the old file is untouched."""
     folder = Path(tempfile.mkdtemp(prefix=f".tmp-{file.name}-", dir=file.parent))
     temporary = folder / file.name
     try:
@@ -111,8 +111,8 @@ def replace(file: Path, data: bytes) -> None:
 class FolderLock:
     """Holds ``folder`` for one run, from ``with`` or :meth:`take` on; makes the folder where there is none.
 
-    The lock is the operating system's, on a file in the folder, so it ends with its process, however that ends: one
-    that was killed is in nobody's way. Where the file system has no locks, a warning is logged and nothing is held.
+    The lock is the operating system's, on a file in the folder, so it ends with its process, however that ends: a run
+    that was killed blocks no other. Where the file system has no locks, a warning is logged and nothing is locked.
 
     Raises:
         FolderInUse: another run holds it.
@@ -133,7 +133,7 @@ class FolderLock:
         self.release()
 
     def take(self) -> None:
-        """Hold the folder, or say who does."""
+        """Lock the folder, or raise FolderInUse, which names the process that has locked it."""
         file = self.folder / _LOCK
         try:
             self.made = _made(self.folder)
@@ -160,7 +160,7 @@ class FolderLock:
         return not self._is_held(self.folder / _LOCK)
 
     def release(self) -> None:
-        """Let others have the folder; one that was made and is still empty goes."""
+        """Unlock the folder; it is removed if this lock made it and it is still empty."""
         file = self.folder / _LOCK
         held = self._stream is not None and self._is_held(file)
         if os.name == "nt":  # an open file cannot be removed there, neither this one nor one that another run holds

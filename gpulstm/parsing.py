@@ -1,4 +1,4 @@
-"""JSON from files that nobody vouches for: bounded in size and depth, and its fields checked one way everywhere."""
+"""JSON from files that may be damaged or hostile: bounded in size and depth, its fields checked one way everywhere."""
 
 from __future__ import annotations
 

@@ -757,6 +757,55 @@ def test_the_loop_does_little_around_model_and_optimizer():
     assert calls / 200 < 100
 
 
+class Masked(Task):
+    """A task whose batches have a mask for the loss and a feature of each sequence for the model."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+        self.model = nn.Sequential(nn.LSTM(3, 4, seed=0), nn.Linear(4, 2, seed=0))
+        rng = np.random.default_rng(0)
+        arrays = {name: rng.standard_normal((5, 2, 2), np.float32) for name in ("inputs", "targets")}
+        arrays |= {"mask": (rng.random((5, 2, 1)) < 0.5).astype(np.float32), "static": np.ones((2, 1), np.float32)}
+        self.batch = Batch(arrays, tokens=3)
+        self.batches.next = lambda: self.batch
+
+    def inputs(self, batch: Batch) -> Any:
+        static = np.broadcast_to(batch["static"], (5, 2, 1))
+        return np.concatenate([batch["inputs"], static], axis=2)
+
+    def loss(self, output: Any, batch: Batch) -> tuple[float, Any]:
+        return nn.mse(output * batch["mask"], batch["targets"] * batch["mask"])
+
+
+def test_a_batch_may_hold_more_arrays():
+    task = Masked()
+    trainer = make(None, task, optim.Constant(0.01))
+    first = trainer.run(steps=1).loss
+    assert trainer.run(steps=30).loss < first
+    assert trainer._timed_tokens == 28 * 3  # without the first step of each call
+    other = Masked()
+    other.batch["targets"][other.batch["mask"][:, :, 0] == 0] = 1e6  # which the mask hides
+    again = make(None, other, optim.Constant(0.01))
+    again.run(steps=30)
+    assert_same(everything(trainer), everything(again))
+
+
+def test_a_task_that_lacks_a_part():
+    class Half(train.Task):
+        metric = "loss"
+
+        def __init__(self) -> None:
+            self.model = nn.Sequential(nn.Linear(3, 2))
+
+    needed = "task: expected one with model, loss, batches, metric, config"
+    with pytest.raises(TypeError, match=rf"{needed}, got Half without \['loss', 'batches', 'config'\]"):
+        train.Trainer(Half(), optim.SGD(0.1))
+    with pytest.raises(TypeError, match=rf"{needed}, validate, got Half without \[.*'validate'\]"):
+        train.Trainer(Half(), optim.SGD(0.1), validate_every=1)
+    with pytest.raises(TypeError, match=r"task: expected a gpulstm.train.Task with model, .*, got 3"):
+        train.Trainer(3, optim.SGD(0.1))
+
+
 def test_lengths_reach_the_model():
     task = Task()
     lengths = np.array([2, 3])

@@ -8,7 +8,6 @@ from typing import Any
 import attrs
 import click
 
-from ..tasks.base import described
 from ..train.fields import Choice, Choices, Integer, Kind, Real
 from ..train.options import Options
 
@@ -75,7 +74,7 @@ def _(kind: Choice | Choices) -> click.ParamType:
 
 def of(settings: type[Options]) -> list[click.Parameter]:
     """An option for every field of ``settings``, the task's own first; one that is not given is None or ()."""
-    return [_option(field) for field in described(settings)]
+    return [_option(field) for field in settings.described()]
 
 
 def _option(field: attrs.Attribute[Any]) -> click.Option:

@@ -29,8 +29,8 @@ _USER_ERRORS = (
 
 
 class _CtrlC:
-    """While a command works, the first Ctrl-C raises KeyboardInterrupt, so that the command can clean up; a second one,
-    which comes where something has swallowed the first or cleaning up takes long, ends the process."""
+    """While a command works, the first Ctrl-C raises KeyboardInterrupt, so that the command can clean up. A second one
+    ends the process: it comes where something has swallowed the first, or where cleaning up takes long."""
 
     seen = False
 

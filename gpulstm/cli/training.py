@@ -103,7 +103,7 @@ def _warn_of_versions(saved: Checkpoint) -> None:
 
 
 def _measured(learner: CommandTask, result: Result) -> Mapping[str, float]:
-    """How good the model of a run that has ended is; said, and shown by what it makes."""
+    """Measure the model at the end of a run, print the result, and show what the model makes."""
     with closing(Bytes("measuring")) as bar:
         quality = learner.evaluate(bar)
     if (cause := learner.diverged(result.loss, quality["loss"])) is not None:
@@ -113,7 +113,7 @@ def _measured(learner: CommandTask, result: Result) -> Mapping[str, float]:
         f"{result.tokens_per_second:,.0f} tokens/s, {result.seconds:,.0f} s"
     )
     click.echo(f"checkpoint {result.checkpoint}")
-    click.echo(learner.shown())
+    click.echo(learner.show())
     return quality
 
 

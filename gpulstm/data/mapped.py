@@ -1,10 +1,10 @@
-"""Long files read where they lie on the disk.
+"""Long files, mapped into memory instead of read.
 
-Mapping costs no memory and no time before the first step, but the file must stay as it is. One that is renamed,
-deleted or replaced by a rename does: the mapping keeps the old one alive. One that is cut short in place is fatal,
-since the system ends a process that reads beyond the end (SIGBUS), so lengths are looked at right before a batch is
-gathered: what is left is the moment of one copy. One that is written over in place gives other bytes; that is said
-once, and --resume refuses it, whose digest differs. Files below :data:`LEAST` are read, which none of this concerns.
+Mapping costs no memory and no time before the first step, but the file must not change meanwhile. Renaming or
+deleting it, or replacing it by a rename, is harmless: the mapping keeps the old file alive. Cutting it short in place
+is fatal, since the system ends a process that reads beyond the end (SIGBUS); its length is therefore checked right
+before every batch is gathered, which leaves the moment of one copy. Writing over it in place gives other bytes; that
+is logged once, and --resume refuses the file, whose digest differs. Files smaller than :data:`LEAST` are read at once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Mapped:
                 yield chunk
 
     def check(self) -> None:
-        """Look whether the file is as it was, and give its pages back, which come again when they are needed.
+        """Check that the file is as it was, and release its pages, which are read again when they are needed.
 
         Raises:
             ValueError: it is shorter now.

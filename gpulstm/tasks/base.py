@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
-import attrs
-
 from .. import checks, parsing
 from ..train.checkpoint import RECORD, Checkpoint, CheckpointError
 from ..train.options import Options
@@ -75,7 +73,7 @@ class CommandTask(Task):
 
     @classmethod
     def settings_of(cls, saved: Checkpoint) -> Options:
-        """The settings of a run that goes on.
+        """The settings of a run that is resumed.
 
         Raises:
             CheckpointError: its settings are none, or of another model than its parameters.
@@ -117,7 +115,7 @@ class CommandTask(Task):
         """What :meth:`evaluate` found, in a few words."""
         raise NotImplementedError
 
-    def shown(self) -> str:
+    def show(self) -> str:
         """What people see at the end of a run."""
         raise NotImplementedError
 
@@ -129,9 +127,3 @@ class CommandTask(Task):
             CheckpointError: models of this task make nothing.
         """
         raise CheckpointError(f"{saved.path}: a model of {cls.name!r}, which cannot be sampled")
-
-
-def described(settings: type[Options]) -> list[attrs.Attribute[Any]]:
-    """The fields of ``settings``: the task's own, then those that all tasks have."""
-    shared = {field.name for field in attrs.fields(Options)}
-    return sorted(attrs.fields(settings), key=lambda field: field.name in shared)

@@ -211,7 +211,7 @@ class TextTask(CommandTask):
     def summary(self, quality: Mapping[str, float]) -> str:
         return f"{quality['bits_per_char']:.4f} bits per character on held-out text"
 
-    def shown(self) -> str:
+    def show(self) -> str:
         return f"--- sample\n{sample(self.model, rng=self._seed, utf8=self.utf8)}\n---"
 
     @classmethod
@@ -294,8 +294,8 @@ def sample(
     """``length`` bytes that ``model`` writes after ``prompt``, as text; separators become newlines.
 
     ``temperature`` divides the logits (0 takes the likeliest byte always), ``top_k`` leaves the k likeliest. With
-    ``utf8`` only bytes come that go on with valid UTF-8, and a character that the end cuts is left out; without, what
-    is not valid shows as U+FFFD.
+    ``utf8`` only bytes are written that continue valid UTF-8, and a last character that is cut is left out; without,
+    bytes that are not valid show as U+FFFD.
 
     Raises:
         ValueError, TypeError: a negative length or temperature, a top_k outside 1..256, or logits that are not finite.

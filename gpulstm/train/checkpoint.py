@@ -1,9 +1,9 @@
-"""Checkpoints: directories that are either whole or not there.
+"""Checkpoints: directories that are either complete or absent.
 
 ``OUT/step-00001234/`` holds ``model.safetensors`` (parameters), ``training.safetensors`` (optimizer,
 schedule, carried state) and ``checkpoint.json`` (everything else, with size and SHA-256 of the other two). It
-is written under a temporary name beside its place, synced, and renamed: a process killed at any moment, or a
-disk that fills up, leaves the earlier checkpoints as they were and never half a new one.
+is written under a temporary name in the same directory, synced, and renamed: a process killed at any moment, or
+a disk that fills up, leaves the earlier checkpoints as they were and never half a new one.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def load(path: str | Path) -> Checkpoint:
 def latest(out: str | Path) -> Path | None:
     """The checkpoint of the highest step in ``out``, or None where there is none.
 
-    Folders that are only named like one are passed over, with a line in the log where theirs is a higher step.
+    Folders that have such a name and hold no checkpoint are skipped, with a line in the log.
     """
     named = _steps(checks.path(out, "out"))
     for step in sorted(named, reverse=True):
@@ -168,7 +168,7 @@ def path_of(out: str | Path, step: int) -> Path:
 
 
 def clear(out: Path) -> None:
-    """Remove what a process that was killed left in ``out``: half a new checkpoint, half an old one."""
+    """Remove what a killed process left in ``out``: a checkpoint half written or half deleted."""
     for entry in out.iterdir():
         if entry.name.startswith((f"{_TEMPORARY}step-", f"{_TEMPORARY}old-")):
             _remove(entry)
@@ -243,13 +243,13 @@ def _is_whole(path: Path) -> bool:
 
 def _prune(out: Path, keep: int, protect: Iterable[int]) -> None:
     found = {step: path for step, path in _steps(out).items() if _is_whole(path)}
-    kept = {*sorted(found)[-keep:], *protect}
-    for step in found.keys() - kept:
+    staying = {*sorted(found)[-keep:], *protect}
+    for step in found.keys() - staying:
         _remove(found[step], out / f"{_TEMPORARY}old-{found[step].name}")
 
 
 def _remove(path: Path, aside: Path | None = None) -> None:
-    """Delete a folder that nobody needs; one that cannot be deleted is no reason to end a run."""
+    """Delete a folder that is no longer needed; that it cannot be deleted is logged and does not end the run."""
     try:
         if aside is not None:  # so that a deletion cut short leaves no half a checkpoint
             os.rename(path, aside)

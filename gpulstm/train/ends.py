@@ -55,7 +55,7 @@ class EarlyStopping:
     """Follows the validation loss: which step had the best, and how many validations have come since.
 
     Args:
-        patience: validations without a better loss after which the run is over; None for a run that goes on.
+        patience: validations without a better loss after which the run is over; None for a run that never stops early.
     """
 
     def __init__(self, patience: int | None) -> None:
@@ -64,7 +64,7 @@ class EarlyStopping:
         self.best_step = self.waited = 0
 
     def look(self, loss: float, step: int) -> None:
-        """Take note of a validation."""
+        """Record the loss of the validation at ``step``."""
         if self.best is None or loss < self.best:
             self.best, self.best_step, self.waited = loss, step, 0
         else:
@@ -85,7 +85,7 @@ class EarlyStopping:
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave, whose fields have been checked."""
+        """Continue from what :meth:`state_dict` gave, whose fields have been checked."""
         self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
 
 

@@ -1,4 +1,4 @@
-"""The folder that a run writes to: held by it alone, looked after while it trains, filled with checkpoints."""
+"""The folder that a run writes checkpoints and metrics to: locked for that run, and made again if it is removed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """In the block nobody else writes to the folder."""
+        """In the block no other run writes to the folder."""
         if self._lock is not None:
             yield
             return
@@ -57,15 +57,17 @@ class RunFolder:
             self.save(step)
 
     def open(self, log: Log, step: int) -> None:
-        """Remove what a killed run left and save the first state, so that --resume works from here on and a full disk
-        shows at once; then go on with the metrics."""
+        """Prepare the folder: remove what a killed run left, save the first state, and open the metrics.
+
+        With a first checkpoint --resume works from here on, and a full disk shows at once.
+        """
         checkpoint.clear(self.path)
         if self.saved is None:
             self.save(step)
         log.open(self._metrics, step)
 
     def look_after(self, log: Log, step: int) -> None:
-        """Make the folder anew, and say so, if it was removed since: what is written to it would be lost."""
+        """If the folder was removed since, make it again and log that: what is written to it would be lost."""
         if self._lock is None or not self._lock.lost():
             return
         self._lock.take()

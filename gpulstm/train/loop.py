@@ -125,7 +125,7 @@ class Trainer:
             ValueError, TypeError: not exactly one limit, or one that is no positive number; steps that are not whole.
             FolderInUse: another run writes to ``out``.
             TrainingDiverged: a loss, gradient or parameter that is not finite, of which no update is made, or a loss
-                beyond all sense.
+                a hundred times that of chance.
             CheckpointError, MetricsError: a checkpoint, or a file of metrics, could not be written.
         """
         limit = Limit.of(steps, epochs, minutes, self.task.batches.steps_per_epoch)
@@ -161,7 +161,7 @@ class Trainer:
         return ["step", *measured, "validation_loss", f"validation_{self.task.metric}"]
 
     def _train(self, limit: Limit, log: Log, bar: Progress, stop: Noted) -> str:
-        """Update the model until the limit, a signal or early stopping; which of the latter two or "finished"."""
+        """Update the model until the limit or a signal ("finished"), or until early stopping ("stopped early")."""
         bar.wait("compiling kernels")
         begun: float | None = None  # the clock stands still until the first step has ended
         first, validated, looked = self.step, False, self._elapsed
@@ -196,7 +196,7 @@ class Trainer:
                 self.folder.save_with(log, self.step)
 
     def save(self) -> Path:
-        """Write a checkpoint of this step to ``out``, from which :meth:`resume` goes on exactly.
+        """Write a checkpoint of this step to ``out``, from which :meth:`resume` continues exactly.
 
         Raises:
             ValueError: there is no ``out``.
@@ -232,7 +232,7 @@ class Trainer:
         )
 
     def resume(self, saved: checkpoint.Checkpoint, *, schedule: bool = True) -> None:
-        """Go on from ``saved``: parameters, optimizer, dropout's generator, data position, carried state, and
+        """Continue from ``saved``: parameters, optimizer, dropout's generator, data position, carried state, and
         unless ``schedule`` is False what the schedule knows (a plateau's rate and best loss).
 
         Raises:

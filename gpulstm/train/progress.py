@@ -19,7 +19,7 @@ _DELAY = 0.5  # seconds that work may take before a bar appears for it
 
 class Progress:
     """A bar over ``steps``, or over ``minutes`` of time, with loss, tokens/s and time left; it begins at the
-    step and second where a resumed run goes on. Silent when stderr is no terminal or ``shown`` is False.
+    step and second at which a run is resumed. Silent when stderr is no terminal or ``shown`` is False.
     """
 
     def __init__(self, *, steps: int | None, minutes: float | None, step: int, elapsed: float, shown: bool) -> None:
@@ -52,7 +52,7 @@ class Progress:
         self._bar.set_postfix_str(", ".join(texts))
 
     def wait(self, reason: str) -> None:
-        """Say at once what the bar stands still for."""
+        """Say at once what is being waited for."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"{reason} …")
             self._drawn = -_REFRESH  # the next update is drawn
@@ -105,7 +105,7 @@ class Log:
         self._writers: list[Writer] = []
 
     def open(self, names: Iterable[str], step: int) -> None:
-        """Go on after ``step`` in the formats ``names``, see :func:`writers`."""
+        """Continue after ``step`` in the formats ``names``, see :func:`writers`."""
         self.close()
         assert self._out is not None
         try:
@@ -130,7 +130,7 @@ class Log:
                 raise _not_written(error, writer.file) from error
 
     def close(self) -> None:
-        """Close the files. What a full disk does not take now, :meth:`write` or :meth:`flush` complained of."""
+        """Close the files. A full disk is no error here: :meth:`write` or :meth:`flush` raised it before."""
         for writer in self._writers:
             with suppress(OSError):
                 writer.close()

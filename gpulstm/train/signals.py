@@ -13,7 +13,7 @@ REASONS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class Noted:
-    """In its ``with`` block the first signal sets ``reason``; the second does what it did before the block.
+    """In its ``with`` block the first signal sets ``reason``; a second one has the effect that it had before the block.
 
     Does nothing outside the main thread. Ctrl-C is left alone where it is ignored (as under nohup), SIGTERM where the
     program has a handler of its own.

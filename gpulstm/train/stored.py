@@ -100,7 +100,7 @@ def read(saved: Checkpoint, task: Task, rng: np.random.Generator) -> tuple[Recor
 def load_parts(
     saved: Checkpoint, record: Record, task: Task, optimizer: optim.Optimizer, schedule: optim.Schedule | None
 ) -> None:
-    """Put batches, model, optimizer and, unless it is None, schedule where they were.
+    """Load the states of batches, model, optimizer and, unless it is None, schedule.
 
     Raises:
         CheckpointError: one of them does not fit.

@@ -209,6 +209,35 @@ def test_a_captured_run_is_the_uncaptured_one_bit_for_bit(runtime: Any, dropout:
         np.testing.assert_array_equal(host(runtime, captured)[name], value, name)
 
 
+class Weighted(Task):
+    """Its batches have a further array, which weighs the gradient."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        source, rng = self.batches.next, RNG(1)
+
+        def weighted() -> Batch:
+            batch = source()
+            weight = rng.standard_normal((*batch["inputs"].shape, 256)).astype(np.float32)
+            return Batch({**batch.arrays, "weight": weight}, batch.fresh)
+
+        self.batches.next = weighted
+
+    def loss(self, output: Any, batch: Batch) -> Any:
+        return nn.mse(output, batch["weight"])
+
+
+def test_all_arrays_of_a_batch_are_read_anew_at_each_replay(runtime: Any) -> None:
+    plain, captured, here = Weighted("cuda"), Weighted("cuda"), Weighted("cpu")
+    trained(plain, 6, graph=False)
+    trainer = trained(captured, 6)
+    assert any(trainer._update._seen.values())
+    trained(here, 6)
+    for name, value in host(runtime, plain).items():
+        np.testing.assert_array_equal(host(runtime, captured)[name], value, name)
+        assert_close(value, here.model.params[name], "cuda", "float32", name)
+
+
 def test_training_is_the_cpus(runtime: Any) -> None:
     here, there = Task("cpu"), Task("cuda")
     a, b = trained(here, 6), trained(there, 6)

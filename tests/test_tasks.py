@@ -1,0 +1,168 @@
+"""The registry of tasks, the settings that all of them share, and the options that the command line makes of these."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from gpulstm import io, tasks
+from gpulstm.cli import cli, flags
+from gpulstm.tasks.base import CommandTask
+from gpulstm.tasks.text import Settings, Sizes, TextTask, build
+from gpulstm.train import CheckpointError, checkpoint
+from gpulstm.train.fields import Choices, Integer, Real, field
+from gpulstm.train.options import Options
+
+SMALL = ["--embed=2", "--hidden=3", "--batch=2", "--seq-len=8", "--validate-every=0"]
+
+
+def invoke(*arguments: Any) -> Any:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text.txt").write_text("a small text that is learnt " * 20)
+    result = invoke("train", "text", "--data", folder / "text.txt", "--out", folder / "out", "--steps", 2, *SMALL)
+    assert result.exit_code == 0, result.output
+    return folder / "out"
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_a_registered_task_has_its_parts(name: str) -> None:
+    task = tasks.named(name)
+    assert issubclass(task, CommandTask)
+    assert task.name == name
+    assert issubclass(task.settings_class, Options)
+    assert {"data", "seed", "optimizer"} <= set(task.settings_class.fixed())
+    assert task.metric in task.figures
+    assert name in invoke("train", "--help").output
+
+
+def test_an_unknown_task() -> None:
+    with pytest.raises(ValueError, match="task: expected one of text, got 'txet'"):
+        tasks.named("txet")
+
+
+def test_a_checkpoint_says_its_task(run: Path, tmp_path: Path) -> None:
+    task, saved = tasks.load(run)
+    assert task is TextTask
+    assert saved.record["config"]["task"] == "text"
+    for name in ("adding", 3, [], None):
+        record = saved.record | {"config": saved.record["config"] | {"task": name}}
+        other = checkpoint.save(tmp_path / f"{name}", 2, saved.model, saved.training, record)
+        with pytest.raises(CheckpointError, match=r"checkpoint.json: record.config: task is .*, expected 'text'"):
+            tasks.load(other)
+
+
+def test_a_checkpoint_without_a_task_is_of_text(run: Path, tmp_path: Path) -> None:
+    saved = checkpoint.load(run)
+    config = {name: value for name, value in saved.record["config"].items() if name != "task"}
+    checkpoint.save(tmp_path / "old", 2, saved.model, saved.training, saved.record | {"config": config})
+    sampled = [invoke("sample", "--checkpoint", path, "--seed", 1, "--length", 9) for path in (run, tmp_path / "old")]
+    assert sampled[0].output == sampled[1].output
+    for number, path in enumerate((run, tmp_path / "old")):
+        io.convert(path, tmp_path / f"{number}.safetensors")
+    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
+    result = invoke("train", "text", "--out", tmp_path / "old", "--resume", "--steps", 3)
+    assert result.exit_code == 0, result.output
+    assert "resumed at step 2" in result.output
+    assert checkpoint.load(tmp_path / "old").record["config"]["task"] == "text"
+
+
+def test_sizes_are_those_of_the_model() -> None:
+    for layers in (1, 3):
+        config = {"embed": 5, "hidden": 7, "layers": layers, "dropout": 0.1, "init": "uniform", "seed": 3}
+        built = {name: value.shape for name, value in build(config).params.items()}
+        assert Sizes(config).shapes() == built
+        Sizes(config).check_found(built)
+
+
+@attrs.frozen
+class Toy(Options):
+    """Settings of a task of its own."""
+
+    data: str | None = field(None, Integer(), "", fixed=True)
+    horizon: int = field(24, Integer(2), "Steps ahead.", fixed=True)
+    share: float = field(0.5, Real("(0, 1)"), "Of something.")
+    kinds: tuple[str, ...] = field(("a", "b"), Choices(("a", "b", "c")), "Which.", metavar="KIND")
+
+
+def test_options_are_made_of_fields() -> None:
+    made = {option.name: option for option in flags.of(Toy)}
+    assert list(made)[:4] == ["data", "horizon", "share", "kinds"]
+    assert made.keys() == {each.name for each in attrs.fields(Toy)}
+    context = click.Context(click.Command("toy", params=list(made.values())))
+    text = {name: " ".join(option.get_help_record(context) or ()) for name, option in made.items()}
+    for name, parts in {
+        "horizon": ("--horizon", "Steps ahead. [default: 24]", "x>=2"),
+        "share": ("[default: 0.5]", "0.0<x<1.0"),
+        "kinds": ("KIND", "[default: a, b]"),
+        "clip": ("[default: 1.0]", "x>0.0"),
+        "optimizer": ("[sgd|rmsprop|adam|adamw]", "[default: adam]"),
+    }.items():
+        for part in parts:
+            assert part in text[name]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("horizon", "1", "horizon: expected an integer >= 2, got 1"),
+        ("share", "1", "share: expected a number in (0, 1), got 1.0"),
+        ("share", "nan", "share: expected a number in (0, 1), got nan"),
+        ("kinds", "d", "kinds: expected one of a, b, c, got 'd'"),
+        ("weight-decay", "-1", "weight_decay: expected a number in [0, inf), got -1.0"),
+        ("clip", "0", "clip: expected a number in (0, inf], got 0.0"),
+        ("device", "tpu", "device: expected one of auto, cpu, cuda, got 'tpu'"),
+    ],
+)
+def test_a_range_is_checked_alike_on_the_command_line_and_in_python(flag: str, value: str, message: str) -> None:
+    command = click.Command("toy", params=flags.of(Toy))
+    with pytest.raises(ValueError) as told:  # noqa: PT011  # the message is compared below
+        command.make_context("toy", [f"--{flag}", value])
+    assert str(told.value) == message
+    given: Any = (value,) if flag == "kinds" else value if flag == "device" else float(value)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        Toy(**{flag.replace("-", "_"): int(given) if flag == "horizon" else given})
+    assert str(raised.value) == message
+
+
+def test_values_of_another_type_are_named() -> None:
+    for name, value in (("horizon", 2.5), ("share", "x"), ("kinds", "ab"), ("seed", None), ("backend", 3)):
+        with pytest.raises(TypeError, match=f"^{name}: expected "):
+            Toy(**{name: value})
+
+
+def test_options_that_are_not_given_are_none() -> None:
+    context = click.Command("toy", params=flags.of(Toy)).make_context("toy", ["--clip", "inf", "--kinds", "c"])
+    assert {name: value for name, value in context.params.items() if value not in (None, ())} == {
+        "clip": math.inf,
+        "kinds": ("c",),
+    }
+
+
+def test_a_limit_takes_the_place_of_another() -> None:
+    settings = Settings(steps=5, lr=0.1)
+    assert settings.changed(minutes=2.0).limits() == {"minutes": 2.0}
+    assert settings.changed(lr=0.2).limits() == {"steps": 5}
+    assert Settings().limits() == {"minutes": 5.0}
+    assert Settings.of(settings.as_json()) == settings
+
+
+def test_settings_make_the_trainer(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a small text that is learnt " * 20)
+    settings = Settings(str(tmp_path / "text.txt"), embed=2, hidden=3, batch=2, seq_len=8, patience=2, clip=0.5, keep=7)
+    trainer = settings.make_trainer(TextTask(settings, TextTask.read(settings)))
+    assert (trainer.clip, trainer.keep, trainer.early_stopping.patience) == (0.5, 7, 2)
+    assert trainer.optimizer.lr == np.float64(3e-3)
+    assert trainer.settings == settings.as_json()
