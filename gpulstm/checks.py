@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays, machine
+from . import arrays
+from .memory_limit import memory_limit
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 HALVES = ("float16", "bfloat16")
@@ -132,7 +133,7 @@ def fits(size: int, name: str, got: Any) -> None:
 @functools.cache
 def _memory() -> int:
     """Bytes of memory that this process could have; where the system does not tell, of an address space."""
-    return machine.memory() or 2**47
+    return memory_limit() or 2**47
 
 
 def dtype(value: Any, device: str = "cpu") -> np.dtype:

@@ -24,8 +24,8 @@ from .ends import EarlyStopping, Limit, TrainingDiverged, complaint
 from .folder import RunFolder
 from .progress import FORMATS, Log, Progress
 from .signals import Noted
-from .step import Step
 from .task import Task, checked
+from .update import Update
 
 _LOOK = 1.0  # seconds between two looks at whether ``out`` is still there
 
@@ -56,8 +56,8 @@ class Trainer:
     last state are saved in any case). keep: how many checkpoints stay. patience: validations without a better
     loss after which training stops; the best checkpoint then stays too. metrics: formats, see
     :func:`gpulstm.train.progress.writers`. settings: JSON that the checkpoint carries for the caller. graph:
-    whether steps on a GPU are captured in a CUDA graph (see :class:`gpulstm.train.step.Step`). lock: on ``out``, where
-    the caller holds it already; otherwise :meth:`run` and :meth:`save` hold it while they work.
+    whether steps on a GPU are captured in a CUDA graph (see :class:`gpulstm.train.update.Update`). lock: on ``out``,
+    where the caller holds it already; otherwise :meth:`run` and :meth:`save` hold it while they work.
 
     Raises:
         ValueError: an argument out of its range.
@@ -106,7 +106,7 @@ class Trainer:
         self.shown = checks.flag(shown, "shown")
         self.rng = arrays.generator(seed, "seed")
         self._graph = checks.flag(graph, "graph")
-        self._update = Step(task, optimizer, self.clip, graph)
+        self._update = Update(task, optimizer, self.clip, graph)
         self.step = 0
         self.state: Any = None  # of the recurrent layers, carried from window to window
         self.loss = math.nan
@@ -244,7 +244,7 @@ class Trainer:
         record, state = stored.read(saved, self.task, self.rng)
         stored.load_parts(saved, record, self.task, self.optimizer, self.schedule if schedule else None)
         self.rng.bit_generator.state = record.rng
-        self._update = Step(self.task, self.optimizer, self.clip, self._graph)
+        self._update = Update(self.task, self.optimizer, self.clip, self._graph)
         self.state = self._loaded(state)
         self.step = saved.step
         if self.folder is not None:

@@ -13,7 +13,7 @@ from tolerances import assert_close
 from gpulstm import nn, optim, train
 from gpulstm.data import Batch, Lanes
 from gpulstm.train import Trainer, TrainingDiverged, checkpoint
-from gpulstm.train.step import Step
+from gpulstm.train.update import Update
 
 RNG = np.random.default_rng
 
@@ -249,7 +249,7 @@ def test_training_is_the_cpus(runtime: Any) -> None:
 def test_masks_change_at_each_replay(runtime: Any) -> None:
     task = Task("cuda", dropout=0.5)
     task.optimizer.lr = 0.0
-    step = Step(task, task.optimizer, 1.0)
+    step = Update(task, task.optimizer, 1.0)
     batch, rng = task.batches.next(), RNG(0)
     losses = []
     for _ in range(4):
@@ -260,7 +260,7 @@ def test_masks_change_at_each_replay(runtime: Any) -> None:
 
 def test_another_shape_gets_its_own_graph(runtime: Any) -> None:
     task = Task("cuda")
-    step = Step(task, task.optimizer, 1.0)
+    step = Update(task, task.optimizer, 1.0)
     for length in (3, 4, 3, 4, 3):
         window = RNG(length).integers(0, 256, (length + 1, 2)).astype(np.uint8)
         assert math.isfinite(float(step(Batch({"inputs": window[:-1], "targets": window[1:]}), None, RNG(0)).loss))
@@ -276,7 +276,7 @@ def test_what_cannot_be_captured_runs_without(runtime: Any, caplog: pytest.LogCa
             return loss, gradient
 
     task = Waiting("cuda")
-    step = Step(task, task.optimizer, 1.0)
+    step = Update(task, task.optimizer, 1.0)
     batch = task.batches.next()
     losses = [float(step(batch, None, RNG(0)).loss) for _ in range(3)]
     assert losses[2] < losses[0]

@@ -1,4 +1,4 @@
-"""What the machine has."""
+"""How much memory this process may have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpulstm_kernels import cgroups
 _LIMITS = ("memory.max", "memory.limit_in_bytes")  # of a control group, version 2 and version 1
 
 
-def memory(process: Path = cgroups.SELF) -> int | None:
+def memory_limit(process: Path = cgroups.SELF) -> int | None:
     """Bytes of memory that this process could have at most; None if unknown.
 
     That is what the machine has, or less where a control group that the process is in is limited, such as a

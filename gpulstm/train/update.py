@@ -40,7 +40,7 @@ class _Captured(NamedTuple):
     words: Any
 
 
-class Step:
+class Update:
     """Updates a task's model by batches; call it with a batch, the state carried to it, and the generator of dropout.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the machine has, and where that cannot be known."""
+"""How much memory this process may have, and where that cannot be known."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpulstm import machine
+from gpulstm import memory_limit as module
+from gpulstm.memory_limit import memory_limit
 
 CGROUP2 = "29 23 0:26 / {at} rw - cgroup2 cgroup2 rw"
 CGROUPS = {
@@ -27,7 +28,7 @@ CGROUPS = {
 
 @pytest.mark.parametrize("case", CGROUPS)
 def test_memory_is_the_least_of_all_limits(case: str, tmp_path: Path) -> None:
-    physical = machine.memory(tmp_path / "no such system")
+    physical = memory_limit(tmp_path / "no such system")
     assert physical is not None
     assert 1 << 28 < physical < 1 << 50
     groups, mounts, files, expected = CGROUPS[case]
@@ -37,9 +38,9 @@ def test_memory_is_the_least_of_all_limits(case: str, tmp_path: Path) -> None:
         (place / name).write_text(text + "\n")
     (tmp_path / "cgroup").write_text(groups)
     (tmp_path / "mountinfo").write_text(mounts.format(at=str(place).replace(" ", r"\040")) + "\n")
-    assert machine.memory(tmp_path) == (expected or physical)
+    assert memory_limit(tmp_path) == (expected or physical)
 
 
 def test_memory_that_nobody_tells_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_physical", lambda: None)
-    assert machine.memory(tmp_path) is None
+    monkeypatch.setattr(module, "_physical", lambda: None)
+    assert memory_limit(tmp_path) is None
