@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import sys
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -109,7 +110,7 @@ def _facts() -> dict[str, Any]:
 def main() -> None:
     """The entry point of the command ``gpulstm``."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):  # not where it is captured, or None
             stream.reconfigure(errors="replace")  # a sample may hold what the terminal cannot show
     mistakes.watch_callbacks()
     cli()

@@ -4,7 +4,7 @@ from ..files import FolderInUse
 from .checkpoint import Checkpoint, CheckpointError
 from .ends import TrainingDiverged
 from .loop import Result, Trainer
-from .progress import MetricsError
+from .metrics import MetricsError
 from .task import Task
 
 __all__ = [

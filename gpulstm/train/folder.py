@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..files import FolderLock
 from . import checkpoint
-from .progress import Log
+from .metrics import Log
 
 logger = logging.getLogger("gpulstm")
 
@@ -20,7 +20,7 @@ class RunFolder:
     Args:
         path: where it is, or will be.
         save: writes the checkpoint of the present step and returns its path.
-        metrics: formats, see :func:`gpulstm.train.progress.writers`.
+        metrics: formats, see :func:`gpulstm.train.metrics.writers`.
         lock: on ``path``, where the caller holds it already.
     """
 

@@ -22,7 +22,8 @@ from ..files import FolderLock
 from . import checkpoint, stored
 from .ends import EarlyStopping, Limit, TrainingDiverged, complaint
 from .folder import RunFolder
-from .progress import FORMATS, Log, Progress
+from .metrics import FORMATS, Log
+from .progress import Progress
 from .signals import Noted
 from .task import Task, checked
 from .update import Update
@@ -55,7 +56,7 @@ class Trainer:
     (None writes nothing). save_every, validate_every: in steps, 0 for never (with ``out`` the first and the
     last state are saved in any case). keep: how many checkpoints stay. patience: validations without a better
     loss after which training stops; the best checkpoint then stays too. metrics: formats, see
-    :func:`gpulstm.train.progress.writers`. settings: JSON that the checkpoint carries for the caller. graph:
+    :func:`gpulstm.train.metrics.writers`. settings: JSON that the checkpoint carries for the caller. graph:
     whether steps on a GPU are captured in a CUDA graph (see :class:`gpulstm.train.update.Update`). lock: on ``out``,
     where the caller holds it already; otherwise :meth:`run` and :meth:`save` hold it while they work.
 

@@ -13,7 +13,7 @@ from .. import optim
 from ..files import FolderLock
 from .fields import Choice, Choices, Integer, Real, Text, field
 from .loop import Trainer
-from .progress import FORMATS
+from .metrics import FORMATS
 from .task import Task
 
 if TYPE_CHECKING:
