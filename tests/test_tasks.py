@@ -86,7 +86,7 @@ def test_sizes_are_those_of_the_model() -> None:
         config = {"embed": 5, "hidden": 7, "layers": layers, "dropout": 0.1, "init": "uniform", "seed": 3}
         built = {name: value.shape for name, value in build(config).params.items()}
         assert Sizes(config).shapes() == built
-        Sizes(config).check_found(built)
+        Sizes(config).check_found(built, "config")
 
 
 @attrs.frozen

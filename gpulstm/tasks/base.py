@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from .. import checks, parsing
-from ..train.checkpoint import RECORD, Checkpoint, CheckpointError
+from ..train.checkpoint import MODEL, RECORD, Checkpoint, CheckpointError
 from ..train.options import Options
 from ..train.task import Task
 
+Shape = tuple[int, ...]
 BytesDone = Callable[[int, int], None]  # is told how many of how many bytes are done
 
 
@@ -54,22 +55,53 @@ class CommandTask(Task):
         raise NotImplementedError
 
     @classmethod
+    def expected_shapes(cls, config: parsing.Fields, found: Mapping[str, Shape]) -> dict[str, Shape]:
+        """The shapes of the parameters of a model, by name, from its configuration in a checkpoint.
+
+        Nothing of it is made yet, and sizes that are absurd must cost neither time nor memory: they are compared first
+        with the shapes ``found`` in the checkpoint.
+
+        Raises:
+            ValueError, TypeError: a field is missing or wrong, or contradicts ``found``; the message names it.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any], device: str) -> Any:
+        """The model that ``config`` describes, for parameters that are loaded next."""
+        raise NotImplementedError
+
+    @classmethod
+    def checked_config(cls, saved: Checkpoint) -> dict[str, Any]:
+        """The configuration in a checkpoint, once it is that of the parameters beside it.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        found = {name: value.shape for name, value in saved.model.items()}
+        try:
+            config = parsing.Fields(saved.record, "record").fields("config")
+            expected = cls.expected_shapes(config, found)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{saved.path / RECORD}: {error}") from error
+        if wrong := sorted(name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)):
+            needed, given = (of.get(wrong[0], "no such tensor") for of in (expected, found))
+            raise CheckpointError(f"{saved.path / MODEL}: {wrong[0]}: expected {needed}, got {given}")
+        return config.value
+
+    @classmethod
     def restored(cls, saved: Checkpoint, device: str = "cpu") -> Any:
         """The model of a checkpoint, on ``device``.
 
         Raises:
             CheckpointError: its parameters are not those of the model that it describes.
         """
-        raise NotImplementedError
-
-    @classmethod
-    def checked_config(cls, saved: Checkpoint) -> dict[str, Any]:
-        """The configuration in a checkpoint, once it is that of the parameters beside it; nothing is built for that.
-
-        Raises:
-            CheckpointError: it is not.
-        """
-        raise NotImplementedError
+        model = cls.build(cls.checked_config(saved), device)
+        try:
+            model.load_state_dict(saved.model)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{saved.path / MODEL}: {error}") from error
+        return model
 
     @classmethod
     def settings_of(cls, saved: Checkpoint) -> Options:

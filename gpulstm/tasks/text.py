@@ -18,10 +18,10 @@ from ..data.lanes import Lanes
 from ..data.text import SEPARATOR, VOCABULARY, Corpus, read
 from ..data.utf8 import Writer, is_utf8
 from ..nn.recurrent import INITS
-from ..train.checkpoint import MODEL, RECORD, Checkpoint, CheckpointError
+from ..train.checkpoint import MODEL, Checkpoint
 from ..train.fields import Choice, Integer, Path, Real, field
 from ..train.options import Options
-from .base import BytesDone, CommandTask
+from .base import BytesDone, CommandTask, Shape
 
 _DIVERGED = 2.0  # times the loss of chance
 
@@ -66,7 +66,7 @@ class Sizes:
         self.embedding = {"0.weight": (VOCABULARY, self.embed)}
         self.head = {"3.weight": (VOCABULARY, self.hidden), "3.bias": (VOCABULARY,)}
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, Shape]:
         """The shape of every parameter, by name."""
         recurrent = {f"1.{name}": shape for name, shape in self.recurrent.shapes().items()}
         return {**self.embedding, **recurrent, **self.head}
@@ -85,18 +85,18 @@ class Sizes:
         sizes = (self.hidden, self.layers, self.embed)
         checks.fits(self.recurrent.memory(size) + size * others, "hidden, layers, embed", sizes)
 
-    def check_found(self, found: Mapping[str, tuple[int, ...]]) -> None:
-        """Compare the configured sizes with the shapes of parameters in a checkpoint, where layers cost no time.
+    def check_found(self, found: Mapping[str, Shape], path: str) -> None:
+        """Compare each size with the shapes ``found`` in a checkpoint; however many layers, none is listed.
 
         Raises:
-            ValueError: a size is another; the message names it.
+            ValueError: a size is another; the message names it, as a field of the object at ``path``.
         """
         first = Sizes({"embed": self.embed, "hidden": self.hidden, "layers": 1}).shapes()
         for name, tensor in (("embed", "0.weight"), ("hidden", "1.weight_hh_l0")):
             if (shape := found.get(tensor)) != first[tensor]:
-                raise ValueError(f"{name}: expects {tensor} of shape {first[tensor]}, but {MODEL} has {shape}")
+                raise ValueError(f"{path}.{name}: expects {tensor} of shape {first[tensor]}, but {MODEL} has {shape}")
         if self.layers != (count := sum(name.startswith("1.weight_hh_l") for name in found)):
-            raise ValueError(f"layers: is {self.layers}, but {MODEL} has {count}")
+            raise ValueError(f"{path}.layers: is {self.layers}, but {MODEL} has {count}")
 
 
 class TextTask(CommandTask):
@@ -134,36 +134,18 @@ class TextTask(CommandTask):
         return read(settings.data, progress)
 
     @classmethod
-    def restored(cls, saved: Checkpoint, device: str = "cpu") -> nn.Sequential:
-        # the quickest init: the checkpoint's parameters come next
-        model = build(cls.checked_config(saved) | {"init": "uniform", "seed": 0}, device)
-        try:
-            model.load_state_dict(saved.model)
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{saved.path / MODEL}: {error}") from error
-        return model
+    def expected_shapes(cls, config: parsing.Fields, found: Mapping[str, Shape]) -> dict[str, Shape]:
+        for name in ("embed", "hidden", "layers"):
+            config.integer(name, 1)
+        config.real("dropout", "[0, 1)")
+        config.text("data")
+        sizes = Sizes(config.value)
+        sizes.check_found(found, config.path)
+        return sizes.shapes()
 
     @classmethod
-    def checked_config(cls, saved: Checkpoint) -> dict[str, Any]:
-        found = {name: value.shape for name, value in saved.model.items()}
-        try:
-            config = parsing.Fields(saved.record, "record").fields("config")
-            for name in ("embed", "hidden", "layers"):
-                config.integer(name, 1)
-            config.real("dropout", "[0, 1)")
-            config.text("data")
-            sizes = Sizes(config.value)
-            try:
-                sizes.check_found(found)
-            except ValueError as error:
-                raise ValueError(f"record.config.{error}") from error
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{saved.path / RECORD}: {error}") from error
-        expected = sizes.shapes()
-        if wrong := sorted(name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)):
-            needed, given = (of.get(wrong[0], "no such tensor") for of in (expected, found))
-            raise CheckpointError(f"{saved.path / MODEL}: {wrong[0]}: expected {needed}, got {given}")
-        return config.value
+    def build(cls, config: Mapping[str, Any], device: str) -> nn.Sequential:
+        return build({**config, "init": "uniform", "seed": 0}, device)  # the quickest init
 
     def loss(self, output: Any, batch: Batch) -> tuple[Any, Any]:
         """Cross-entropy in nats a byte, and its gradient."""
