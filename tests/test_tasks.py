@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import attrs
 import click
@@ -12,12 +15,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from gpulstm import io, tasks
+from gpulstm import io, nn, ops, parsing, tasks
+from gpulstm.cells import LSTM
 from gpulstm.cli import cli, flags
+from gpulstm.data import Batch
 from gpulstm.tasks.base import CommandTask
 from gpulstm.tasks.text import Settings, Sizes, TextTask, build
 from gpulstm.train import CheckpointError, checkpoint
-from gpulstm.train.fields import Choices, Integer, Real, field
+from gpulstm.train.fields import Choice, Choices, Integer, Real, field
 from gpulstm.train.options import Options
 
 SMALL = ["--embed=2", "--hidden=3", "--batch=2", "--seq-len=8", "--validate-every=0"]
@@ -168,3 +173,121 @@ def test_settings_make_the_trainer(tmp_path: Path) -> None:
     assert (trainer.clip, trainer.keep, trainer.early_stopping.patience) == (0.5, 7, 2)
     assert trainer.optimizer.lr == np.float64(3e-3)
     assert trainer.settings == settings.as_json()
+
+
+# A further task, from the command line to its checkpoint
+
+
+@attrs.frozen
+class AddingSettings(Options):
+    data: str | None = field(None, Choice(("small", "large")), "Which numbers.", fixed=True)
+    hidden: int = field(4, Integer(1), "Units.", fixed=True)
+
+
+class Numbers:
+    """Batches of numbers and of their sums so far, whose position is the number of the next one."""
+
+    steps_per_epoch = 5
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.position = seed, 0
+
+    @property
+    def epoch(self) -> int:
+        return self.position // self.steps_per_epoch
+
+    def next(self) -> Batch:
+        x = np.random.default_rng([self.seed, self.position]).random((6, 3, 1), np.float32)
+        self.position += 1
+        return Batch({"inputs": x, "targets": np.cumsum(x, axis=0), "weight": np.float32([0.5])})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = parsing.Fields(state, "state").integer("position")
+
+
+class AddingTask(CommandTask):
+    """Adds numbers."""
+
+    name = "adding"
+    settings_class = AddingSettings
+    figures: ClassVar = ("mae",)
+    metric = "mae"
+
+    def __init__(self, settings: AddingSettings, data: Any) -> None:
+        self.config = self.config_of(settings, data)
+        self.batches = Numbers(settings.seed)
+        self.model = self.build(self.config, "cpu")
+
+    @classmethod
+    def read(cls, settings: AddingSettings, progress: Any = None) -> Any:
+        name = settings.data or "small"
+        return SimpleNamespace(source=name, digest=name * 9, notes=(), describe=lambda: f"{name} numbers")
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any], device: str) -> Any:
+        return nn.Sequential(nn.LSTM(1, config["hidden"], seed=0), nn.Linear(config["hidden"], 1, seed=1)).to(device)
+
+    @classmethod
+    def expected_shapes(cls, config: Any, found: Any) -> Any:
+        hidden = config.integer("hidden", 1)
+        if found.get("1.weight") != (1, hidden):
+            raise ValueError(f"{config.path}.hidden: is {hidden}")
+        recurrent = ops.Config(LSTM, 1, hidden).shapes()
+        return {f"0.{name}": shape for name, shape in recurrent.items()} | {"1.weight": (1, hidden), "1.bias": (1,)}
+
+    def loss(self, output: Any, batch: Batch) -> Any:
+        loss, gradient = nn.mse(output, batch["targets"])
+        return float(batch["weight"][0]) * loss, batch["weight"][0] * gradient
+
+    def validate(self) -> dict[str, float]:
+        return self.evaluate()
+
+    def evaluate(self, progress: Any = None) -> dict[str, float]:
+        batch = Numbers(99).next()
+        error = self.model(batch["inputs"])[0] - batch["targets"]
+        return {"loss": float(np.mean(error**2)), "mae": float(np.abs(error).mean())}
+
+    def summary(self, quality: Mapping[str, float]) -> str:
+        return f"off by {quality['mae']:.3f}"
+
+    def show(self) -> str:
+        return "1 + 1 is about 2"
+
+
+def test_a_further_task_has_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tasks.TASKS, "adding", f"{__name__}:AddingTask")
+    assert "Adds numbers." in invoke("train", "--help").output
+    assert "--hidden" in invoke("train", "adding", "--help").output
+    assert "--seq-len" not in invoke("train", "adding", "--help").output
+
+    def train(out: str, *arguments: Any) -> Any:
+        return invoke("train", "adding", "--out", tmp_path / out, "--json", *arguments)
+
+    options: list[Any] = ["--data", "large", "--schedule", "constant"]
+    whole = train("whole", "--steps", 7, *options)
+    assert whole.exit_code == 0, whole.output
+    for part in ("large numbers", "off by", "1 + 1 is about 2"):
+        assert part in whole.output
+    train("half", "--steps", 3, *options)
+    resumed = train("half", "--resume", "--steps", 7)
+    summaries = [json.loads(result.output.splitlines()[-1]) for result in (whole, resumed)]
+    assert summaries[0]["mae"] == summaries[1]["mae"] > 0
+    assert list(summaries[0])[:3] == ["steps", "epochs", "mae"]
+    for name, value in checkpoint.load(tmp_path / "whole").model.items():
+        np.testing.assert_array_equal(checkpoint.load(tmp_path / "half").model[name], value)
+
+    for changed, message in (
+        (["--hidden", 5], "hidden: 5 contradicts 4 of "),
+        (["--data", "small"], "data: small has SHA-256 smallsmallsm, but "),
+    ):
+        assert message in train("half", "--resume", *changed).output
+    other = invoke("train", "text", "--out", tmp_path / "half", "--resume")
+    assert "checkpoint.json: record.config: task is 'adding', expected 'text'" in other.output
+    refused = invoke("sample", "--checkpoint", tmp_path / "half")
+    assert refused.exit_code == 1
+    assert "a model of 'adding', which cannot be sampled" in refused.output
+    written = invoke("convert", tmp_path / "half", tmp_path / "adding.safetensors")
+    assert "Sequential(LSTM(1, 4), Linear)" in written.output
