@@ -16,7 +16,7 @@ _BLOCK = 1 << 22  # bytes of all lanes that are gathered at a time
 
 
 class Lanes:
-    """Endless (T, B) batches of bytes and of the bytes that follow them, lane b going on where it stopped.
+    """Endless (T, B) batches of bytes and of the bytes that follow them; each continues the lanes of the last one.
 
     Each epoch shuffles the documents, joins them with ``separator``, starts the ring so made at a random byte
     and cuts it into ``batch`` lanes; the order depends on ``seed`` and the epoch's number alone. The documents are
@@ -81,7 +81,7 @@ class Lanes:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the position of ``state_dict()``.
+        """Continue at the position of ``state_dict()``.
 
         Raises:
             ValueError, TypeError: it is a position in other data, in lanes of another size, order or number, beyond
