@@ -45,19 +45,20 @@ class BackendUnavailable(RuntimeError):
     """A backend that was asked for cannot run here; the message says why."""
 
 
-def _probe(package: str) -> str | None:
-    """Why what a package holds cannot run here, by its ``why_not()``; None where it can."""
-    reason: str | None = importlib.import_module(package).why_not()
+def _probe(module: str, function: str = "why_not") -> str | None:
+    """Why what a module holds cannot run here, by its ``function``; None where it can."""
+    reason: str | None = getattr(importlib.import_module(module), function)()
     return reason
 
 
 _KERNELS = "gpulstm_kernels"
+_CUDA = f"{_KERNELS}.cuda.device.process"
 # In the order of automatic choice.
 _BACKENDS = {
     name: Registered(name, device, f"{_KERNELS}.{module}", probe)
     for name, device, module, probe in (
-        ("cupy", "cuda", "cuda.layer", functools.partial(_probe, f"{_KERNELS}.cuda.device.runtime")),
-        ("numba_cuda", "cuda", "cuda.numba_layer", functools.partial(_probe, f"{_KERNELS}.cuda.device.numba_runtime")),
+        ("cupy", "cuda", "cuda.layer", functools.partial(_probe, _CUDA)),
+        ("numba_cuda", "cuda", "cuda.numba_layer", functools.partial(_probe, _CUDA, "numba_why_not")),
         ("numba_cpu", "cpu", "cpu.layer", functools.partial(_probe, f"{_KERNELS}.cpu")),
         ("reference", "cpu", "reference", lambda: None),
     )

@@ -19,8 +19,8 @@ from gpulstm_kernels import reference
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cpu import layer
 from gpulstm_kernels.cpu.codegen import compilation as compiling
-from gpulstm_kernels.cuda.device.runtime import Kernel
-from gpulstm_kernels.cuda.device.source import source as cuda_source
+from gpulstm_kernels.cuda.device.kernel import Kernel
+from gpulstm_kernels.cuda.device.source import source_text as cuda_source
 
 COUPLED = Cell("coupled", gates=("i", "g", "o"), states=("c",), saved=3, maths="coupled_cell")
 MINIMAL = Cell("minimal", gates=("f", "g"), states=("a", "b"), saved=2, maths="minimal_cell")
@@ -225,7 +225,7 @@ def test_maths_that_works_in_place_changes_nobody_elses_values(tmp_path: Path, m
 
 def test_the_cuda_struct_has_the_declared_counts() -> None:
     """The C++ text ends in an assertion, so that a struct of other counts does not compile."""
-    text = cuda_source(Kernel("walks/step/kernels", "step_forward<float, LstmCell, true, 4>", cells.LSTM))
+    text = cuda_source(Kernel("walks/step/kernels", "step_forward", (np.dtype("float32"), cells.LSTM, True, 4)))
     expected = "LstmCell::gates == 4 && LstmCell::states == 1 && LstmCell::saved == 4"
     assert text.endswith(f'static_assert({expected}, "LstmCell: other counts than the cell declares");\n')
 

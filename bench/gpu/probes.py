@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from gpulstm_kernels.cuda.device import source as compile
-from gpulstm_kernels.cuda.device.runtime import Kernel, current
+from gpulstm_kernels.cuda.device.kernel import Kernel
+from gpulstm_kernels.cuda.device.process import current
+from gpulstm_kernels.cuda.device.source import expression, source_text
 
 from .timing import Elapsed
 
-_FILE = str(Path(__file__).with_suffix(""))
+_SOURCE = str(Path(__file__).with_suffix(""))
 _MANY, _TURNS = 1000, 7
 _NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 _PORTABLE = 8  # blocks a cluster
@@ -32,7 +33,7 @@ def _each(elapsed: Elapsed, call: Callable[[], Any], times: int) -> float:
 
 def _empty(count: int) -> None:
     for _ in range(count):
-        current().launch(Kernel(_FILE, "empty", None), (1, 1, 1), (32, 1, 1), ())
+        current().launch(Kernel(_SOURCE, "empty"), (1, 1, 1), (32, 1, 1), ())
 
 
 def launches(elapsed: Elapsed) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def graph(elapsed: Elapsed) -> dict[str, Any]:
 def grid_barrier(elapsed: Elapsed, count: int = _MANY) -> dict[str, Any]:
     """A barrier among blocks, one a multiprocessor, for a few numbers of blocks."""
     runtime = current()
-    kernel = Kernel(_FILE, "barriers", None)
+    kernel = Kernel(_SOURCE, "barriers")
     most = runtime.device().multiprocessors
     figures = {}
     for blocks in sorted({min(32, most), min(64, most), most}):
@@ -73,13 +74,14 @@ def _clustered(name: str, size: int) -> Any:
 
     from gpulstm_kernels.cuda.device.cupy_runtime import include_folders
 
-    expression = f"{name}<{size}>"
+    kernel = Kernel(_SOURCE, name, (size,))
     options = ("-std=c++17", *(f"-I{folder}" for folder in include_folders()))
-    code = compile.source(Kernel(_FILE, expression, None))
-    kernel = cupy.RawModule(code=code, options=options, name_expressions=(expression,)).get_function(expression)
+    full_name = expression(kernel)
+    module = cupy.RawModule(code=source_text(kernel), options=options, name_expressions=(full_name,))
+    function = module.get_function(full_name)
     if size > _PORTABLE:
-        driver.funcSetAttribute(kernel.kernel.ptr, _NON_PORTABLE_CLUSTER, 1)
-    return kernel
+        driver.funcSetAttribute(function.kernel.ptr, _NON_PORTABLE_CLUSTER, 1)
+    return function
 
 
 def _of_clusters(size: int) -> Callable[[Elapsed], dict[str, Any]]:

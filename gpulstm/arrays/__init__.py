@@ -30,7 +30,7 @@ __all__ = ["Arrays", "device_of", "gemm", "generator", "library", "on_host", "po
 
 def device_of(array: Any) -> str:
     """Where an array lies: ``"cuda"`` for one of the GPU's runtime, else ``"cpu"``."""
-    runtime = sys.modules.get("gpulstm_kernels.cuda.device.runtime")
+    runtime = sys.modules.get("gpulstm_kernels.cuda.device.process")
     return "cuda" if runtime is not None and runtime.owns(array) else "cpu"
 
 

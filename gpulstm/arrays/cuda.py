@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from gpulstm_kernels.cuda import layer
+from gpulstm_kernels.cuda.device.kernel import Argument, Kernel
 from gpulstm_kernels.cuda.device.precision import tf32_allowed
-from gpulstm_kernels.cuda.device.runtime import Kernel, current
-from gpulstm_kernels.cuda.device.source import type_name
+from gpulstm_kernels.cuda.device.process import current
 
 from . import random
 from .random import CounterGenerator
@@ -98,7 +98,7 @@ def lengths(value: np.ndarray) -> Any:
 def clear_padding(array: Any, valid: Any) -> Any:
     """``array`` (T, B, features) with zeros past the ``lengths`` called ``valid``."""
     result, source = empty(array.shape, array.dtype), contiguous(array)
-    launch(_ARRAYS, f"clear_padding<{type_name(array.dtype)}>", array.size, (source, result, valid, *array.shape))
+    launch(_ARRAYS, "clear_padding", (array.dtype,), array.size, (source, result, valid, *array.shape))
     return result
 
 
@@ -120,7 +120,7 @@ def dropout_mask(rng: Any, shape: tuple[int, ...], p: float) -> Any:
     drawn = generator(rng)
     count = math.prod(shape)
     result = empty(shape, np.uint8)
-    launch(_ARRAYS, "draw_kept", -(-count // 4), (result, drawn.words, drawn.draws, float(p), count))
+    launch(_ARRAYS, "draw_kept", (), -(-count // 4), (result, drawn.words, drawn.draws, float(p), count))
     drawn.draws += 1
     return result
 
@@ -128,7 +128,7 @@ def dropout_mask(rng: Any, shape: tuple[int, ...], p: float) -> Any:
 def drop(value: Any, mask: Any, p: float) -> Any:
     """``value`` with zeros where ``mask`` is 0, divided by 1 - ``p`` elsewhere."""
     result, source = empty(value.shape, value.dtype), contiguous(value)
-    launch(_ARRAYS, f"drop<{type_name(value.dtype)}>", value.size, (source, mask, result, 1 / (1 - p), value.size))
+    launch(_ARRAYS, "drop", (value.dtype,), value.size, (source, mask, result, 1 / (1 - p), value.size))
     return result
 
 
@@ -173,7 +173,7 @@ def gemm(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -
 
 def add_bias(y: Any, bias: Any) -> None:
     """See :func:`gpulstm.arrays.Arrays.add_bias`."""
-    launch(_NETWORK, f"add_bias<{type_name(y.dtype)}>", y.size, (y, contiguous(bias), *y.shape))
+    launch(_NETWORK, "add_bias", (y.dtype,), y.size, (y, contiguous(bias), *y.shape))
 
 
 def sum_rows(values: Any) -> Any:
@@ -187,21 +187,21 @@ def take(rows: Any, ids: Any) -> Any:
     """See :func:`gpulstm.arrays.Arrays.take`; an id out of range gives a row of NaN."""
     result = empty((*ids.shape, rows.shape[1]), rows.dtype)
     arguments = (contiguous(rows), ids, result, ids.size, *rows.shape)
-    launch(_NETWORK, f"take_rows<{type_name(rows.dtype)}>", result.size, arguments)
+    launch(_NETWORK, "take_rows", (rows.dtype,), result.size, arguments)
     return result
 
 
 def scatter_rows(values: Any, ids: Any, count: int) -> Any:
     """See :func:`gpulstm.arrays.Arrays.scatter_rows`."""
     rows = zeros((count, values.shape[1]), values.dtype)
-    launch(_NETWORK, f"place_rows<{type_name(values.dtype)}>", values.size, (values, ids, rows, *values.shape))
+    launch(_NETWORK, "place_rows", (values.dtype,), values.size, (values, ids, rows, *values.shape))
     return rows
 
 
 def sum_by_id(values: Any, ids: Any, count: int) -> Any:
     """See :func:`gpulstm.arrays.Arrays.sum_by_id`."""
     sums = empty((count, values.shape[1]), values.dtype)
-    kernel = Kernel(_NETWORK, f"sum_by_id<{type_name(values.dtype)}>", None)
+    kernel = Kernel(_NETWORK, "sum_by_id", (values.dtype,))
     current().launch(kernel, (count, 1, 1), (_THREADS, 1, 1), (values, ids, sums, *values.shape))
     return sums
 
@@ -217,15 +217,15 @@ def total(parts: Sequence[Any], *, squares: bool = False, root: bool = False, ov
     partial, result = empty((sum(blocks),), np.float64), empty((), np.float64)
     first = 0
     for part, count in zip(parts, blocks, strict=True):
-        kernel = Kernel(_NETWORK, f"partial_sums<{type_name(part.dtype)}, {'true' if squares else 'false'}>", None)
+        kernel = Kernel(_NETWORK, "partial_sums", (part.dtype, squares))
         current().launch(kernel, (count, 1, 1), (_THREADS, 1, 1), (part, partial, first, part.size))
         first += count
-    kernel = Kernel(_NETWORK, f"total<{'true' if root else 'false'}>", None)
+    kernel = Kernel(_NETWORK, "total", (root,))
     current().launch(kernel, (1, 1, 1), (_THREADS, 1, 1), (partial, result, over, first))
     return result
 
 
-def launch(file: str, expression: str, threads: int, arguments: tuple[Any, ...]) -> None:
-    """Enqueue the kernel ``expression`` of ``file`` (see :class:`gpulstm_kernels.cuda.device.runtime.Kernel`)."""
-    kernel = Kernel(file, expression, None)
+def launch(source: str, name: str, template: tuple[Argument, ...], threads: int, arguments: tuple[Any, ...]) -> None:
+    """Enqueue a kernel, named as :class:`gpulstm_kernels.cuda.device.kernel.Kernel` has it."""
+    kernel = Kernel(source, name, template)
     current().launch(kernel, (-(-threads // _THREADS), 1, 1), (_THREADS, 1, 1), arguments)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from gpulstm_kernels.cuda.device.source import type_name
 
 from ..arrays.cuda import contiguous, empty, launch, total
 
@@ -20,15 +19,15 @@ def cross_entropy(logits: Any, ids: Any, count: int) -> tuple[Any, Any]:
     dlogits = empty(logits.shape, logits.dtype)
     losses = empty((rows,), np.float64 if logits.dtype == np.float64 else np.float32)
     arguments = (logits, ids, dlogits, losses, count, rows, classes)
-    launch(_FILE, f"cross_entropy<{type_name(logits.dtype)}>", rows * _WARP, arguments)
+    launch(_FILE, "cross_entropy", (logits.dtype,), rows * _WARP, arguments)
     return total([losses], over=count), dlogits
 
 
 def mse(prediction: Any, target: Any) -> tuple[Any, Any]:
     """The mean over all elements, and its gradient."""
-    name, count = type_name(prediction.dtype), prediction.size
+    dtype, count = prediction.dtype, prediction.size
     difference = empty(prediction.shape, prediction.dtype)
-    launch(_FILE, f"subtract<{name}>", count, (contiguous(prediction), contiguous(target), difference, count))
+    launch(_FILE, "subtract", (dtype,), count, (contiguous(prediction), contiguous(target), difference, count))
     loss = total([difference], squares=True, over=count)
-    launch(_FILE, f"mse_gradient<{name}>", count, (difference, count))
+    launch(_FILE, "mse_gradient", (dtype,), count, (difference, count))
     return loss, difference

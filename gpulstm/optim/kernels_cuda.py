@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gpulstm_kernels.cuda.device.source import type_name
 
 from ..arrays.cuda import launch, total
 
@@ -21,7 +20,7 @@ def update(
     first, second = (*state, None, None)[:2]
     checked = (*finite, None, None)[:2]
     arguments = (param, gradient, first, second, rates, *checked, int(momentum), param.size)
-    launch("kernels/optimizer", f"update<{type_name(param.dtype)}, {rule}>", param.size, arguments)
+    launch("kernels/optimizer", "update", (param.dtype, rule), param.size, arguments)
 
 
 def clip_by_norm(grads: Sequence[Any], most: float) -> Any:
@@ -29,5 +28,5 @@ def clip_by_norm(grads: Sequence[Any], most: float) -> Any:
     norm = total(grads, squares=True, root=True)
     for gradient in grads:
         arguments = (gradient, norm, float(most), gradient.size)
-        launch("kernels/network", f"clip<{type_name(gradient.dtype)}>", gradient.size, arguments)
+        launch("kernels/network", "clip", (gradient.dtype,), gradient.size, arguments)
     return norm

@@ -92,7 +92,7 @@ class Update:
         return Outcome(loss, norm, state)
 
     def _capture(self, key: tuple[Any, ...], batch: Batch, state: Any) -> _Captured | None:
-        from gpulstm_kernels.cuda.device.runtime import current
+        from gpulstm_kernels.cuda.device.process import current
 
         library = arrays.library("cuda")
         held_batch = _on_device(library, batch)

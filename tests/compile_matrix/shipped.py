@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ml_dtypes
+import numpy as np
 import problems
 
 from gpulstm_kernels.backend import LayerShape
-from gpulstm_kernels.cuda.device import runtime
-from gpulstm_kernels.cuda.device.runtime import Device, Kernel
+from gpulstm_kernels.cuda import device as device_layer
+from gpulstm_kernels.cuda.device.kernel import Argument, Kernel
+from gpulstm_kernels.cuda.device.runtime import Device
 from gpulstm_kernels.cuda.walks.block import host as block
 from gpulstm_kernels.cuda.walks.grid import host as grid
 from gpulstm_kernels.cuda.walks.step import host as step
 
-FOLDER = Path(runtime.__file__).parents[1]
+FOLDER = Path(device_layer.__file__).parents[1]
 CELLS = ("lstm", "rnn")
 # dtype, and whether products are TF32
 KINDS = [("float32", False), ("float32", True), ("float16", False), (ml_dtypes.bfloat16, False), ("float64", False)]
@@ -26,11 +28,28 @@ MULTIPROCESSORS = 192  # more than any GPU has that these architectures are made
 LARGEST = 8 * MULTIPROCESSORS  # hidden size: eight units a block is what the grid walk gives each multiprocessor
 PERSISTENT = {"block": block, "grid": grid}
 
-_TEMPLATES = re.compile(
-    r"(?:template <([^>]*)>\s*)?__global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(", re.MULTILINE
-)
-_STRUCT = re.compile(r"^struct (\w+)", re.MULTILINE)
-_ARGUMENTS = {"class T": ("float", "double", "__half", "__nv_bfloat16"), "class A": ("float", "double")}
+_ANY = tuple(np.dtype(kind) for kind in ("float32", "float64", "float16", ml_dtypes.bfloat16))
+_EITHER = (False, True)
+# The kernels beside the walks, by file: all that each argument of their templates can be.
+ELEMENTWISE: dict[str, dict[str, tuple[tuple[Argument, ...], ...]]] = {
+    "kernels/arrays": {"clear_padding": (_ANY,), "draw_kept": (), "drop": (_ANY,)},
+    "kernels/layer": {"to_accumulate": (_ANY,), "from_accumulate": (_ANY,), "add_biases": (_ANY,), "sum_rows": (_ANY,)},
+    "kernels/network": {
+        "take_rows": (_ANY,),
+        "place_rows": (_ANY,),
+        "sum_by_id": (_ANY,),
+        "add_bias": (_ANY,),
+        "cross_entropy": (_ANY,),
+        "subtract": (_ANY,),
+        "mse_gradient": (_ANY,),
+        "partial_sums": (_ANY, _EITHER),
+        "total": (_EITHER,),
+        "clip": (_ANY,),
+    },
+    "kernels/optimizer": {"update": (_ANY[:2], ("Sgd", "RmsProp", "Adam"))},
+}
+
+_DEFINITION = re.compile(r"__global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(")
 
 
 class Launch(NamedTuple):
@@ -90,22 +109,10 @@ def _steps() -> Iterator[tuple[Kernel, Launch]]:
 
 
 def _elementwise() -> Iterator[tuple[Kernel, Launch]]:
-    """The kernels of files that no walk owns: each with all that its template parameters can be."""
-    for path in sorted((FOLDER / "kernels").glob("*.cu")):
-        source, file = path.read_text(encoding="utf-8"), f"kernels/{path.stem}"
-        for parameters, name in _TEMPLATES.findall(source):
-            choices = [_choices(parameter, source) for parameter in parameters.split(", ") if parameter]
+    for source, templates in ELEMENTWISE.items():
+        for name, choices in templates.items():
             for arguments in itertools.product(*choices):
-                expression = f"{name}<{', '.join(arguments)}>" if arguments else name
-                yield Kernel(file, expression, None), Launch(256, 0, None)
-
-
-def _choices(parameter: str, source: str) -> tuple[str, ...]:
-    if parameter.startswith("bool "):
-        return ("false", "true")
-    if parameter == "class Rule":  # of an optimizer
-        return tuple(_STRUCT.findall(source))
-    return _ARGUMENTS[parameter]
+                yield Kernel(source, name, arguments), Launch(256, 0, None)
 
 
 def defined() -> set[tuple[str, str]]:
@@ -113,5 +120,5 @@ def defined() -> set[tuple[str, str]]:
     return {
         (path.relative_to(FOLDER).with_suffix("").as_posix(), name)
         for path in FOLDER.rglob("*.cu")
-        for _, name in _TEMPLATES.findall(path.read_text(encoding="utf-8"))
+        for name in _DEFINITION.findall(path.read_text(encoding="utf-8"))
     }

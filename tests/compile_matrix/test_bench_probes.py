@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import bench.gpu
-from gpulstm_kernels.cuda.device import source as compile
-from gpulstm_kernels.cuda.device.runtime import Kernel
+from gpulstm_kernels.cuda.device.kernel import Kernel
+from gpulstm_kernels.cuda.device.source import source_text
 
 pytestmark = pytest.mark.compile_matrix
 
@@ -20,7 +20,7 @@ def test_probes_compile(architecture: str, clusters: tuple[int, ...]) -> None:
 
     names = ["empty", "barriers"]
     names += [f"{name}<{size}>" for name in ("cluster_barriers", "ring", "chase") for size in clusters]
-    source = compile.source(Kernel(str(Path(bench.gpu.__file__).parent / "probes"), "empty", None))
+    source = source_text(Kernel(str(Path(bench.gpu.__file__).parent / "probes"), "empty"))
     folders = [str(Path(root) / "cu13" / "include") for root in nvidia.__path__]
     options = ProgramOptions(arch=architecture, std="c++17", include_path=folders)
     code = Program(source, "c++", options).compile("cubin", name_expressions=names).code

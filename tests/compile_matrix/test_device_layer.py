@@ -7,8 +7,8 @@ from pathlib import Path
 import offline
 import pytest
 
-from gpulstm_kernels.cuda.device import source as compile
-from gpulstm_kernels.cuda.device.runtime import Kernel
+from gpulstm_kernels.cuda.device.kernel import Kernel
+from gpulstm_kernels.cuda.device.source import source_text
 
 pytestmark = pytest.mark.compile_matrix
 
@@ -24,10 +24,8 @@ CLUSTERS = ("ring_of_cluster", "sums_by_mbarrier")
 
 @pytest.mark.parametrize("capability", [75, 80, 86, 89, 90, 100, 120])
 def test_primitives_compile(capability: int) -> None:
-    built = offline.build(
-        offline.Job(compile.source(Kernel(str(KERNELS / "primitives"), "", None)), PRIMITIVES, capability)
-    )
+    built = offline.build(offline.Job(source_text(Kernel(str(KERNELS / "primitives"), "")), PRIMITIVES, capability))
     assert built.keys() == set(PRIMITIVES)
     if capability >= 90:
-        source = compile.source(Kernel(str(KERNELS / "clusters"), "", None))
+        source = source_text(Kernel(str(KERNELS / "clusters"), ""))
         assert offline.build(offline.Job(source, CLUSTERS, capability)).keys() == set(CLUSTERS)

@@ -11,19 +11,21 @@ import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 
+import numpy as np
 import offline
 import pytest
 import shipped
 from offline import Built, Job
 from shipped import Launch
 
-from gpulstm_kernels.cuda.device import source as compile
-from gpulstm_kernels.cuda.device.runtime import Kernel
+from gpulstm_kernels.cuda.device.kernel import Kernel
+from gpulstm_kernels.cuda.device.source import expression, source_text
 
 pytestmark = pytest.mark.compile_matrix
 
 CAPABILITIES = [75, 80, 86, 89, 90, 100, 120]
 THOROUGH = CAPABILITIES if os.environ.get("GPULSTM_COMPILE_ALL") else [90, 100]  # on 100 a smaller slice may need more
+DOUBLE = np.dtype(np.float64)
 REGISTERS = 65536  # a multiprocessor
 SAVED = 64  # bytes that ptxas may put aside around its subroutines for float64, in kernels that have no loop over time
 # the matrix instruction of a kind of product: half of k at a time on Turing
@@ -44,15 +46,15 @@ def matrix() -> Matrix:
     for capability, kernels in wanted.items():
         groups: dict[str, list[Kernel]] = {}
         for kernel in kernels:
-            groups.setdefault(compile.source(kernel), []).append(kernel)
+            groups.setdefault(source_text(kernel), []).append(kernel)
         for source, group in groups.items():
-            jobs[Job(source, tuple(kernel.expression for kernel in group), capability)] = group
+            jobs[Job(source, tuple(expression(kernel) for kernel in group), capability)] = group
     ordered = sorted(jobs, key=lambda job: -len(job.expressions) * ("grid_" in job.expressions[0] or 0.5))
     built: Matrix = {capability: {} for capability in CAPABILITIES}
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as processes:
         for job, results in zip(ordered, processes.map(offline.build, ordered), strict=True):
             for kernel in jobs[job]:
-                built[job.capability][kernel] = wanted[job.capability][kernel], results[kernel.expression]
+                built[job.capability][kernel] = wanted[job.capability][kernel], results[expression(kernel)]
     return built
 
 
@@ -68,7 +70,7 @@ def resident(capability: int, launch: Launch, built: Built) -> int:
 
 def test_every_kernel_is_in_the_matrix(matrix: Matrix) -> None:
     for capability in CAPABILITIES:
-        compiled = {(kernel.file, kernel.expression.split("<")[0]) for kernel in matrix[capability]}
+        compiled = {(kernel.source, kernel.name) for kernel in matrix[capability]}
         assert compiled == shipped.defined()
 
 
@@ -76,8 +78,8 @@ def test_every_kernel_is_in_the_matrix(matrix: Matrix) -> None:
 def test_nothing_spills(matrix: Matrix, capability: int) -> None:
     spilled = {}
     for kernel, (launch, built) in matrix[capability].items():
-        if built.spills > (SAVED if launch.kind is None and "double" in kernel.expression else 0):
-            spilled[kernel.expression] = built
+        if built.spills > (SAVED if launch.kind is None and DOUBLE in kernel.arguments else 0):
+            spilled[expression(kernel)] = built
     assert not spilled
 
 
@@ -85,7 +87,7 @@ def test_nothing_spills(matrix: Matrix, capability: int) -> None:
 def test_every_block_can_be_resident(matrix: Matrix, capability: int) -> None:
     """The grid walk counts on one block a multiprocessor; where there is room for none, any launch fails."""
     for kernel, (launch, built) in matrix[capability].items():
-        assert resident(capability, launch, built) >= 1, f"{kernel.expression}: {launch} {built}"
+        assert resident(capability, launch, built) >= 1, f"{expression(kernel)}: {launch} {built}"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -96,11 +98,11 @@ def test_tensor_cores_where_they_are_claimed_and_nowhere_else(matrix: Matrix, ca
         assert built.tensor is not None
         if launch.kind in TENSOR:
             claimed.add(launch.kind)
-            assert built.tensor, kernel.expression
+            assert built.tensor, expression(kernel)
             for instruction in built.tensor:
-                assert re.match(TENSOR[launch.kind], instruction), f"{kernel.expression}: {instruction}"
+                assert re.match(TENSOR[launch.kind], instruction), f"{expression(kernel)}: {instruction}"
         else:
-            assert not built.tensor, f"{kernel.expression}: {built.tensor}"
+            assert not built.tensor, f"{expression(kernel)}: {built.tensor}"
     assert claimed == ({"float16"} if capability < 80 else set(TENSOR))
 
 
@@ -108,8 +110,8 @@ def test_table(matrix: Matrix) -> None:
     """Registers by architecture; of sm_90 bytes of static shared memory, and the share of threads that are resident."""
     print(f"\n{'registers':>{5 * len(CAPABILITIES)}} shared occupancy")
     print("".join(f"{capability:5}" for capability in CAPABILITIES))
-    for kernel, (launch, built) in sorted(matrix[90].items(), key=lambda item: (item[0].file, item[0].expression)):
+    for kernel, (launch, built) in sorted(matrix[90].items(), key=lambda item: (item[0].source, expression(item[0]))):
         cells = (matrix[capability].get(kernel) for capability in CAPABILITIES)
         registers = "".join(f"{cell[1].registers:5}" if cell else "    -" for cell in cells)
         occupancy = resident(90, launch, built) * launch.threads / shipped.device(90).threads_per_multiprocessor
-        print(f"{registers} {built.shared:6} {occupancy:9.0%}  {kernel.expression}")
+        print(f"{registers} {built.shared:6} {occupancy:9.0%}  {expression(kernel)}")

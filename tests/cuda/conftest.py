@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpulstm import dispatch
-from gpulstm_kernels.cuda.device import runtime as runtimes
+from gpulstm_kernels.cuda.device import process
 
 
 @pytest.fixture(
@@ -18,13 +18,13 @@ from gpulstm_kernels.cuda.device import runtime as runtimes
 def runtime(request: pytest.FixtureRequest) -> Iterator[Any]:
     """The runtime, in use by the whole library while a test lasts."""
     if request.param == "cupy":
-        yield runtimes.current()
+        yield process.current()
         return
     from emulator.runtime import EmulatedRuntime
 
     # how tests/emulator/test_sanitizers.py runs these tests again
     sanitizer, seed = os.environ.get("EMULATOR_SANITIZER", ""), int(os.environ.get("EMULATOR_SEED", "0"))
-    with runtimes.use(EmulatedRuntime(seed=seed, sanitizer=sanitizer)) as chosen:
+    with process.use(EmulatedRuntime(seed=seed, sanitizer=sanitizer)) as chosen:
         dispatch._why_not.cache_clear()
         dispatch._that_run.cache_clear()
         dispatch._automatic.cache_clear()

@@ -13,11 +13,12 @@ import pytest
 from fake_cupy import HANDLES, STATIC, FakeArray, FakeCupy, FakeStream, installed
 
 from gpulstm_kernels.cuda.device import cupy_runtime
-from gpulstm_kernels.cuda.device import source as compile
-from gpulstm_kernels.cuda.device.runtime import Attributes, Device, Kernel
+from gpulstm_kernels.cuda.device.kernel import Kernel
+from gpulstm_kernels.cuda.device.runtime import Attributes, Device
+from gpulstm_kernels.cuda.device.source import expression, source_text
 
-KERNEL = Kernel("kernels/layer", "sum_rows<float>", None)
-OTHER = Kernel("kernels/layer", "sum_rows<double>", None)
+KERNEL = Kernel("kernels/layer", "sum_rows", (np.dtype(np.float32),))
+OTHER = Kernel("kernels/layer", "sum_rows", (np.dtype(np.float64),))
 ONE = (1, 1, 1)
 
 
@@ -65,9 +66,9 @@ def test_a_kernel_is_compiled_once_a_device(runtime: Any, cupy: FakeCupy) -> Non
         cupy.current = device
         for kernel in (KERNEL, OTHER, KERNEL):
             runtime.launch(kernel, ONE, ONE, ())
-    assert [module["name_expressions"] for module in cupy.modules] == [(k.expression,) for k in (KERNEL, OTHER)] * 2
+    assert [module["name_expressions"] for module in cupy.modules] == [(expression(k),) for k in (KERNEL, OTHER)] * 2
     assert [what[1] - HANDLES for what in cupy.enqueued] == [0, 1, 0, 2, 3, 2, 0, 1, 0]
-    assert cupy.modules[0]["code"] == compile.source(KERNEL)
+    assert cupy.modules[0]["code"] == source_text(KERNEL)
     assert cupy.modules[0]["options"][0] == "-std=c++17"
     assert all(option.startswith("-I") for option in cupy.modules[0]["options"][1:])
     assert runtime.attributes(KERNEL) == Attributes(40, 0, STATIC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import layer_checks
 import pytest
 
-from gpulstm_kernels.cuda.device import runtime as runtimes
+from gpulstm_kernels.cuda.device import process
 
 pytestmark = pytest.mark.gpu
 
@@ -28,6 +28,6 @@ def test_equals_the_reference(walk: str, cell: str, dtype: str, shape: str, monk
 
     monkeypatch.setenv("GPULSTM_WALK", walk)
     p, expected = layer_checks.case(cell, dtype, layer_checks.SHAPES[shape])
-    backend = layer_checks.OnDevice(layer, runtimes.current())
+    backend = layer_checks.OnDevice(layer, process.current())
     for _ in range(3):  # at once, captured, replayed
         layer_checks.check(backend, p, "cuda", shape, expected)

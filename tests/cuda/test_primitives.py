@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from problems import dtype_of
 
-from gpulstm_kernels.cuda.device.runtime import Kernel
+from gpulstm_kernels.cuda.device.kernel import Argument, Kernel
 
-HALVES = {"__half": "float16", "__nv_bfloat16": "bfloat16"}
+HALVES = ("float16", "bfloat16")
 
 
-def kernel(expression: str, file: str = "primitives") -> Kernel:
-    return Kernel(str(Path(__file__).with_name(file)), expression, None)
+def kernel(name: str, *arguments: Argument, file: str = "primitives") -> Kernel:
+    return Kernel(str(Path(__file__).with_name(file)), name, arguments)
 
 
 def emulated(runtime: Any) -> bool:
@@ -29,10 +29,10 @@ def seeded(runtime: Any, request: pytest.FixtureRequest) -> Any:
     return runtime
 
 
-def run(runtime: Any, expression: str, blocks: int, threads: int, *args: Any, **options: Any) -> list[np.ndarray]:
+def run(runtime: Any, what: Kernel, blocks: int, threads: int, *args: Any, **options: Any) -> list[np.ndarray]:
     """Launch it with NumPy arrays, and give back what they hold then."""
     there = [runtime.to_device(value) if isinstance(value, np.ndarray) else value for value in args]
-    runtime.launch(kernel(expression), (blocks, 1, 1), (threads, 1, 1), tuple(there), **options)
+    runtime.launch(what, (blocks, 1, 1), (threads, 1, 1), tuple(there), **options)
     return [runtime.to_host(value) for value in there if not isinstance(value, int)]
 
 
@@ -45,9 +45,9 @@ def tf32(value: np.ndarray, rounded: bool = True) -> np.ndarray:
 @pytest.mark.parametrize("name", HALVES)
 def test_products_of_halves(runtime: Any, name: str) -> None:
     rng = np.random.default_rng(0)
-    a, b = (rng.normal(size=shape).astype(dtype_of(HALVES[name])) for shape in ((16, 16), (8, 16)))
+    a, b = (rng.normal(size=shape).astype(dtype_of(name)) for shape in ((16, 16), (8, 16)))
     d = rng.normal(size=(16, 8)).astype(np.float32)
-    *_, found = run(runtime, f"product_of_halves<{name}>", 1, 32, a, b, d)
+    *_, found = run(runtime, kernel("product_of_halves", a.dtype), 1, 32, a, b, d)
     np.testing.assert_allclose(found, d + a.astype(np.float64) @ b.astype(np.float64).T, rtol=0, atol=2e-5)
 
 
@@ -57,7 +57,7 @@ def test_products_of_tf32(runtime: Any, rounded: bool) -> None:
         pytest.skip("what tensor cores make of floats that are not rounded is not documented")
     rng = np.random.default_rng(0)
     a, b, d = (rng.normal(size=shape).astype(np.float32) for shape in ((16, 8), (8, 8), (16, 8)))
-    *_, found = run(runtime, f"product_of_tf32<{str(rounded).lower()}>", 1, 32, a, b, d)
+    *_, found = run(runtime, kernel("product_of_tf32", rounded), 1, 32, a, b, d)
     expected = d + tf32(a, rounded).astype(np.float64) @ tf32(b, rounded).astype(np.float64).T
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
@@ -68,25 +68,25 @@ def test_rounding_to_tf32(runtime: Any) -> None:
     x = np.concatenate([ties, -ties, ties + np.spacing(ties), ties - np.spacing(ties), special])
     expected = tf32(x)
     expected[np.isinf(x)] = x[np.isinf(x)]
-    _, found = run(runtime, "round_to_tf32", 3, 128, x, np.empty_like(x), x.size)
+    _, found = run(runtime, kernel("round_to_tf32"), 3, 128, x, np.empty_like(x), x.size)
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
     nan = np.full(1, np.nan, np.float32)
-    assert np.isnan(run(runtime, "round_to_tf32", 1, 1, nan, np.zeros(1, np.float32), 1)[1])
+    assert np.isnan(run(runtime, kernel("round_to_tf32"), 1, 1, nan, np.zeros(1, np.float32), 1)[1])
 
 
 @pytest.mark.parametrize("name", HALVES)
 def test_half_conversions(runtime: Any, name: str) -> None:
-    dtype = dtype_of(HALVES[name])
+    dtype = dtype_of(name)
     every = np.arange(2**16).astype(np.uint16).view(dtype)
     with np.errstate(invalid="ignore", over="ignore"):  # signalling NaN; numbers over the largest half
         wide = every.astype(np.float32)
         following = np.concatenate([wide[1:], wide[:1]])
         x = np.where(np.isfinite(wide + following), wide / 2 + following / 2, wide)  # ties
-        if name == "__nv_bfloat16":  # floats below the normal ones are zero on a GPU, as CuPy compiles
+        if name == "bfloat16":  # floats below the normal ones are zero on a GPU, as CuPy compiles
             tiny = np.abs(x) < np.finfo(np.float32).tiny
             x[tiny], wide[tiny], every[tiny] = 0, 0, 0
         narrowed = x.astype(dtype)
-    found = run(runtime, f"convert<{name}>", 64, 1024, x, np.empty_like(every), every, np.empty_like(x), x.size)
+    found = run(runtime, kernel("convert", dtype), 64, 1024, x, np.empty_like(every), every, np.empty_like(x), x.size)
     np.testing.assert_array_equal(found[1].astype(np.float32), narrowed.astype(np.float32))
     np.testing.assert_array_equal(found[3], every.astype(np.float32))
 
@@ -98,7 +98,7 @@ def test_shuffles(runtime: Any, name: str) -> None:
     lanes = np.arange(32)
     for seed, source, mask in ((0, 0, 1), (1, 31, 16), (2, 7, 31)):
         runtime.seed = seed
-        _, y = run(runtime, f"shuffles<{name}>", 1, 32, x, np.empty((3, 32), dtype), source, mask)
+        _, y = run(runtime, kernel("shuffles", name), 1, 32, x, np.empty((3, 32), dtype), source, mask)
         np.testing.assert_array_equal(y, [np.full(32, x[source]), x[(lanes + 1) % 32], x[lanes ^ mask]])
 
 
@@ -107,7 +107,7 @@ def test_a_copy_has_landed_after_its_wait(runtime: Any, width: int) -> None:
     words, threads = width // 4, 40
     x = np.arange(threads * 2 * words, dtype=np.uint32)
     y = np.empty((2, threads, 2, words), np.uint32)
-    _, found = run(runtime, f"copies<{width}>", 1, threads, x, y, shared=threads * 32)
+    _, found = run(runtime, kernel("copies", width), 1, threads, x, y, shared=threads * 32)
     both = x.reshape(threads, 2, words)
     np.testing.assert_array_equal(found[0, :, 0], both[:, 0])
     if emulated(runtime):  # what is still under way lands as late as it may
@@ -117,7 +117,7 @@ def test_a_copy_has_landed_after_its_wait(runtime: Any, width: int) -> None:
 
 def test_named_barriers(seeded: Any) -> None:
     x = np.random.default_rng(0).integers(-9, 9, (5, 32)).astype(np.float32)
-    _, y = run(seeded, "named_barriers", 1, 64, x, np.empty(32, np.float32), 5)
+    _, y = run(seeded, kernel("named_barriers"), 1, 64, x, np.empty(32, np.float32), 5)
     np.testing.assert_array_equal(y, np.roll(x.sum(0), -1))
 
 
@@ -125,7 +125,7 @@ def test_named_barriers(seeded: Any) -> None:
 def test_grid_barriers(seeded: Any, blocks: int, threads: int) -> None:
     x = np.arange(blocks, dtype=np.float32)
     y, z, counter = np.empty_like(x), np.empty((2, blocks), np.float32), np.zeros(1, np.uint32)
-    found = run(seeded, "ring_of_blocks", blocks, threads, x, y, z, counter, 5, cooperative=True)
+    found = run(seeded, kernel("ring_of_blocks"), blocks, threads, x, y, z, counter, 5, cooperative=True)
     np.testing.assert_array_equal(found[1], np.roll(x, 5))
 
 
@@ -147,7 +147,7 @@ def test_clusters(seeded: Any, size: int) -> None:
     )
     for name, out in (("ring_of_cluster", y), ("sums_by_mbarrier", sums)):
         arguments = (there, out, rounds)
-        seeded.launch(kernel(name, "clusters"), (blocks, 1, 1), (threads, 1, 1), arguments, cluster=size)
+        seeded.launch(kernel(name, file="clusters"), (blocks, 1, 1), (threads, 1, 1), arguments, cluster=size)
     ring = np.roll(x.reshape(2, size), rounds, 1)
     np.testing.assert_array_equal(seeded.to_host(y).reshape(2, size), ring)
     weights = np.arange(1, size + 1)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from problems import dtype_of
 
-from gpulstm_kernels.cuda.device.runtime import Kernel
+from gpulstm_kernels.cuda.device.kernel import Kernel
 
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
-WIDEN = Kernel("kernels/layer", "to_accumulate<__half>", None)
-ADD = Kernel("kernels/layer", "add_biases<float>", None)
+WIDEN = Kernel("kernels/layer", "to_accumulate", (np.dtype(np.float16),))
+ADD = Kernel("kernels/layer", "add_biases", (np.dtype(np.float32),))
 
 
 def integers(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> np.ndarray:
@@ -172,10 +172,10 @@ def test_blocks_that_cannot_all_be_resident(runtime: Any) -> None:
 
 @pytest.mark.gpu
 def test_what_a_compiled_kernel_takes() -> None:
-    from gpulstm_kernels.cuda.device import runtime as runtimes
+    from gpulstm_kernels.cuda.device.process import current
 
-    runtime = runtimes.current()
-    found = runtime.attributes(Kernel("kernels/layer", "sum_rows<float>", None))
+    runtime = current()
+    found = runtime.attributes(Kernel("kernels/layer", "sum_rows", (np.dtype(np.float32),)))
     assert 0 < found.registers < 255
     assert (found.spills, found.shared) == (0, 1024)
     device = runtime.device()

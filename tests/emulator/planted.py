@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpulstm_kernels.cuda.device.runtime import Kernel
+from gpulstm_kernels.cuda.device.kernel import Kernel
 
 from .runtime import EmulatedRuntime
 
@@ -43,7 +43,7 @@ def main(name: str, bug: str, sanitizer: str, seed: str) -> int:
     x = np.arange(count, dtype=np.float32)
     y = runtime.empty((count,), np.float32)
     extra = [runtime.empty((count,), np.float32)] * (more - 1) + [runtime.zeros((1,), np.uint32)] * min(more, 1)
-    kernel = Kernel(str(Path(__file__).with_name("planted")), f"{name}<{bug}>", None)
+    kernel = Kernel(str(Path(__file__).with_name("planted")), name, (bug == "true",))
     arguments = (runtime.to_device(x), y, *extra)
     try:
         runtime.launch(kernel, (blocks, 1, 1), (threads, 1, 1), arguments, shared, cooperative)

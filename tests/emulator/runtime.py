@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from gpulstm_kernels.cuda.device import blas
-from gpulstm_kernels.cuda.device import source as compile
-from gpulstm_kernels.cuda.device.runtime import Attributes, Device, Graph, Kernel, Runtime, Shape3, arguments
+from gpulstm_kernels.cuda.device.kernel import Kernel
+from gpulstm_kernels.cuda.device.runtime import Attributes, Device, Graph, Runtime, Shape3, arguments
+from gpulstm_kernels.cuda.device.source import expression, source_text
 
 from . import build
 
@@ -174,7 +175,7 @@ class EmulatedRuntime(Runtime):
         values = arguments(args, self.pointer)
         given = "".join(_LETTERS[type(value)] for value in values)
         if given != signature:
-            raise TypeError(f"args: {kernel.expression} takes {signature}, got {given}")
+            raise TypeError(f"args: {expression(kernel)} takes {signature}, got {given}")
         if shared > self._device.shared_per_block:
             raise ValueError(f"shared: {shared} bytes are more than a block can have")
         blocks = math.prod(grid)
@@ -192,14 +193,14 @@ class EmulatedRuntime(Runtime):
                 options = ctypes.c_size_t(shared), int(cooperative), cluster, seed
                 error = run(ctypes.c_void_p(entry), addresses, *dimensions, *options)
             if error:
-                raise RuntimeError(f"{kernel.expression}: {error.decode()}")
+                raise RuntimeError(f"{expression(kernel)}: {error.decode()}")
 
         self._enqueue(launch)
 
     def _kernel(self, kernel: Kernel) -> tuple[int, str]:
         if kernel not in self._kernels:
-            name = kernel.expression
-            self._kernels[kernel] = build.load(compile.source(kernel), [name], self._sanitizer)[name]
+            name = expression(kernel)
+            self._kernels[kernel] = build.load(source_text(kernel), [name], self._sanitizer)[name]
         return self._kernels[kernel]
 
     def occupancy(self, kernel: Kernel, threads: int, shared: int) -> int:

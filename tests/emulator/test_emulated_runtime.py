@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from problems import dtype_of
 
-from gpulstm_kernels.cuda.device.runtime import Device, Kernel
+from gpulstm_kernels.cuda.device.kernel import Kernel
+from gpulstm_kernels.cuda.device.runtime import Device
 
 from . import build
 from .runtime import EmulatedRuntime
 
 pytestmark = pytest.mark.emulator
 
-ADD = Kernel("kernels/layer", "add_biases<float>", None)
+ADD = Kernel("kernels/layer", "add_biases", (np.dtype(np.float32),))
 ONE, MANY = (1, 1, 1), (64, 1, 1)
 
 
@@ -178,13 +179,13 @@ def test_what_does_not_compile(tmp_path: Path) -> None:
     (tmp_path / "wrong.cu").write_text('#include "device.cuh"\n__global__ void wrong(int* y) { *y = nonsense; }\n')
     runtime = EmulatedRuntime()
     with pytest.raises(build.BuildError, match="nonsense"):
-        runtime.launch(Kernel(str(tmp_path / "wrong"), "wrong", None), ONE, ONE, (runtime.zeros((1,), np.int32),))
+        runtime.launch(Kernel(str(tmp_path / "wrong"), "wrong"), ONE, ONE, (runtime.zeros((1,), np.int32),))
 
 
 def order_of_turns(seed: int) -> Any:
     runtime = EmulatedRuntime(seed=seed)
     order = runtime.empty((2, 64), np.int32)
-    turns = Kernel(str(Path(__file__).with_name("turns")), "turns", None)
+    turns = Kernel(str(Path(__file__).with_name("turns")), "turns")
     runtime.launch(turns, ONE, MANY, (order, runtime.zeros((2,), np.int32)))
     return runtime.to_host(order)
 
@@ -202,7 +203,7 @@ def test_a_seed_decides_the_order_of_turns() -> None:
 
 def test_a_grid_barrier_needs_a_cooperative_launch() -> None:
     runtime = EmulatedRuntime()
-    ring = Kernel(str(Path(__file__).parents[1] / "cuda" / "primitives"), "ring_of_blocks", None)
+    ring = Kernel(str(Path(__file__).parents[1] / "cuda" / "primitives"), "ring_of_blocks")
     x, counter = runtime.zeros((6,), np.float32), runtime.zeros((1,), np.uint32)
     with pytest.raises(RuntimeError, match="polls memory that none will write; 1 blocks are resident"):
         runtime.launch(ring, (3, 1, 1), MANY, (x, x, x, counter, 5))

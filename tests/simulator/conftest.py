@@ -24,8 +24,7 @@ def runtime() -> Iterator[Any]:
     """The Numba runtime over NumPy arrays, which is the process's while a test lasts."""
     from simulator.host_runtime import HostRuntime
 
-    from gpulstm_kernels.cuda.device import runtime as runtimes
-    from gpulstm_kernels.cuda.device.numba_runtime import current
+    from gpulstm_kernels.cuda.device import process
 
-    with runtimes.use(HostRuntime()):
-        yield current()
+    with process.use(HostRuntime()):
+        yield process.numba()

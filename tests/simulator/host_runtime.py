@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gpulstm_kernels.cuda.device.runtime import Device, Kernel, Runtime
+from gpulstm_kernels.cuda.device.kernel import Kernel
+from gpulstm_kernels.cuda.device.runtime import Device, Runtime
 
 
 class HostRuntime(Runtime):

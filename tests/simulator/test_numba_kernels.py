@@ -16,10 +16,11 @@ import pytest
 import gpulstm_kernels
 from gpulstm import cells
 from gpulstm_kernels.cells import Cell
-from gpulstm_kernels.cuda.device.runtime import Kernel
+from gpulstm_kernels.cuda.device.kernel import Argument, Kernel
 
 pytestmark = pytest.mark.simulator
 
+FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
 CELLS = {
     "lstm": cells.get("lstm"),
     "rnn": cells.get("rnn"),
@@ -52,20 +53,20 @@ def test_equals_the_reference(
 
 def test_an_index_past_the_end_raises(runtime: Any) -> None:
     arrays = [np.ones(4, np.float32), None, np.ones(4, np.float32), np.ones(7, np.float32)]  # ys: 8 = (0 + 2)·2·2
-    kernel = Kernel("walks/step/kernels", "step_place<float>", None)
+    kernel = Kernel("walks/step/kernels", "step_project", (FLOAT32,))
     with pytest.raises(IndexError):
         runtime.launch(kernel, (1, 1, 1), (128, 1, 1), (*arrays, 0, 1, 2, 2, 1, 0))
 
 
 def test_a_missing_array_raises(runtime: Any) -> None:
     arrays = [np.ones(4, np.float32), None, np.ones(4, np.float32), np.ones(12, np.float32)]
-    kernel = Kernel("walks/step/kernels", "step_place<float>", None)
+    kernel = Kernel("walks/step/kernels", "step_project", (FLOAT32,))
     with pytest.raises(TypeError):
         runtime.launch(kernel, (1, 1, 1), (128, 1, 1), (*arrays, 0, 1, 2, 2, 1, 1))
 
 
 def test_strided_arrays_and_cooperative_launches_are_refused(runtime: Any) -> None:
-    kernel = Kernel("kernels/layer", "to_accumulate<float>", None)
+    kernel = Kernel("kernels/layer", "to_accumulate", (FLOAT32,))
     with pytest.raises(ValueError, match="contiguous"):
         runtime.launch(kernel, (1, 1, 1), (32, 1, 1), (np.ones((4, 4))[:, :2], np.ones(8), 8))
     with pytest.raises(RuntimeError, match="barrier"):
@@ -74,9 +75,9 @@ def test_strided_arrays_and_cooperative_launches_are_refused(runtime: Any) -> No
 
 def test_the_backend_says_how_it_walks(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpulstm_kernels.cuda import numba_layer as layer
-    from gpulstm_kernels.cuda.device.numba_runtime import why_not
+    from gpulstm_kernels.cuda.device.process import numba_why_not
 
-    assert why_not() is None
+    assert numba_why_not() is None
     shape = problems.layer_shape()
     monkeypatch.delenv("GPULSTM_WALK", raising=False)
     assert "Numba CUDA: inference: step walk" in layer.describe(shape)
@@ -84,9 +85,9 @@ def test_the_backend_says_how_it_walks(runtime: Any, monkeypatch: pytest.MonkeyP
     assert "Numba CUDA: inference: block walk, asked for" in layer.describe(shape)
 
 
-def _parameters(file: str, name: str) -> list[tuple[str, str]]:
+def _parameters(source: str, name: str) -> list[tuple[str, str]]:
     """The parameters of a C++ kernel: names, and types with T and A for those of elements and sums."""
-    text = (Path(gpulstm_kernels.__file__).parent / "cuda" / f"{file}.cu").read_text()
+    text = (Path(gpulstm_kernels.__file__).parent / "cuda" / f"{source}.cu").read_text()
     match = re.search(rf"\b{name}\(([^()]*)\) \{{", text)
     assert match is not None, name
     parameters = []
@@ -97,35 +98,35 @@ def _parameters(file: str, name: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("file", "expression"),
+    ("source", "name", "template"),
     [
-        ("walks/step/kernels", "step_forward<__half, LstmCell, true, 4>"),
-        ("walks/step/kernels", "step_place<__half>"),
-        ("walks/step/kernels", "step_unplace<__half>"),
-        ("walks/step/kernels", "step_backward<__half, LstmCell, 4>"),
-        ("walks/block/kernels", "block_forward<__half, false, LstmCell, true, 1>"),
-        ("walks/block/kernels", "block_backward<__half, false, LstmCell, 1>"),
-        ("kernels/layer", "to_accumulate<__half>"),
-        ("kernels/layer", "from_accumulate<__half>"),
-        ("kernels/layer", "add_biases<__half>"),
-        ("kernels/layer", "sum_rows<__half>"),
+        ("walks/step/kernels", "step_forward", (FLOAT16, CELLS["lstm"], True, 4)),
+        ("walks/step/kernels", "step_project", (FLOAT16,)),
+        ("walks/step/kernels", "step_unproject", (FLOAT16,)),
+        ("walks/step/kernels", "step_backward", (FLOAT16, CELLS["lstm"], 4)),
+        ("walks/block/kernels", "block_forward", (FLOAT16, False, CELLS["lstm"], True, 1)),
+        ("walks/block/kernels", "block_backward", (FLOAT16, False, CELLS["lstm"], 1)),
+        ("kernels/layer", "to_accumulate", (FLOAT16,)),
+        ("kernels/layer", "from_accumulate", (FLOAT16,)),
+        ("kernels/layer", "add_biases", (FLOAT16,)),
+        ("kernels/layer", "sum_rows", (FLOAT16,)),
     ],
 )
-def test_argument_lists_are_those_of_cuda(runtime: Any, file: str, expression: str) -> None:
-    from gpulstm_kernels.cuda.device.numba_kernel import ELEMENTS
-    from gpulstm_kernels.cuda.device.numba_launch import twin
+def test_argument_lists_are_those_of_cuda(runtime: Any, source: str, name: str, template: tuple[Argument, ...]) -> None:
+    from gpulstm_kernels.cuda.device.numba_kernel import element
+    from gpulstm_kernels.cuda.device.numba_runtime import twin
 
-    function, arguments = twin(Kernel(file, expression, CELLS["lstm"]))
+    function, arguments = twin(Kernel(source, name, template))
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     known = {"float16": "T", "float32": "A", "int32": "int"}
-    assert ELEMENTS["__half"].stored.name == "float16"
+    assert element(FLOAT16).stored.name == "float16"
 
     def in_cuda(typ: Any) -> str:
         return f"{known[typ.dtype.name]}*" if hasattr(typ, "dtype") else known[typ.name]
 
     found = [(name, in_cuda(typ)) for name, typ in zip(names, arguments, strict=True)]
-    expected = _parameters(file, expression.split("<")[0])
-    if file == "kernels/layer":  # `from` and `to` are no names in Python
+    expected = _parameters(source, name)
+    if source == "kernels/layer":  # `from` and `to` are no names in Python
         assert [typ for _, typ in found] == [typ for _, typ in expected]
     else:
         assert found == expected

@@ -8,7 +8,7 @@ from typing import Any
 import gpulstm
 from gpulstm_kernels.backend import LayerShape
 from gpulstm_kernels.cuda import select
-from gpulstm_kernels.cuda.device import runtime as runtimes
+from gpulstm_kernels.cuda.device.process import current
 
 from ...problem import Runner
 from ...registry import Case
@@ -34,7 +34,7 @@ def misfit(case: Case, mode: str, contender: Contender) -> str | None:
         ragged=False,
         tf32=case.dtype == "tf32",
     )
-    runtime = runtimes.current()
+    runtime = current()
     try:
         for backward in (False, True)[: 1 + training]:
             select.choose(runtime.device(), shape, backward, runtime.walks, contender.walk)

@@ -1,7 +1,7 @@
 """The backend ``cupy``: one layer, both directions, as :mod:`gpulstm_kernels.backend` has it, on a CUDA device.
 
 A layer is one product of all inputs with ``weight_ih``, a walk through time, and for the gradient three more products
-over all steps. Which walk is :mod:`.select`'s choice; all of them share the arrays of :class:`.shape.Buffers`, so
+over all steps. Which walk is :mod:`.select`'s choice; all of them share the arrays of :class:`.buffers.Buffers`, so
 forward and backward may walk differently. Everything is enqueued on the caller's stream; nothing here waits for it.
 """
 
@@ -16,9 +16,11 @@ import numpy as np
 from ..backend import LayerShape
 from . import select
 from .buffers import Buffers
+from .device import source
+from .device.kernel import Kernel
 from .device.precision import tf32_allowed
-from .device.runtime import Kernel, Runtime, current
-from .device.source import missing, type_name
+from .device.process import current
+from .device.runtime import Runtime
 
 _THREADS = 256
 _COLUMNS, _ROWS = 32, 8  # the block of sum_rows
@@ -76,7 +78,7 @@ def layer_forward(
         buffers.bias = runtime.empty((directions, rows), sums)
         for d, w in enumerate(weights):
             arguments = (w["bias_ih"], w["bias_hh"], buffers.bias[d], rows)
-            _elementwise(runtime, f"add_biases<{type_name(dtype)}>", rows, arguments)
+            _elementwise(runtime, "add_biases", dtype, rows, arguments)
 
     walk = _walk(runtime, shape, backward=False)
     walk.forward(runtime, shape, buffers)
@@ -198,7 +200,7 @@ def tape_of(
 def sum_rows(runtime: Runtime, values: Any, sums: Any) -> None:
     """``sums`` (N,) = the sum of the rows of ``values`` (M, N), in one order always."""
     rows, columns = values.shape
-    kernel = Kernel("kernels/layer", f"sum_rows<{type_name(values.dtype)}>", None)
+    kernel = Kernel("kernels/layer", "sum_rows", (values.dtype,))
     runtime.launch(kernel, (-(-columns // _COLUMNS), 1, 1), (_COLUMNS, _ROWS, 1), (values, sums, rows, columns))
 
 
@@ -206,7 +208,7 @@ def why_not(shape: LayerShape) -> str | None:
     """See :class:`gpulstm_kernels.backend.Backend`: the step walk takes any shape of a cell that is in CUDA C++."""
     if shape.weights != shape.dtype:
         return f"it has no weights in {shape.weights}"
-    return missing(shape.cell)
+    return source.why_not(shape.cell)
 
 
 def describe(shape: LayerShape, runtime: Runtime | None = None) -> str:
@@ -256,10 +258,9 @@ def _convert(runtime: Runtime, dtype: np.dtype, source: Any, target: Any) -> Non
         runtime.copy(target, source)
         return
     name = "to_accumulate" if source.dtype == dtype else "from_accumulate"
-    _elementwise(runtime, f"{name}<{type_name(dtype)}>", target.size, (source, target, target.size))
+    _elementwise(runtime, name, dtype, target.size, (source, target, target.size))
 
 
-def _elementwise(runtime: Runtime, expression: str, count: int, arguments: tuple[Any, ...]) -> None:
-    runtime.launch(
-        Kernel("kernels/layer", expression, None), (-(-count // _THREADS), 1, 1), (_THREADS, 1, 1), arguments
-    )
+def _elementwise(runtime: Runtime, name: str, dtype: np.dtype, count: int, arguments: tuple[Any, ...]) -> None:
+    kernel = Kernel("kernels/layer", name, (dtype,))
+    runtime.launch(kernel, (-(-count // _THREADS), 1, 1), (_THREADS, 1, 1), arguments)

@@ -7,12 +7,11 @@ C++ for bfloat16's conversions, with headers that its extra ``[cu13]`` brings.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from ..backend import LayerShape
 from . import layer
-from .device.numba_runtime import current
-from .device.runtime import Runtime
+from .device.process import numba
 from .layer import LayerTape, layer_backward, stream, tape_arrays, tape_layout
 
 __all__ = [
@@ -36,16 +35,16 @@ def layer_forward(
     shape: LayerShape, x: Any, state: tuple[Any, ...], weights: Sequence[Mapping[str, Any]], lengths: Any
 ) -> tuple[Any, tuple[Any, ...], LayerTape | None]:
     """See :class:`gpulstm_kernels.backend.Backend`."""
-    return layer.layer_forward(shape, x, state, weights, lengths, cast(Runtime, current()))
+    return layer.layer_forward(shape, x, state, weights, lengths, numba())
 
 
 def tape_of(
     shape: LayerShape, x: Any, weights: Sequence[Mapping[str, Any]], lengths: Any, arrays: Sequence[Any]
 ) -> LayerTape:
     """See :class:`gpulstm_kernels.backend.Backend`."""
-    return layer.tape_of(shape, x, weights, lengths, arrays, cast(Runtime, current()))
+    return layer.tape_of(shape, x, weights, lengths, arrays, numba())
 
 
 def describe(shape: LayerShape) -> str:
     """See :class:`gpulstm_kernels.backend.Backend`."""
-    return f"Numba CUDA: {layer.describe(shape, cast(Runtime, current()))}"
+    return f"Numba CUDA: {layer.describe(shape, numba())}"

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from . import blas
-from . import source as compile
-from .runtime import Attributes, Device, Graph, Kernel, Runtime, Shape3, arguments
+from .kernel import Kernel
+from .runtime import Attributes, Device, Graph, Runtime, Shape3, arguments
+from .source import expression, source_text
 
 logger = logging.getLogger("gpulstm")
 _GRAPHS = 64  # kept for replay
@@ -322,12 +323,13 @@ class CuPyRuntime(Runtime):
         return found
 
     def _made(self, kernel: Kernel) -> Any:
+        name = expression(kernel)
         module = self._cupy.RawModule(
-            code=compile.source(kernel),
+            code=source_text(kernel),
             options=("-std=c++17", *(f"-I{folder}" for folder in include_folders())),
-            name_expressions=(kernel.expression,),
+            name_expressions=(name,),
         )
-        return module.get_function(kernel.expression)
+        return module.get_function(name)
 
     def _grant(self, compiled: _Compiled, shared: int) -> bool:
         """Let a kernel be launched with ``shared`` dynamic bytes; False where a block cannot have them."""

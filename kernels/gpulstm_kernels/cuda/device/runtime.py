@@ -1,24 +1,22 @@
 """All that Python asks of a CUDA device, as one small interface.
 
-Layers, walks and training are written against :class:`Runtime`. On a GPU it is CuPy's
-(:mod:`.cupy_runtime`); tests install one that runs the same kernels on the CPU with :func:`use`,
-so that no line of Python meets a GPU untested. Everything is enqueued on the caller's current stream; nothing waits
-for the device but :meth:`Runtime.to_host` and :meth:`Runtime.synchronize`.
+Layers, walks and training are written against :class:`Runtime`. On a GPU it is CuPy's (:mod:`.cupy_runtime`), or
+Numba's over it (:mod:`.numba_runtime`); tests put one that runs the same kernels on the CPU in its place
+(:func:`.process.use`), so that every line of Python is tested without a GPU. Everything is enqueued on the caller's
+current stream; nothing waits for the device but :meth:`Runtime.to_host` and :meth:`Runtime.synchronize`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...cells import Cell
+from .kernel import Kernel
 
 Shape3 = tuple[int, int, int]
 
@@ -44,21 +42,6 @@ class Device:
     shared_per_multiprocessor: int
     registers_per_multiprocessor: int
     threads_per_multiprocessor: int
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel by name.
-
-    Attributes:
-        file: the ``.cu`` beside this file, without its ending.
-        expression: the C++ name with its template arguments, such as ``"step_forward<float, LstmCell, true, 4>"``.
-        cell: the cell whose struct the expression names, or None.
-    """
-
-    file: str
-    expression: str
-    cell: Cell | None
 
 
 class Attributes(NamedTuple):
@@ -187,7 +170,7 @@ class Runtime(ABC):
         """Run ``enqueue``, the second time with a key into a CUDA graph, which later calls with it launch.
 
         ``enqueue`` only launches and multiplies, it allocates nothing; ``key`` holds every address and size it uses.
-        While the stream is being captured by somebody else, it is just run.
+        While the caller captures the stream, ``enqueue`` is just run.
         """
 
     @abstractmethod
@@ -226,50 +209,3 @@ def arguments(args: tuple[Any, ...], pointer: Callable[[Any], int]) -> list[Any]
         else:
             raise ValueError(f"args: expected C-contiguous arrays, got strides {value.strides} of shape {value.shape}")
     return values
-
-
-_runtime: Runtime | None = None
-_lock = threading.Lock()
-
-
-def why_not() -> str | None:
-    """Why there can be no runtime here; None where there can."""
-    if _runtime is not None:
-        return None
-    from . import cupy_runtime
-
-    return cupy_runtime.why_not()
-
-
-def current() -> Runtime:
-    """The process's runtime, made at the first call.
-
-    Raises:
-        RuntimeError: there can be none; the message says why.
-    """
-    global _runtime
-    if _runtime is None:
-        from . import cupy_runtime
-
-        reason = cupy_runtime.why_not()
-        if reason is not None:
-            raise RuntimeError(reason)
-        with _lock:
-            _runtime = _runtime or cupy_runtime.CuPyRuntime()
-    return _runtime
-
-
-def owns(value: Any) -> bool:
-    """Whether ``value`` is an array of the process's runtime; no runtime is made to find out."""
-    return _runtime is not None and _runtime.owns(value)
-
-
-@contextmanager
-def use(runtime: Runtime) -> Iterator[Runtime]:
-    """Let ``runtime`` be the process's inside the ``with`` block."""
-    global _runtime
-    before, _runtime = _runtime, runtime
-    try:
-        yield runtime
-    finally:
-        _runtime = before

@@ -1,7 +1,7 @@
-"""From a kernel's name to one source text: its ``.cu`` file, what that includes, and the cell it is made for.
+"""From a kernel to one C++ text: its ``.cu`` file, what that includes, and the cell it is made for.
 
 The text needs no include path but CUDA's own, so the same one goes through NVRTC on a device, offline in tests, and
-through a C++ compiler on the emulator.
+through a C++ compiler on the emulator. The kernel in it is asked for by its C++ name, :func:`expression`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...cells import Cell
-from .runtime import Kernel
+from .kernel import Argument, Kernel
 
 _ROOT = Path(__file__).parents[1]
 _FOLDERS = (_ROOT / "device", _ROOT / "walks")  # of what any file may include
@@ -21,9 +21,20 @@ _INCLUDE = re.compile(r'\s*#include "([^"]+)"\s*$')
 _TYPES = {"float32": "float", "float64": "double", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 
 
-def type_name(dtype: np.dtype) -> str:
-    """The C++ type of an array's elements."""
-    return _TYPES[np.dtype(dtype).name]
+def expression(kernel: Kernel) -> str:
+    """The C++ name of a kernel with its template arguments, such as ``step_forward<float, LstmCell, true, 4>``."""
+    arguments = ", ".join(map(_argument, kernel.arguments))
+    return f"{kernel.name}<{arguments}>" if arguments else kernel.name
+
+
+def _argument(value: Argument) -> str:
+    if isinstance(value, np.dtype):
+        return _TYPES[value.name]
+    if isinstance(value, Cell):
+        return struct_name(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
 
 
 def struct_name(cell: Cell) -> str:
@@ -31,36 +42,33 @@ def struct_name(cell: Cell) -> str:
     return "".join(word.capitalize() for word in cell.name.split("_")) + "Cell"
 
 
-def source(kernel: Kernel) -> str:
-    """The whole C++ text that ``kernel`` is compiled from.
-
-    Raises:
-        ValueError: its cell has no ``.cuh`` beside its Python module.
-    """
-    return _source(kernel.file, kernel.cell)
-
-
 @functools.lru_cache(maxsize=64)
-def missing(cell: Cell) -> str | None:
+def why_not(cell: Cell) -> str | None:
     """In words, why there is no CUDA C++ of ``cell``; None where there is."""
-    path = _header(cell)
+    path = _path(cell)
     if path.is_file():
         return None
     return f"{cell.name!r} has no CUDA C++: expected struct {struct_name(cell)} in {path.name} beside its Python module"
 
 
-def _header(cell: Cell) -> Path:
-    return Path(str(cell.module.__file__)).with_suffix(".cuh")
+def source_text(kernel: Kernel) -> str:
+    """The whole C++ text that ``kernel`` is compiled from.
+
+    Raises:
+        ValueError: its cell has no ``.cuh`` beside its Python module.
+    """
+    return _text(kernel.source, kernel.cell)
 
 
 @functools.lru_cache(maxsize=64)
-def _source(file: str, cell: Cell | None) -> str:
+def _text(source: str, cell: Cell | None) -> str:
     included: set[Path] = set()
-    parts = [_inlined(_ROOT / f"{file}.cu", included)]
+    parts = [_inlined(_ROOT / f"{source}.cu", included)]
     if cell is not None:
-        if (reason := missing(cell)) is not None:
+        reason = why_not(cell)
+        if reason is not None:
             raise ValueError(f"cell: {reason}")
-        parts.append(_inlined(_header(cell), included))
+        parts.append(_inlined(_path(cell), included))
         counts = {"gates": len(cell.gates), "states": len(cell.states), "saved": cell.saved}
         struct = struct_name(cell)
         same = " && ".join(f"{struct}::{what} == {count}" for what, count in counts.items())
@@ -68,10 +76,15 @@ def _source(file: str, cell: Cell | None) -> str:
     return "".join(parts)
 
 
+def _path(cell: Cell) -> Path:
+    return Path(str(cell.module.__file__)).with_suffix(".cuh")
+
+
 def _inlined(path: Path, included: set[Path]) -> str:
     """The text of a file with each ``#include "..."`` of ours replaced by that file's, once.
 
-    What is not beside the includer is among what any file may include: cells may live anywhere.
+    A file that is not beside the one that includes it is looked for in the folders that any file may include from,
+    since cells may lie anywhere.
     """
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):

@@ -1,4 +1,4 @@
-"""What a layer needs around its walk; ``cuda/layer.cu`` has the launch shapes, the same here.
+"""What a layer needs around its walk; ``layer.cu`` has the launch shapes, the same here.
 
 Conversions between the element type and the type of sums, the bias of the gates, and its gradient.
 """
@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import cuda
 
-from ..device.numba_kernel import INT, POINTER, Element, Twin
+from ..device.numba_kernel import INT, POINTER, Twin, element
 
 
-def to_accumulate(element: Element) -> Twin:
+def to_accumulate(dtype: np.dtype) -> Twin:
     """Elements as sums."""
-    return _convert(element.stored, element.summed)
+    T, A = element(dtype)
+    return _convert(T, A)
 
 
-def from_accumulate(element: Element) -> Twin:
+def from_accumulate(dtype: np.dtype) -> Twin:
     """Sums as elements."""
-    return _convert(element.summed, element.stored)
+    T, A = element(dtype)
+    return _convert(A, T)
 
 
 def _convert(source: Any, target: Any) -> Twin:
@@ -31,9 +34,9 @@ def _convert(source: Any, target: Any) -> Twin:
     return Twin(kernel, (POINTER(source), POINTER(target), INT))
 
 
-def add_biases(element: Element) -> Twin:
+def add_biases(dtype: np.dtype) -> Twin:
     """bias = bias_ih + bias_hh."""
-    T, A = element
+    T, A = element(dtype)
 
     def kernel(bias_ih, bias_hh, bias, count):
         i = cuda.grid(1)
@@ -43,9 +46,9 @@ def add_biases(element: Element) -> Twin:
     return Twin(kernel, (POINTER(T), POINTER(T), POINTER(A), INT))
 
 
-def sum_rows(element: Element) -> Twin:
+def sum_rows(dtype: np.dtype) -> Twin:
     """sums[c] = Σ over rows of values[row, c], each column by eight threads in a fixed order."""
-    T, A = element
+    T, A = element(dtype)
 
     def kernel(values, sums, rows, columns):
         partial = cuda.shared.array((8, 32), A)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from ....backend import LayerShape
 from ...buffers import Buffers, Plan, cannot_persist
-from ...device.runtime import Device, Kernel, Runtime
-from ...device.source import struct_name, type_name
+from ...device.kernel import Kernel
+from ...device.runtime import Device, Runtime
 
+_SOURCE = "walks/block/kernels"
 COLUMNS = 8  # sequences a block
 CHUNK = 64  # bytes of a row that a slice is cut into; see tile.cuh
 
@@ -32,12 +33,11 @@ def _pitch(chunks: int) -> int:
 
 def kernels(shape: LayerShape) -> dict[str, Kernel]:
     """The kernels of a shape, by what they do."""
-    element, cell, chunks = type_name(shape.dtype), struct_name(shape.cell), _chunks(shape)
-    tf32, keep = ("true" if flag else "false" for flag in (shape.tf32, shape.training))
-    names = {"forward": f"block_forward<{element}, {tf32}, {cell}, {keep}, {chunks}>"}
-    if shape.training:
-        names["backward"] = f"block_backward<{element}, {tf32}, {cell}, {chunks}>"
-    return {role: Kernel("walks/block/kernels", name, shape.cell) for role, name in names.items()}
+    p, chunks = shape, _chunks(shape)
+    found = {"forward": Kernel(_SOURCE, "block_forward", (p.dtype, p.tf32, p.cell, p.training, chunks))}
+    if p.training:
+        found["backward"] = Kernel(_SOURCE, "block_backward", (p.dtype, p.tf32, p.cell, chunks))
+    return found
 
 
 def plan(device: Device, shape: LayerShape, backward: bool) -> Plan | str:

@@ -11,9 +11,10 @@ import numpy as np
 
 from ....backend import LayerShape
 from ...buffers import Buffers, Plan, cannot_persist
-from ...device.runtime import Device, Kernel, Runtime
-from ...device.source import struct_name, type_name
+from ...device.kernel import Kernel
+from ...device.runtime import Device, Runtime
 
+_SOURCE = "walks/grid/kernels"
 UNITS = 8  # a block
 COLUMNS = 8  # sequences a tile
 CHUNK = 64  # bytes of a row that a slice is cut into; see tile.cuh
@@ -55,14 +56,13 @@ def _most(device: Device, shape: LayerShape, backward: bool) -> int:
 
 def kernels(shape: LayerShape) -> dict[str, Kernel]:
     """The kernels of a shape, by what they do."""
-    element, cell = type_name(shape.dtype), struct_name(shape.cell)
-    tf32, keep = ("true" if flag else "false" for flag in (shape.tf32, shape.training))
-    warps, share = _division(shape, backward=False)
-    names = {"forward": f"grid_forward<{element}, {tf32}, {cell}, {keep}, {warps}, {share}>"}
-    if shape.training:
-        warps, share = _division(shape, backward=True)
-        names["backward"] = f"grid_backward<{element}, {tf32}, {cell}, {warps}, {share}>"
-    return {role: Kernel("walks/grid/kernels", name, shape.cell) for role, name in names.items()}
+    p = shape
+    warps, share = _division(p, backward=False)
+    found = {"forward": Kernel(_SOURCE, "grid_forward", (p.dtype, p.tf32, p.cell, p.training, warps, share))}
+    if p.training:
+        warps, share = _division(p, backward=True)
+        found["backward"] = Kernel(_SOURCE, "grid_backward", (p.dtype, p.tf32, p.cell, warps, share))
+    return found
 
 
 def plan(device: Device, shape: LayerShape, backward: bool) -> GridPlan | str:

@@ -10,8 +10,8 @@ from typing import Any
 
 from ....backend import LayerShape
 from ...buffers import Buffers
-from ...device.runtime import Kernel, Runtime
-from ...device.source import struct_name, type_name
+from ...device.kernel import Argument, Kernel
+from ...device.runtime import Runtime
 
 THREADS = 128
 _VECTOR = 4  # units a thread takes where rows allow aligned vector access
@@ -24,14 +24,18 @@ def units(shape: LayerShape) -> int:
 
 def kernels(shape: LayerShape) -> dict[str, Kernel]:
     """The kernels of a shape, by what they do."""
-    element, cell, own = type_name(shape.dtype), struct_name(shape.cell), units(shape)
-    keep = "true" if shape.training else "false"
-    names = {"forward": f"step_forward<{element}, {cell}, {keep}, {own}>"}
-    if shape.training:
-        names["backward"] = f"step_backward<{element}, {cell}, {own}>"
-    if shape.projected:
-        names |= {"place": f"step_place<{element}>", "unplace": f"step_unplace<{element}>"}
-    return {role: Kernel("walks/step/kernels", name, shape.cell) for role, name in names.items()}
+    p, vector = shape, units(shape)
+    found = {"forward": _kernel("step_forward", p.dtype, p.cell, p.training, vector)}
+    if p.training:
+        found["backward"] = _kernel("step_backward", p.dtype, p.cell, vector)
+    if p.projected:
+        found["project"] = _kernel("step_project", p.dtype)
+        found["unproject"] = _kernel("step_unproject", p.dtype)
+    return found
+
+
+def _kernel(name: str, *arguments: Argument) -> Kernel:
+    return Kernel("walks/step/kernels", name, arguments)
 
 
 def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
@@ -55,7 +59,7 @@ def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
             if p.projected:
                 runtime.gemm(hidden, b.weight_hr, product, transpose_b=True, tf32=p.tf32)
                 arguments = (product, b.lengths, h, b.ys, step, steps, batch, p.outputs, directions, int(p.ragged))
-                runtime.launch(own["place"], _grid(p, p.outputs, 1), (THREADS, 1, 1), arguments)
+                runtime.launch(own["project"], _grid(p, p.outputs, 1), (THREADS, 1, 1), arguments)
 
     used = (h, product, b.gates, b.bias, b.lengths, b.ys, b.states, b.saved, b.hidden, b.weight_hh, b.weight_hr)
     runtime.replay(("step forward", p, *(runtime.pointer(array) for array in used)), enqueue)
@@ -76,7 +80,7 @@ def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
             if p.projected:
                 sizes = (steps, batch, p.outputs, directions)
                 arguments = (b.dy, b.dh, b.lengths, b.dprojected, step, *sizes, int(p.ragged))
-                runtime.launch(own["unplace"], _grid(p, p.outputs, 1), (THREADS, 1, 1), arguments)
+                runtime.launch(own["unproject"], _grid(p, p.outputs, 1), (THREADS, 1, 1), arguments)
                 runtime.gemm(dprojected, b.weight_hr, dhidden, tf32=p.tf32)
             arrays = (b.dy, b.dh, dhidden, b.dstates, b.saved, b.states, b.ys, b.hidden, b.lengths, b.dgates)
             sizes = (steps, batch, p.hidden, p.outputs, directions)

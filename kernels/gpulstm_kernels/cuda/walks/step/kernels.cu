@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(THREADS)
 // With a projection: product = hidden·W_hrᵀ (D, B, P) becomes h, unless the sequence stands still.
 template <class T>
 __global__ void __launch_bounds__(THREADS)
-    step_place(const accumulate_t<T>* product, const int* lengths, T* h, T* ys, int step, int steps, int batch,
+    step_project(const accumulate_t<T>* product, const int* lengths, T* h, T* ys, int step, int steps, int batch,
                int outputs, int directions, int ragged) {
     const Place<1> at(step, steps - 1 - step, batch, outputs);
     if (!at.inside) return;
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(THREADS)
 // the host's product of this step adds to it.
 template <class T>
 __global__ void __launch_bounds__(THREADS)
-    step_unplace(const T* dy, accumulate_t<T>* dh, const int* lengths, T* dprojected, int step, int steps, int batch,
+    step_unproject(const T* dy, accumulate_t<T>* dh, const int* lengths, T* dprojected, int step, int steps, int batch,
                  int outputs, int directions, int ragged) {
     using A = accumulate_t<T>;
     const Place<1> at(steps - 1 - step, step, batch, outputs);

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import cuda
 
 from ....cells import Cell
 from ...device import numba_cell as cells
-from ...device.numba_kernel import INT, POINTER, Element, Twin
+from ...device.numba_kernel import INT, POINTER, Twin, element
 
 
 @cuda.jit(device=True)
@@ -23,9 +24,9 @@ def _place(units, own):
     return flat // groups, flat % groups * own
 
 
-def step_forward(element: Element, cell: Cell, keep: bool, own: int) -> Twin:
+def step_forward(dtype: np.dtype, cell: Cell, keep: bool, own: int) -> Twin:
     """h_t, states_t, saved_t = cell(gates_t + bias, states_{t-1})."""
-    T, A = element
+    T, A = element(dtype)
     count, states_count = len(cell.gates), len(cell.states)
     compute, place = cells.forward(cell, A), _place
     load_gates, add_bias = cells.loader(count, A), cells.adder(count)
@@ -91,9 +92,9 @@ def step_forward(element: Element, cell: Cell, keep: bool, own: int) -> Twin:
     return Twin(kernel, (*map(POINTER, arrays), *ints))
 
 
-def step_place(element: Element) -> Twin:
+def step_project(dtype: np.dtype) -> Twin:
     """With a projection: product = hidden·W_hrᵀ (D, B, P) becomes h, unless the sequence stands still."""
-    T, A = element
+    T, A = element(dtype)
     place = _place
 
     def kernel(product, lengths, h, ys, step, steps, batch, outputs, directions, ragged):
@@ -110,9 +111,9 @@ def step_place(element: Element) -> Twin:
     return Twin(kernel, (*map(POINTER, (A, INT, T, T)), *(INT,) * 6))
 
 
-def step_unplace(element: Element) -> Twin:
+def step_unproject(dtype: np.dtype) -> Twin:
     """With a projection, backward: the whole gradient of h_t to dprojected; dh keeps what stands still."""
-    T, A = element
+    T, A = element(dtype)
     place = _place
 
     def kernel(dy, dh, lengths, dprojected, step, steps, batch, outputs, directions, ragged):
@@ -132,9 +133,9 @@ def step_unplace(element: Element) -> Twin:
     return Twin(kernel, (*map(POINTER, (T, A, INT, T)), *(INT,) * 6))
 
 
-def step_backward(element: Element, cell: Cell, own: int) -> Twin:
+def step_backward(dtype: np.dtype, cell: Cell, own: int) -> Twin:
     """dgates_t and dstates_{t-1} from the gradient of h_t and dstates_t; the host's product adds dgates·W_hh to dh."""
-    T, A = element
+    T, A = element(dtype)
     count, states_count, saved_count = len(cell.gates), len(cell.states), cell.saved
     compute, place = cells.backward(cell, A), _place
     load_states, store_states = cells.loader(states_count, A), cells.storer(states_count, A)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 from numba import cuda
 
 from ....cells import Cell
 from ...device import numba_cell as cells
-from ...device.numba_kernel import INT, POINTER, Element, Twin
+from ...device.numba_kernel import INT, POINTER, Twin, element
 from .host import COLUMNS
 
 
@@ -39,9 +40,9 @@ def _products(count: int, typ: Any) -> Any:
     return products
 
 
-def block_forward(element: Element, tf32: bool, cell: Cell, keep: bool, chunks: int) -> Twin:
+def block_forward(dtype: np.dtype, tf32: bool, cell: Cell, keep: bool, chunks: int) -> Twin:
     """All steps of eight sequences: fills ys, states, and with ``keep`` saved; ``tf32`` and ``chunks`` are C++'s."""
-    T, A = element
+    T, A = element(dtype)
     count, states_count, saved_count = len(cell.gates), len(cell.states), cell.saved
     compute, multiply = cells.forward(cell, A), _products(count, A)
     load_gates, add_bias = cells.loader(count, A), cells.adder(count)
@@ -99,9 +100,9 @@ def block_forward(element: Element, tf32: bool, cell: Cell, keep: bool, chunks: 
     return Twin(kernel, (*map(POINTER, arrays), *(INT,) * 6))
 
 
-def block_backward(element: Element, tf32: bool, cell: Cell, chunks: int) -> Twin:
+def block_backward(dtype: np.dtype, tf32: bool, cell: Cell, chunks: int) -> Twin:
     """All steps of eight sequences, the last first: fills dgates, and carries dh and dstates to the first step."""
-    T, A = element
+    T, A = element(dtype)
     count, states_count, saved_count = len(cell.gates), len(cell.states), cell.saved
     compute = cells.backward(cell, A)
     load_states, store_states = cells.loader(states_count, A), cells.storer(states_count, A)
