@@ -4,7 +4,7 @@
 // arrived. cluster_barriers: the same in clusters of SIZE blocks. ring: `count` times each block of a cluster writes a
 // word to the next one's shared memory and waits for the cluster; `sums` gets what arrived. chase: one thread follows
 // `count` loads, each of whose address depends on the last, through another block's shared memory.
-#include "device.cuh"
+#include "clusters.cuh"
 
 __global__ void empty() {}
 
@@ -20,7 +20,7 @@ __global__ void barriers(unsigned* counter, unsigned* marks, unsigned* seen, int
     if (threadIdx.x == 0) seen[blockIdx.x] = wrong;
 }
 
-#if !defined(GPULSTM_EMULATOR) && GPULSTM_HOPPER
+#if GPULSTM_HOPPER && !defined(GPULSTM_EMULATOR)
 template <int SIZE>
 __global__ void __cluster_dims__(SIZE, 1, 1) cluster_barriers(int count) {
     for (int i = 0; i < count; ++i) {
@@ -43,7 +43,7 @@ __global__ void __cluster_dims__(SIZE, 1, 1) ring(unsigned* sums, int count) {
         sum += word[i % 2];
     }
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
-    cluster_barrier_arrive();  // nobody may leave while another can still write to it
+    cluster_barrier_arrive();  // no block may end while another can still write to its memory
     cluster_barrier_wait();
 }
 

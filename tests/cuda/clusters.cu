@@ -1,5 +1,5 @@
-// What device.cuh promises of clusters of blocks, compute capability 9.0 and above: see primitives.cu.
-#include "numeric.cuh"
+// What clusters.cuh promises, compute capability 9.0 and above: see primitives.cu.
+#include "../../bench/gpu/clusters.cuh"
 
 // Every block hands its number on to the next of its cluster, `rounds` times, through that block's shared memory.
 __global__ void ring_of_cluster(const float* x, float* y, int rounds) {

@@ -94,8 +94,12 @@ const char* signature(void (*)(A...)) {
 #define SHARED_DYNAMIC(name) unsigned char* const name = static_cast<unsigned char*>(emulator::emulator_shared_dynamic())
 
 constexpr int WARP = 32;
+using std::exp;
+using std::log;
 using std::max;
 using std::min;
+using std::sqrt;
+using std::tanh;
 
 inline void block_barrier() { emulator::emulator_barrier(0, 0); }
 inline void warp_barrier() { emulator::emulator_warp_barrier(); }
@@ -143,7 +147,7 @@ inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[
 inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     emulator::emulator_mma(a, b, d, emulator::Numbers::tf32);
 }
-inline void pin(unsigned&) {}
+inline void keep_in_register(unsigned&) {}
 inline float as_float(unsigned bits) {
     float value;
     std::memcpy(&value, &bits, 4);

@@ -58,7 +58,7 @@ struct Slice {
                             value[i] = element(16 * tile + 8 * low + lane.g,
                                                chunk * IN_CHUNK + lane.q * OF_LANE + r * IN_REGISTER + i);
                         a[chunk][tile][r][low] = packed<TF32>(value);
-                        pin(a[chunk][tile][r][low]);  // half values apart would take twice the registers
+                        keep_in_register(a[chunk][tile][r][low]);  // half values apart would take twice the registers
                     }
                 warp_barrier();  // not all loads of the slice at once, which would take more registers than there are
             }
