@@ -7,7 +7,7 @@ struct RnnCell {
 
     template <class A>
     static __device__ __forceinline__ void forward(const A* gate, A* state, A& h, A* save) {
-        h = hyperbolic_tangent(gate[0]);
+        h = tanh(gate[0]);
     }
 
     template <class A>

@@ -57,14 +57,7 @@ __host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 __device__ __forceinline__ float infinity() { return as_float(0x7f800000u); }
 __device__ __forceinline__ float not_a_number() { return as_float(0x7fc00000u); }
 
-// The logistic function; expf overflows to infinity where the quotient is 0 anyway.
+// The logistic function; expf overflows to infinity where the quotient is 0 anyway. tanh, exp, log and sqrt are C++'s own,
+// for float as for double.
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
-__device__ __forceinline__ float exponential(float x) { return expf(x); }
-__device__ __forceinline__ double exponential(double x) { return exp(x); }
-__device__ __forceinline__ float logarithm(float x) { return logf(x); }
-__device__ __forceinline__ double logarithm(double x) { return log(x); }
-__device__ __forceinline__ float square_root(float x) { return sqrtf(x); }
-__device__ __forceinline__ double square_root(double x) { return sqrt(x); }
-__device__ __forceinline__ float hyperbolic_tangent(float x) { return tanhf(x); }
-__device__ __forceinline__ double hyperbolic_tangent(double x) { return tanh(x); }

@@ -76,14 +76,14 @@ __global__ void __launch_bounds__(THREADS)
         const A other = shuffle_xor(most, mask);
         most = other > most ? other : most;
     }
-    for (int c = lane; c < classes; c += WARP) sum += exponential(widen(from[c]) - most);
+    for (int c = lane; c < classes; c += WARP) sum += exp(widen(from[c]) - most);
     for (int mask = WARP / 2; mask; mask /= 2) sum += shuffle_xor(sum, mask);
     const bool counts = target != -1, known = target >= 0 && target < classes;
     for (int c = lane; c < classes; c += WARP) {
-        const A gradient = exponential(widen(from[c]) - most) / sum - (c == target ? A(1) : A(0));
+        const A gradient = exp(widen(from[c]) - most) / sum - (c == target ? A(1) : A(0));
         to[c] = narrow<T>(!counts ? A(0) : known ? gradient / A(counted) : A(not_a_number()));
     }
-    if (lane == 0) losses[row] = !counts ? A(0) : known ? logarithm(sum) - (widen(from[target]) - most) : A(not_a_number());
+    if (lane == 0) losses[row] = !counts ? A(0) : known ? log(sum) - (widen(from[target]) - most) : A(not_a_number());
 }
 
 // difference = a - b. A thread an element.

@@ -22,7 +22,7 @@ struct RmsProp {
     static __device__ void step(A& p, A g, A& s, A& v, const double* rates, bool slots) {
         g += A(rates[1]) * p;
         s = A(rates[2]) * s + A(1 - rates[2]) * g * g;
-        A change = g / (square_root(s) + A(rates[3]));
+        A change = g / (sqrt(s) + A(rates[3]));
         if (slots) change = v = A(rates[4]) * v + change;
         p -= A(rates[0]) * change;
     }
@@ -36,7 +36,7 @@ struct Adam {
         g += A(rates[1]) * p;
         m += A(1 - rates[3]) * (g - m);
         v = A(rates[4]) * v + A(1 - rates[4]) * g * g;
-        p -= A(rates[0]) * (m / (square_root(v) + A(rates[5])));
+        p -= A(rates[0]) * (m / (sqrt(v) + A(rates[5])));
     }
 };
 
