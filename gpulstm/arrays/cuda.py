@@ -120,7 +120,7 @@ def dropout_mask(rng: Any, shape: tuple[int, ...], p: float) -> Any:
     drawn = generator(rng)
     count = math.prod(shape)
     result = empty(shape, np.uint8)
-    launch(_ARRAYS, "draw_kept", (), -(-count // 4), (result, drawn.words, drawn.draws, float(p), count))
+    launch(_ARRAYS, "draw_mask", (), -(-count // 4), (result, drawn.words, drawn.draws, float(p), count))
     drawn.draws += 1
     return result
 
@@ -194,7 +194,7 @@ def take(rows: Any, ids: Any) -> Any:
 def scatter_rows(values: Any, ids: Any, count: int) -> Any:
     """See :func:`gpulstm.arrays.Arrays.scatter_rows`."""
     rows = zeros((count, values.shape[1]), values.dtype)
-    launch(_NETWORK, "place_rows", (values.dtype,), values.size, (values, ids, rows, *values.shape))
+    launch(_NETWORK, "scatter_rows", (values.dtype,), values.size, (values, ids, rows, *values.shape))
     return rows
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-
 from ..arrays.cuda import contiguous, empty, launch, total
 
 _FILE = "kernels/network"

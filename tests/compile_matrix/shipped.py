@@ -16,9 +16,9 @@ from gpulstm_kernels.backend import LayerShape
 from gpulstm_kernels.cuda import device as device_layer
 from gpulstm_kernels.cuda.device.kernel import Argument, Kernel
 from gpulstm_kernels.cuda.device.runtime import Device
-from gpulstm_kernels.cuda.walks.block import host as block
-from gpulstm_kernels.cuda.walks.grid import host as grid
-from gpulstm_kernels.cuda.walks.step import host as step
+from gpulstm_kernels.cuda.walks.block import host as block_host
+from gpulstm_kernels.cuda.walks.grid import host as grid_host
+from gpulstm_kernels.cuda.walks.step import host as step_host
 
 FOLDER = Path(device_layer.__file__).parents[1]
 CELLS = ("lstm", "rnn")
@@ -26,17 +26,17 @@ CELLS = ("lstm", "rnn")
 KINDS = [("float32", False), ("float32", True), ("float16", False), (ml_dtypes.bfloat16, False), ("float64", False)]
 MULTIPROCESSORS = 192  # more than any GPU has that these architectures are made into
 LARGEST = 8 * MULTIPROCESSORS  # hidden size: eight units a block is what the grid walk gives each multiprocessor
-PERSISTENT = {"block": block, "grid": grid}
+PERSISTENT = {"block": block_host, "grid": grid_host}
 
 _ANY = tuple(np.dtype(kind) for kind in ("float32", "float64", "float16", ml_dtypes.bfloat16))
 _EITHER = (False, True)
 # The kernels beside the walks, by file: all that each argument of their templates can be.
 ELEMENTWISE: dict[str, dict[str, tuple[tuple[Argument, ...], ...]]] = {
-    "kernels/arrays": {"clear_padding": (_ANY,), "draw_kept": (), "drop": (_ANY,)},
+    "kernels/arrays": {"clear_padding": (_ANY,), "draw_mask": (), "drop": (_ANY,)},
     "kernels/layer": {"to_accumulate": (_ANY,), "from_accumulate": (_ANY,), "add_biases": (_ANY,), "sum_rows": (_ANY,)},
     "kernels/network": {
         "take_rows": (_ANY,),
-        "place_rows": (_ANY,),
+        "scatter_rows": (_ANY,),
         "sum_by_id": (_ANY,),
         "add_bias": (_ANY,),
         "cross_entropy": (_ANY,),
@@ -76,9 +76,9 @@ def kernels(capability: int, thorough: bool) -> dict[Kernel, Launch]:
     """
     found = dict(_elementwise())
     found.update(_steps())
-    for walk, cell, kind, keep in itertools.product(PERSISTENT, CELLS, KINDS, (False, True)):
-        for backward in (False, True) if keep else (False,):
-            sizes = list(_persistent(walk, cell, *kind, keep, backward, device(capability)).items())
+    for walk, cell, kind, training in itertools.product(PERSISTENT, CELLS, KINDS, (False, True)):
+        for backward in (False, True) if training else (False,):
+            sizes = list(_persistent(walk, cell, *kind, training, backward, device(capability)).items())
             found.update(sizes if thorough or walk == "block" else sizes[:1] + sizes[-2:])
     return found
 
@@ -89,12 +89,12 @@ def shape_of(cell: str, dtype: object, tf32: bool, training: bool, hidden: int, 
 
 
 def _persistent(
-    walk: str, cell: str, dtype: object, tf32: bool, keep: bool, backward: bool, on: Device
+    walk: str, cell: str, dtype: object, tf32: bool, training: bool, backward: bool, on: Device
 ) -> dict[Kernel, Launch]:
     """A walk's kernels of one kind and pass for all hidden sizes, smallest first."""
     found = {}
     for hidden in range(8, LARGEST + 1, 8):
-        p = shape_of(cell, dtype, tf32, keep, hidden)
+        p = shape_of(cell, dtype, tf32, training, hidden)
         plan = PERSISTENT[walk].plan(on, p, backward)
         if not isinstance(plan, str):
             kernel = PERSISTENT[walk].kernels(p)["backward" if backward else "forward"]
@@ -103,9 +103,9 @@ def _persistent(
 
 
 def _steps() -> Iterator[tuple[Kernel, Launch]]:
-    for cell, (dtype, tf32), keep, hidden in itertools.product(CELLS, KINDS, (False, True), (5, 8)):
-        for kernel in step.kernels(shape_of(cell, dtype, tf32, keep, hidden, projected=True)).values():
-            yield kernel, Launch(step.THREADS, 0, None)
+    for cell, (dtype, tf32), training, hidden in itertools.product(CELLS, KINDS, (False, True), (5, 8)):
+        for kernel in step_host.kernels(shape_of(cell, dtype, tf32, training, hidden, projected=True)).values():
+            yield kernel, Launch(step_host.THREADS, 0, None)
 
 
 def _elementwise() -> Iterator[tuple[Kernel, Launch]]:

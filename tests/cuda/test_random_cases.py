@@ -13,7 +13,7 @@ from test_layer import CELLS, KINDS, check, dtype_of
 
 from gpulstm_kernels.cuda.device import precision
 from gpulstm_kernels.cuda.device.runtime import Device
-from gpulstm_kernels.cuda.walks.grid import host as grid
+from gpulstm_kernels.cuda.walks.grid import host as grid_host
 
 CASES = 13  # of each of 26 combinations: more than 300 in all
 COMBINATIONS = [
@@ -41,8 +41,8 @@ def random_device(device: Device, p: problems.Problem, walk: str, rng: np.random
     devices = [dataclasses.replace(device, multiprocessors=count) for count in range(1, device.multiprocessors + 1)]
     if walk == "grid":
         shape = p.shape(training=True)
-        fitting = [d for d in devices if isinstance(grid.plan(d, shape, False), grid.GridPlan)]
-        devices = [d for d in fitting if isinstance(grid.plan(d, shape, True), grid.GridPlan)]
+        fitting = [d for d in devices if isinstance(grid_host.plan(d, shape, False), grid_host.GridPlan)]
+        devices = [d for d in fitting if isinstance(grid_host.plan(d, shape, True), grid_host.GridPlan)]
     return devices[int(rng.integers(min(len(devices), 40)))]
 
 

@@ -17,8 +17,8 @@ from gpulstm import cells
 from gpulstm_kernels.backend import LayerShape
 from gpulstm_kernels.cuda import measured, select
 from gpulstm_kernels.cuda.device.runtime import Device
-from gpulstm_kernels.cuda.walks.block import host as block
-from gpulstm_kernels.cuda.walks.grid import host as grid
+from gpulstm_kernels.cuda.walks.block import host as block_host
+from gpulstm_kernels.cuda.walks.grid import host as grid_host
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -67,7 +67,7 @@ def test_what_is_chosen_fits_the_device(device: Device) -> None:
             chosen = walk(device, problem, backward)
             if chosen == "step":
                 continue
-            plan = {"block": block, "grid": grid}[chosen].plan(device, problem, backward)
+            plan = {"block": block_host, "grid": grid_host}[chosen].plan(device, problem, backward)
             assert not isinstance(plan, str)
             assert plan.threads <= 1024
             assert plan.shared <= device.shared_per_block
@@ -81,7 +81,7 @@ def test_a_cooperative_launch_is_never_larger_than_what_is_resident(device: Devi
     planned = 0
     for problem in problems():
         for backward in (False, True):
-            plan = grid.plan(device, problem, backward)
+            plan = grid_host.plan(device, problem, backward)
             if not isinstance(plan, str):
                 assert math.prod(plan.grid) <= device.multiprocessors
                 planned += 1

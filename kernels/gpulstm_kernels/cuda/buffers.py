@@ -1,4 +1,4 @@
-"""What a walk is given beside the shape of a call: its arrays; and how a persistent walk would be launched.
+"""What a walk is given beside the shape of a call: its arrays.
 
 T steps, B batch, H hidden, P outputs of a direction (H without a projection), G gates, S states a cell carries, D
 directions. A is the type that sums and states are held in: float64 for float64, else float32.
@@ -8,11 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-
-from ..backend import LayerShape
-from .device.runtime import Device
 
 
 @dataclass
@@ -51,30 +46,3 @@ class Buffers:
     dstates: Any = None
     dgates: Any = None
     dprojected: Any = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a persistent walk would be launched.
-
-    Attributes:
-        threads: a block.
-        grid: blocks along x, y, z.
-        shared: bytes of dynamic shared memory a block.
-    """
-
-    threads: int
-    grid: tuple[int, int, int]
-    shared: int
-
-
-def cannot_persist(device: Device, shape: LayerShape) -> str | None:
-    """In words, why no persistent walk computes this kind of layer on ``device``; None where one may."""
-    if shape.projected:
-        return "it has no projection"
-    if shape.dtype == np.float64:
-        return "it has no float64"
-    if device.capability < 80 and (shape.tf32 or shape.dtype.name == "bfloat16"):
-        kind = "TF32" if shape.tf32 else "bfloat16"
-        return f"tensor cores multiply {kind} from compute capability 8.0 on, this is {device.capability / 10}"
-    return None

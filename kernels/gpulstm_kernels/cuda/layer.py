@@ -7,7 +7,6 @@ forward and backward may walk differently. Everything is enqueued on the caller'
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from .device.kernel import Kernel
 from .device.precision import tf32_allowed
 from .device.process import current
 from .device.runtime import Runtime
+from .walks import WALKS, Walk
 
 _THREADS = 256
 _COLUMNS, _ROWS = 32, 8  # the block of sum_rows
@@ -101,20 +101,20 @@ def layer_backward(
     tape: LayerTape, dy: Any, dstate: tuple[Any, ...]
 ) -> tuple[Any, tuple[Any, ...], list[dict[str, Any]]]:
     """See :class:`gpulstm_kernels.backend.Backend`."""
-    runtime, shape, x, kept = tape.runtime, tape.shape, tape.x, tape.buffers
+    runtime, shape, x, forward = tape.runtime, tape.shape, tape.x, tape.buffers
     cell, dtype, sums = shape.cell, shape.dtype, shape.accumulate
     steps, batch, inputs = shape.steps, shape.batch, shape.inputs
     directions, hidden, outputs = shape.directions, shape.hidden, shape.outputs
     rows, count = shape.rows, steps * batch
 
     buffers = Buffers(
-        kept.weight_hh,
-        kept.weight_hr,
-        kept.lengths,
-        kept.ys,
-        kept.states,
-        kept.saved,
-        kept.hidden,
+        forward.weight_hh,
+        forward.weight_hr,
+        forward.lengths,
+        forward.ys,
+        forward.states,
+        forward.saved,
+        forward.hidden,
         dy=dy,
         dh=runtime.empty((directions, batch, outputs), sums),
         dstates=runtime.empty((len(cell.states), directions, batch, hidden), sums) if cell.states else None,
@@ -131,7 +131,7 @@ def layer_backward(
     for d, w in enumerate(tape.weights):
         dgates = buffers.dgates[d].reshape(count, rows)
         runtime.gemm(dgates, w["weight_ih"], dx, accumulate=d > 0, tf32=shape.tf32)
-        before = kept.ys[2:] if d else kept.ys[:steps]
+        before = forward.ys[2:] if d else forward.ys[:steps]
         before = before.reshape(count, directions * outputs)[:, d * outputs : (d + 1) * outputs]
         grad = {name: runtime.empty(value.shape, dtype) for name, value in w.items()}
         flat = x.reshape(count, inputs)
@@ -142,7 +142,7 @@ def layer_backward(
             runtime.copy(grad["bias_hh"], grad["bias_ih"])
         if shape.projected:
             dprojected = buffers.dprojected[d].reshape(count, outputs)
-            through = kept.hidden[d].reshape(count, hidden)
+            through = forward.hidden[d].reshape(count, hidden)
             runtime.gemm(dprojected, through, grad["weight_hr"], transpose_a=True, tf32=shape.tf32)
         grads.append(grad)
     initials = [runtime.empty(value.shape, dtype) for value in dstate]
@@ -169,8 +169,8 @@ def tape_layout(shape: LayerShape) -> list[tuple[tuple[int, ...], str]]:
 
 def tape_arrays(tape: LayerTape) -> list[Any]:
     """See :class:`gpulstm_kernels.backend.Backend`."""
-    kept = tape.buffers
-    return [array for array in (kept.ys, kept.states, kept.saved, kept.hidden) if array is not None]
+    buffers = tape.buffers
+    return [array for array in (buffers.ys, buffers.states, buffers.saved, buffers.hidden) if array is not None]
 
 
 def tape_of(
@@ -237,9 +237,9 @@ def _on_device(runtime: Runtime, lengths: Any) -> Any:
     return lengths
 
 
-def _walk(runtime: Runtime, shape: LayerShape, backward: bool) -> Any:
+def _walk(runtime: Runtime, shape: LayerShape, backward: bool) -> Walk:
     choice = select.choose(runtime.device(), shape, backward, walks=runtime.walks)
-    return importlib.import_module(f".walks.{choice.walk}.host", __package__)
+    return WALKS[choice.walk]
 
 
 def _stacked(runtime: Runtime, parts: Sequence[Any]) -> Any:
@@ -247,18 +247,18 @@ def _stacked(runtime: Runtime, parts: Sequence[Any]) -> Any:
     if len(parts) == 1:
         return parts[0][None]
     whole = runtime.empty((len(parts), *parts[0].shape), parts[0].dtype)
-    for place, part in zip(whole, parts, strict=True):
-        runtime.copy(place, part)
+    for target, part in zip(whole, parts, strict=True):
+        runtime.copy(target, part)
     return whole
 
 
-def _convert(runtime: Runtime, dtype: np.dtype, source: Any, target: Any) -> None:
+def _convert(runtime: Runtime, dtype: np.dtype, values: Any, target: Any) -> None:
     """Copy between an array of ``dtype`` and one of the type of sums, either way; both contiguous."""
-    if source.dtype == target.dtype:
-        runtime.copy(target, source)
+    if values.dtype == target.dtype:
+        runtime.copy(target, values)
         return
-    name = "to_accumulate" if source.dtype == dtype else "from_accumulate"
-    _elementwise(runtime, name, dtype, target.size, (source, target, target.size))
+    name = "to_accumulate" if values.dtype == dtype else "from_accumulate"
+    _elementwise(runtime, name, dtype, target.size, (values, target, target.size))
 
 
 def _elementwise(runtime: Runtime, name: str, dtype: np.dtype, count: int, arguments: tuple[Any, ...]) -> None:

@@ -49,15 +49,15 @@ def file_name(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json"
 
 
-def entries(device: str, own: str | None) -> tuple[Entry, ...]:
-    """What was measured on ``device``, from the table at the path ``own`` where it is about that device.
+def entries(device: str, table: str | None) -> tuple[Entry, ...]:
+    """What was measured on ``device``, from the table at the path ``table`` where it is about that device.
 
     Raises:
         ValueError: a table that is not what this module describes.
-        OSError: there is no file ``own``.
+        OSError: there is no file ``table``.
     """
-    if own:
-        about, found = _table(Path(own))
+    if table:
+        about, found = _table(Path(table))
         if about == device:
             return found
     path = Path(__file__).parent / "measured" / file_name(device)

@@ -9,15 +9,16 @@ the same arrays.
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..backend import LayerShape
 from . import measured
-from .buffers import Plan
 from .device.runtime import Device
+from .walks import WALKS, block_host, grid_host
+from .walks.persistent import Plan, planned
 
 _FAR = math.log(4)  # a measurement is of use as far as this: sizes four times as large, or as small
 
@@ -30,6 +31,7 @@ _MULTIPLY = {"tf32": 0.3e6, "float16": 0.6e6, "bfloat16": 0.6e6, "float32": 0.13
 _GEMM = {"tf32": 0.75e6, "float16": 1.5e6, "bfloat16": 1.5e6, "float32": 0.2e6, "float64": 0.1e6}  # cuBLAS
 _BYTES = 32e3  # bytes a microsecond and multiprocessor, memory
 _REGISTERS = 128  # a thread of the persistent walks
+_PLANS: dict[str, Callable[[Device, LayerShape, bool], Plan | str]] = {"block": block_host.plan, "grid": grid_host.plan}
 
 
 class Choice(NamedTuple):
@@ -73,25 +75,16 @@ def _choose(
     asked = override or environment
     if asked and asked not in walks:
         raise ValueError(f"walk: unknown walk {asked!r}; known walks: {', '.join(walks)}")
-    plans = {walk: _plan(walk, device, shape, backward) for walk in walks}
+    reasons = {walk: WALKS[walk].why_not(device, shape, backward) for walk in walks}
     if asked:
-        found = plans[asked]
-        if isinstance(found, str):
-            raise ValueError(f"walk: {asked!r} cannot walk this: {found}")
+        if reasons[asked] is not None:
+            raise ValueError(f"walk: {asked!r} cannot walk this: {reasons[asked]}")
         return Choice(asked, "asked for by walk=" if override else "asked for by GPULSTM_WALK")
-    fitting = {walk: found for walk, found in plans.items() if not isinstance(found, str)}
+    fitting = tuple(walk for walk, reason in reasons.items() if reason is None)
     if len(fitting) == 1:
-        reasons = "".join(f"; {walk}: {found}" for walk, found in plans.items() if isinstance(found, str))
-        return Choice(next(iter(fitting)), f"which takes any size and type{reasons}")
-    return _measured(device, shape, backward, tuple(fitting), table) or _modelled(device, shape, backward, fitting)
-
-
-def _plan(walk: str, device: Device, shape: LayerShape, backward: bool) -> Plan | str | None:
-    """How a walk would be launched, or in words why it cannot; None for the step walk, which has nothing to plan."""
-    if walk == "step":
-        return None
-    found: Plan | str = importlib.import_module(f".walks.{walk}.host", __package__).plan(device, shape, backward)
-    return found
+        others = "".join(f"; {walk}: {reason}" for walk, reason in reasons.items() if reason is not None)
+        return Choice(fitting[0], f"which takes any size and type{others}")
+    return _measured(device, shape, backward, fitting, table) or _modelled(device, shape, backward, fitting)
 
 
 def _kind(shape: LayerShape) -> str:
@@ -116,10 +109,13 @@ def _measured(
     return _fastest(sizes[nearest], f"measured on {device.name} at hidden_size {nearest[0]}, batch {nearest[1]}")
 
 
-def _modelled(device: Device, shape: LayerShape, backward: bool, plans: dict[str, Plan | None]) -> Choice:
+def _modelled(device: Device, shape: LayerShape, backward: bool, fitting: tuple[str, ...]) -> Choice:
     times = {}
-    for walk, plan in plans.items():
-        step = _steps(device, shape) if plan is None else _persistent(device, shape, plan)
+    for walk in fitting:
+        if walk == "step":
+            step = _steps(device, shape)
+        else:
+            step = _persistent(device, shape, planned(_PLANS[walk](device, shape, backward), walk))
         times[walk] = _START[walk] / max(1, shape.steps) + (_STEP[walk] + step) * (_BACKWARD[walk] if backward else 1)
     return _fastest(times, "estimated")
 

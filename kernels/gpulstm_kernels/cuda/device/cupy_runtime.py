@@ -1,6 +1,6 @@
 """The runtime on a GPU: CuPy's arrays, streams, memory and graphs, and NVRTC through its RawModule.
 
-A runtime answers for CuPy's current device and works on its current stream; what it keeps is kept a device.
+A runtime answers for CuPy's current device and works on its current stream; what it keeps, it keeps for each device.
 """
 
 from __future__ import annotations

@@ -24,20 +24,20 @@ __device__ inline uint4 philox(uint4 counter, uint2 key) {
     return counter;
 }
 
-// kept[i] = whether dropout with probability p keeps element i: the numbers of the generator `seed` (two words), its
+// mask[i] = whether dropout with probability p keeps element i: the numbers of the generator `seed` (two words), its
 // `draw`-th use, four elements a thread.
-__global__ void draw_kept(unsigned char* kept, const unsigned* seed, int draw, float p, int count) {
+__global__ void draw_mask(unsigned char* mask, const unsigned* seed, int draw, float p, int count) {
     const int quad = blockIdx.x * blockDim.x + threadIdx.x;
     if (quad >= (count + 3) / 4) return;
     const uint4 drawn = philox(make_uint4(quad, draw, 0, 0), make_uint2(seed[0], seed[1]));
     const unsigned numbers[4] = {drawn.x, drawn.y, drawn.z, drawn.w};
     for (int j = 0; j < 4 && quad * 4 + j < count; ++j)
-        kept[quad * 4 + j] = static_cast<float>(numbers[j] >> 8) * 0x1p-24f >= p;  // uniform in [0, 1)
+        mask[quad * 4 + j] = static_cast<float>(numbers[j] >> 8) * 0x1p-24f >= p;  // uniform in [0, 1)
 }
 
-// to = from / (1 - p) where kept, else 0; `scale` is 1 / (1 - p).
+// to = from / (1 - p) where the mask is not zero, else 0; `scale` is 1 / (1 - p).
 template <class T>
-__global__ void drop(const T* from, const unsigned char* kept, T* to, float scale, int count) {
+__global__ void drop(const T* from, const unsigned char* mask, T* to, float scale, int count) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) to[i] = narrow<T>(kept[i] ? widen(from[i]) * scale : accumulate_t<T>(0));
+    if (i < count) to[i] = narrow<T>(mask[i] ? widen(from[i]) * scale : accumulate_t<T>(0));
 }

@@ -31,7 +31,7 @@ __global__ void take_rows(const T* rows, const int* ids, T* to, int count, int s
 
 // rows[ids[n], :] = from[n, :], each id once at most. A thread an element.
 template <class T>
-__global__ void place_rows(const T* from, const int* ids, T* rows, int count, int features) {
+__global__ void scatter_rows(const T* from, const int* ids, T* rows, int count, int features) {
     const long long i = thread_index();
     if (i < static_cast<long long>(count) * features)
         rows[static_cast<long long>(ids[i / features]) * features + i % features] = from[i];

@@ -1,4 +1,4 @@
-// A slice of a weight matrix that stays in a warp's registers, and its product with vectors that pass by.
+// A slice of a weight matrix that stays in a warp's registers, and its product with vectors.
 //
 //   sums (16·M16 x 8) += slice (16·M16 x k) · operand (k x 8),   eight columns: eight sequences of the batch
 //
@@ -87,9 +87,9 @@ struct Slice {
                 if constexpr (TF32) b[0] = to_tf32(as_float(b[0])), b[1] = to_tf32(as_float(b[1]));
 #pragma unroll
                 for (int tile = 0; tile < M16; ++tile) {
-                    const auto& own = a[chunk][tile];
-                    const unsigned rows[4] = {own[2 * half][0], own[2 * half][1], own[2 * half + 1][0],
-                                              own[2 * half + 1][1]};
+                    const auto& part = a[chunk][tile];
+                    const unsigned rows[4] = {part[2 * half][0], part[2 * half][1], part[2 * half + 1][0],
+                                              part[2 * half + 1][1]};
                     multiply_add(sums[tile], rows, b, T());
                 }
             }

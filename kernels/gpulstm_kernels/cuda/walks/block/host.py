@@ -1,18 +1,17 @@
 """The host side of the block walk: small hidden sizes, all of ``weight_hh`` in one block's registers.
 
-Blocks share the batch and never wait for each other. ``persistent_block.cu`` has the kernels.
+Blocks share the batch and never wait for each other. ``kernels.cu`` has the kernels.
 """
 
 from __future__ import annotations
 
 from ....backend import LayerShape
-from ...buffers import Buffers, Plan, cannot_persist
+from ...buffers import Buffers
 from ...device.kernel import Kernel
 from ...device.runtime import Device, Runtime
+from ..persistent import CHUNK, COLUMNS, Plan, cannot_persist, planned
 
 _SOURCE = "walks/block/kernels"
-COLUMNS = 8  # sequences a block
-CHUNK = 64  # bytes of a row that a slice is cut into; see tile.cuh
 
 
 def _largest(device: Device, shape: LayerShape, backward: bool) -> int:
@@ -63,17 +62,16 @@ def plan(device: Device, shape: LayerShape, backward: bool) -> Plan | str:
     return Plan(threads, (-(-shape.batch // COLUMNS), 1, shape.directions), shared)
 
 
-def _planned(runtime: Runtime, shape: LayerShape, backward: bool) -> Plan:
-    found = plan(runtime.device(), shape, backward)
-    if isinstance(found, str):
-        raise ValueError(f"walk: 'block' cannot walk this: {found}")
-    return found
+def why_not(device: Device, shape: LayerShape, backward: bool) -> str | None:
+    """In words, why a device cannot walk so; None where it can."""
+    found = plan(device, shape, backward)
+    return found if isinstance(found, str) else None
 
 
 def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
-    """Walk forward: fills ys, states, and with ``keep`` saved."""
+    """Walk forward: fills ys, states, and in training saved."""
     p, b = shape, buffers
-    found = _planned(runtime, p, backward=False)
+    found = planned(plan(runtime.device(), p, backward=False), "block")
     arrays = (b.gates, b.bias, b.weight_hh, b.lengths, b.ys, b.states, b.saved)
     sizes = (p.steps, p.batch, p.hidden, p.directions, int(b.bias is not None), int(p.ragged))
     runtime.launch(kernels(p)["forward"], found.grid, (found.threads, 1, 1), (*arrays, *sizes), found.shared)
@@ -82,7 +80,7 @@ def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
 def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     """Walk back: fills dgates, and carries dh and dstates to the first step."""
     p, b = shape, buffers
-    found = _planned(runtime, p, backward=True)
+    found = planned(plan(runtime.device(), p, backward=True), "block")
     arrays = (b.dy, b.dh, b.dstates, b.saved, b.states, b.ys, b.weight_hh, b.lengths, b.dgates)
     sizes = (p.steps, p.batch, p.hidden, p.directions, int(p.ragged))
     runtime.launch(kernels(p)["backward"], found.grid, (found.threads, 1, 1), (*arrays, *sizes), found.shared)

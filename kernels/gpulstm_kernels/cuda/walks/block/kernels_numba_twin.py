@@ -1,12 +1,11 @@
-"""The kernels of the block walk: one block walks all of time for eight sequences, and no two blocks wait.
+"""The kernels of the block walk: one block walks all of time for eight sequences, and waits for no other block.
 
     gates_t = x_t·W_ihᵀ + h_{t-1}·W_hhᵀ + bias;   h_t, states_t, saved_t = cell(gates_t, states_{t-1})
 
-Arguments and launch shape are those of ``cuda/persistent_block.cu``: grid (⌈B/8⌉, 1, D), any number of threads. That
-kernel holds W_hh in registers and passes h and dgates on in shared memory. Here all of it is read as it is needed,
-from caches: what a step wrote to ys and dgates, the next one reads there after a barrier. That is slower, short to
-read, and taken only when asked for. A thread takes the (sequence, unit) pairs that are ``blockDim.x`` apart, at every
-step the same ones.
+Arguments and launch shape are those of ``kernels.cu``: grid (⌈B/8⌉, 1, D), any number of threads. The C++ kernel holds
+W_hh in registers and passes h and dgates on in shared memory. This one reads W_hh, and what the step before wrote to ys
+and dgates, from the caches, after a barrier: shorter but slower, so it is taken only when asked for. A thread takes the
+(sequence, unit) pairs that are ``blockDim.x`` apart, at every step the same ones.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ import numpy as np
 from numba import cuda
 
 from ....cells import Cell
-from ...device import numba_cell as cells
+from ...device import numba_cell
 from ...device.numba_kernel import INT, POINTER, Twin, element
-from .host import COLUMNS
+from ..persistent import COLUMNS
 
 
 @functools.cache
@@ -40,14 +39,14 @@ def _products(count: int, typ: Any) -> Any:
     return products
 
 
-def block_forward(dtype: np.dtype, tf32: bool, cell: Cell, keep: bool, chunks: int) -> Twin:
-    """All steps of eight sequences: fills ys, states, and with ``keep`` saved; ``tf32`` and ``chunks`` are C++'s."""
+def block_forward(dtype: np.dtype, tf32: bool, cell: Cell, training: bool, chunks: int) -> Twin:
+    """All steps of eight sequences: fills ys, states, and in training saved; ``tf32`` and ``chunks`` are C++'s."""
     T, A = element(dtype)
     count, states_count, saved_count = len(cell.gates), len(cell.states), cell.saved
-    compute, multiply = cells.forward(cell, A), _products(count, A)
-    load_gates, add_bias = cells.loader(count, A), cells.adder(count)
-    load_states, store_states = cells.loader(states_count, A), cells.storer(states_count, A)
-    store_saved = cells.storer(saved_count, T)
+    compute, multiply = numba_cell.forward(cell, A), _products(count, A)
+    load_gates, add_bias = numba_cell.loader(count, A), numba_cell.adder(count)
+    load_states, store_states = numba_cell.loader(states_count, A), numba_cell.storer(states_count, A)
+    store_saved = numba_cell.storer(saved_count, T)
 
     def kernel(
         gates,
@@ -67,17 +66,17 @@ def block_forward(dtype: np.dtype, tf32: bool, cell: Cell, keep: bool, chunks: i
         direction = cuda.blockIdx.z
         first = cuda.blockIdx.x * COLUMNS
         pairs = min(COLUMNS, batch - first) * hidden
-        slots = steps + 1 if keep else 1
+        slots = steps + 1 if training else 1
         stride = directions * slots * batch * hidden  # from one state to the next
         width = directions * hidden
         for step in range(steps):
             t = steps - 1 - step if direction else step
-            before = (direction * slots + (t + direction if keep else 0)) * batch
-            after = (direction * slots + (t + 1 - direction if keep else 0)) * batch
+            before = (direction * slots + (t + direction if training else 0)) * batch
+            after = (direction * slots + (t + 1 - direction if training else 0)) * batch
             for pair in range(cuda.threadIdx.x, pairs, cuda.blockDim.x):
                 b, unit = first + pair // hidden, pair % hidden
-                own = b * width + direction * hidden + unit
-                output, earlier = (t + 1) * batch * width + own, (t + 2 * direction) * batch * width + own
+                column = b * width + direction * hidden + unit
+                output, earlier = (t + 1) * batch * width + column, (t + 2 * direction) * batch * width + column
                 current = load_states(states, (before + b) * hidden + unit, stride)
                 if ragged != 0 and t >= lengths[b]:
                     store_states(current, states, (after + b) * hidden + unit, stride)
@@ -91,7 +90,7 @@ def block_forward(dtype: np.dtype, tf32: bool, cell: Cell, keep: bool, chunks: i
                 gate = multiply(gate, ys, earlier - unit, weight_hh, weights, hidden * hidden, hidden)
                 value, state, save = compute(gate, current)
                 store_states(state, states, (after + b) * hidden + unit, stride)
-                if keep:
+                if training:
                     store_saved(save, saved, row * saved_count * hidden + unit, hidden)
                 ys[output] = T(A(value))
             cuda.syncthreads()
@@ -104,9 +103,9 @@ def block_backward(dtype: np.dtype, tf32: bool, cell: Cell, chunks: int) -> Twin
     """All steps of eight sequences, the last first: fills dgates, and carries dh and dstates to the first step."""
     T, A = element(dtype)
     count, states_count, saved_count = len(cell.gates), len(cell.states), cell.saved
-    compute = cells.backward(cell, A)
-    load_states, store_states = cells.loader(states_count, A), cells.storer(states_count, A)
-    load_saved, store_gates = cells.loader(saved_count, A), cells.storer(count, T)
+    compute = numba_cell.backward(cell, A)
+    load_states, store_states = numba_cell.loader(states_count, A), numba_cell.storer(states_count, A)
+    load_saved, store_gates = numba_cell.loader(saved_count, A), numba_cell.storer(count, T)
 
     def kernel(
         dy,

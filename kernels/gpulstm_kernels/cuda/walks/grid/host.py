@@ -1,6 +1,6 @@
 """The host side of the grid walk: ``weight_hh`` spread over the registers of many blocks that wait for each other.
 
-``persistent_grid.cu`` has the kernels, and says how blocks share the work.
+``kernels.cu`` has the kernels, and says how blocks share the work.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ....backend import LayerShape
-from ...buffers import Buffers, Plan, cannot_persist
+from ...buffers import Buffers
 from ...device.kernel import Kernel
 from ...device.runtime import Device, Runtime
+from ..persistent import CHUNK, COLUMNS, Plan, cannot_persist, planned
 
 _SOURCE = "walks/grid/kernels"
 UNITS = 8  # a block
-COLUMNS = 8  # sequences a tile
-CHUNK = 64  # bytes of a row that a slice is cut into; see tile.cuh
 WARPS = 8  # a block, at most
 _CACHED = 32 * 2**20  # bytes that blocks may exchange a step: what stays in the second-level cache of a large GPU
 
@@ -101,17 +100,16 @@ def plan(device: Device, shape: LayerShape, backward: bool) -> GridPlan | str:
     return GridPlan(32 * warps, (blocks, groups, shape.directions), shared, warps, share, tiles, exchanged)
 
 
-def _planned(runtime: Runtime, shape: LayerShape, backward: bool) -> GridPlan:
-    found = plan(runtime.device(), shape, backward)
-    if isinstance(found, str):
-        raise ValueError(f"walk: 'grid' cannot walk this: {found}")
-    return found
+def why_not(device: Device, shape: LayerShape, backward: bool) -> str | None:
+    """In words, why a device cannot walk so; None where it can."""
+    found = plan(device, shape, backward)
+    return found if isinstance(found, str) else None
 
 
 def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
-    """Walk forward: fills ys, states, and with ``keep`` saved."""
+    """Walk forward: fills ys, states, and in training saved."""
     p, b = shape, buffers
-    found = _planned(runtime, p, backward=False)
+    found = planned(plan(runtime.device(), p, backward=False), "grid")
     exchange = runtime.zeros((found.exchanged,), p.dtype)
     counters = runtime.zeros((found.grid[1] * p.directions,), np.uint32)
     arrays = (b.gates, b.bias, b.weight_hh, b.lengths, b.ys, b.states, b.saved, exchange, counters)
@@ -123,7 +121,7 @@ def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
 def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     """Walk back: fills dgates, and carries dh and dstates to the first step."""
     p, b = shape, buffers
-    found = _planned(runtime, p, backward=True)
+    found = planned(plan(runtime.device(), p, backward=True), "grid")
     exchange = runtime.empty((found.exchanged,), np.float32)
     counters = runtime.zeros((found.grid[1] * p.directions,), np.uint32)
     arrays = (b.dy, b.dh, b.dstates, b.saved, b.states, b.ys, b.weight_hh, b.lengths, b.dgates, exchange, counters)

@@ -7,9 +7,9 @@
 // side by side and share nothing.
 // Forward: the block's warps split k, each with its chunks of the eight units' gate rows in registers; the shares of a
 // tile are added by the warp of its number, which has the cell, states and bias of the tile in registers. h goes to the
-// team through global memory: exchange (2, D, groups, tiles·8, k), zero at launch, k padded to whole chunks. The barrier
-// comes once a step because of the two copies: who writes a copy again has passed the barrier that each reader of it
-// reached after reading.
+// team through global memory: exchange (2, D, groups, tiles·8, k), zero at launch, k padded to whole chunks. One
+// barrier a step is enough because of the two copies: a block writes a copy again only after a barrier that every block
+// reached once it had read that copy.
 // Backward: the same rows of weight_hh, transposed, give a block's share of dh for every unit; it goes to the unit's
 // owner through exchange (2, D, groups, owner, source, tiles·8, 8) of float and is added there in the order of sources,
 // so that results are the same on every run.
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
                   const T* weight_hh, const int* lengths, T* dgates, float* exchange, unsigned* counters, int steps,
                   int batch, int hidden, int directions, int ragged, int tiles) {
     constexpr int G = Cell::gates;
-    constexpr int CHUNKS = (G * 8 * static_cast<int>(sizeof(T)) + CHUNK - 1) / CHUNK;  // of the block's own gate rows
+    constexpr int CHUNKS = (G * 8 * static_cast<int>(sizeof(T)) + CHUNK - 1) / CHUNK;  // of the block's gate rows
     constexpr int IN_CHUNK = CHUNK / static_cast<int>(sizeof(T)), PITCH = (CHUNKS | 1) * IN_CHUNK;
     SHARED_DYNAMIC(shared);
     T* const of_tiles = reinterpret_cast<T*>(shared);  // dgates (tiles·8, PITCH) of the block's units
@@ -125,9 +125,9 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     Slice<T, TF32, TILES, CHUNKS> slice;  // of weight_hhᵀ: 16·TILES units a warp by the block's gate rows
     const T* const weight = weight_hh + static_cast<long long>(at.direction) * G * hidden * hidden;
     slice.load([&](int row, int k) {
-        const int unit = warp * TILES * 16 + row, gate = k / 8, own = first_unit + k % 8;
-        const bool inside = unit < hidden && gate < G && own < hidden;
-        return inside ? weight[(gate * hidden + own) * hidden + unit] : narrow<T>(0.0f);
+        const int unit = warp * TILES * 16 + row, gate = k / 8, other = first_unit + k % 8;
+        const bool inside = unit < hidden && gate < G && other < hidden;
+        return inside ? weight[(gate * hidden + other) * hidden + unit] : narrow<T>(0.0f);
     });
     for (int i = threadIdx.x; i < columns * PITCH; i += blockDim.x) of_tiles[i] = narrow<T>(0.0f);
     block_barrier();
@@ -172,8 +172,8 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
             float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll 4
             for (int source = warp; source < blocks; source += WARPS) {
-                const float* const place = mine + (static_cast<long long>(source) * columns + tile * COLUMNS) * 8;
-                const float2 share = load_global_cg(reinterpret_cast<const float2*>(place) + number);
+                const float* const shares_of = mine + (static_cast<long long>(source) * columns + tile * COLUMNS) * 8;
+                const float2 share = load_global_cg(reinterpret_cast<const float2*>(shares_of) + number);
                 sum.x += share.x;
                 sum.y += share.y;
             }

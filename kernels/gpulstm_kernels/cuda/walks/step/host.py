@@ -1,6 +1,6 @@
 """The host side of the step walk: products by cuBLAS, one fused kernel a step, all steps in one CUDA graph.
 
-Any size and type, lengths, projection: where no persistent walk fits, this one does. ``step.cu`` has the kernels.
+Any size and type, lengths, projection: where no persistent walk fits, this one does. ``kernels.cu`` has the kernels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from ....backend import LayerShape
 from ...buffers import Buffers
 from ...device.kernel import Argument, Kernel
-from ...device.runtime import Runtime
+from ...device.runtime import Device, Runtime
 
 THREADS = 128
 _VECTOR = 4  # units a thread takes where rows allow aligned vector access
@@ -38,11 +38,16 @@ def _kernel(name: str, *arguments: Argument) -> Kernel:
     return Kernel("walks/step/kernels", name, arguments)
 
 
+def why_not(device: Device, shape: LayerShape, backward: bool) -> str | None:
+    """In words, why a device cannot walk so: it can, whatever the shape."""
+    return None
+
+
 def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
-    """Walk forward: fills ys, states, and with ``keep`` saved and hidden."""
+    """Walk forward: fills ys, states, and in training saved and hidden."""
     p, b = shape, buffers
     steps, batch, directions = p.steps, p.batch, p.directions
-    own, whole = kernels(p), _grid(p, p.hidden, units(p))
+    kernel, grid = kernels(p), _grid(p, p.hidden, units(p))
     h = runtime.empty((directions, batch, p.outputs), p.dtype)
     product = runtime.empty((directions, batch, p.outputs), p.accumulate) if p.projected else None
     for d in range(directions):
@@ -55,11 +60,11 @@ def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
         for step, (gates, hidden) in enumerate(zip(_along(p, b.gates), _along(p, b.hidden), strict=True)):
             runtime.gemm(h, b.weight_hh, gates, transpose_b=True, accumulate=True, tf32=p.tf32)
             arguments = (b.gates, b.bias, b.lengths, h, b.ys, b.states, b.saved, b.hidden, step, *sizes, *flags)
-            runtime.launch(own["forward"], whole, (THREADS, 1, 1), arguments)
+            runtime.launch(kernel["forward"], grid, (THREADS, 1, 1), arguments)
             if p.projected:
                 runtime.gemm(hidden, b.weight_hr, product, transpose_b=True, tf32=p.tf32)
                 arguments = (product, b.lengths, h, b.ys, step, steps, batch, p.outputs, directions, int(p.ragged))
-                runtime.launch(own["project"], _grid(p, p.outputs, 1), (THREADS, 1, 1), arguments)
+                runtime.launch(kernel["project"], _grid(p, p.outputs, 1), (THREADS, 1, 1), arguments)
 
     used = (h, product, b.gates, b.bias, b.lengths, b.ys, b.states, b.saved, b.hidden, b.weight_hh, b.weight_hr)
     runtime.replay(("step forward", p, *(runtime.pointer(array) for array in used)), enqueue)
@@ -69,7 +74,7 @@ def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     """Walk back: fills dgates and dprojected, and carries dh and dstates to the first step."""
     p, b = shape, buffers
     steps, batch, directions = p.steps, p.batch, p.directions
-    own, whole = kernels(p), _grid(p, p.hidden, units(p))
+    kernel, grid = kernels(p), _grid(p, p.hidden, units(p))
     dhidden = runtime.empty((directions, batch, p.hidden), p.accumulate) if p.projected else None
 
     def enqueue() -> None:
@@ -80,12 +85,12 @@ def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
             if p.projected:
                 sizes = (steps, batch, p.outputs, directions)
                 arguments = (b.dy, b.dh, b.lengths, b.dprojected, step, *sizes, int(p.ragged))
-                runtime.launch(own["unproject"], _grid(p, p.outputs, 1), (THREADS, 1, 1), arguments)
+                runtime.launch(kernel["unproject"], _grid(p, p.outputs, 1), (THREADS, 1, 1), arguments)
                 runtime.gemm(dprojected, b.weight_hr, dhidden, tf32=p.tf32)
             arrays = (b.dy, b.dh, dhidden, b.dstates, b.saved, b.states, b.ys, b.hidden, b.lengths, b.dgates)
             sizes = (steps, batch, p.hidden, p.outputs, directions)
             arguments = (*arrays, step, *sizes, int(p.ragged), int(p.projected))
-            runtime.launch(own["backward"], whole, (THREADS, 1, 1), arguments)
+            runtime.launch(kernel["backward"], grid, (THREADS, 1, 1), arguments)
             runtime.gemm(dgates, b.weight_hh, b.dh, accumulate=True, tf32=p.tf32)
 
     used = (b.dy, b.dh, dhidden, b.dstates, b.saved, b.states, b.ys, b.hidden, b.lengths, b.dgates, b.dprojected)
@@ -93,24 +98,24 @@ def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     runtime.replay(key, enqueue)
 
 
-def _grid(shape: LayerShape, across: int, own: int) -> tuple[int, int, int]:
-    return (-(-shape.batch * -(-across // own) // THREADS), 1, shape.directions)
+def _grid(shape: LayerShape, features: int, units: int) -> tuple[int, int, int]:
+    return (-(-shape.batch * -(-features // units) // THREADS), 1, shape.directions)
 
 
 def _along(shape: LayerShape, array: Any, back: bool = False) -> Iterator[Any]:
     """For each step of the walk, the (D, B, ·) of ``array`` (D, T, B, ·) that it works on; None for none.
 
     The reverse direction is at the other end of time, so both together are a slice with a stride over the rows
-    (d, t); an array that keeps one step only serves them all.
+    (d, t); an array of one step only serves them all.
     """
     steps, directions = shape.steps, shape.directions
     if array is None:
         yield from [None] * steps
         return
-    kept = array.shape[1]
-    rows = array.reshape(directions * kept, *array.shape[2:])
+    slots = array.shape[1]
+    rows = array.reshape(directions * slots, *array.shape[2:])
     for step in range(steps):
-        if kept == 1:
+        if slots == 1:
             yield rows
             continue
         first = steps - 1 - step if back else step

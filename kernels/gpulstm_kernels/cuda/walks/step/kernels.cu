@@ -6,8 +6,8 @@
 // Shapes, T steps, B batch, H hidden, P outputs, G gates, S states, D directions, A the type of sums:
 //   gates (D, T, B, G·H) of A; bias (D, G·H) of A; lengths (B,); h (D, B, P), the operand of the next product;
 //   ys (T+2, B, D·P); states (S, D, slots, B, H) of A; saved (D, T, B, saved·H); hidden (D, T or 1, B, H).
-// Gates lie one after another in the cell's order. For backward the cell's saved values and all states are kept.
-// A sequence past its length stands still: its h and states are handed on, and it has no gradient.
+// Gates lie one after another in the cell's order. In training the cell's saved values and the states of all steps are kept.
+// A sequence that has ended (t >= its length) keeps its h and states, and has no gradient.
 // Launch: a thread takes UNITS neighbouring units of one sequence; grid (⌈B·⌈H/UNITS⌉ / 128⌉, 1, D), 128 threads.
 // UNITS is 4 where H is a multiple of 4 (one vector access a value), else 1.
 #include "numeric.cuh"
@@ -16,11 +16,11 @@ constexpr int THREADS = 128;
 
 // Where a thread works; `step` counts the steps of the walk, t is the time it has reached.
 template <int UNITS>
-struct Place {
+struct Location {
     int direction, b, unit, t;
     bool inside;
 
-    __device__ Place(int time, int reverse_time, int batch, int units) {
+    __device__ Location(int time, int reverse_time, int batch, int units) {
         const int groups = (units + UNITS - 1) / UNITS;
         const int flat = blockIdx.x * blockDim.x + threadIdx.x;
         direction = blockIdx.z;
@@ -34,33 +34,33 @@ struct Place {
     }
 };
 
-template <class T, class Cell, bool KEEP, int UNITS>
+template <class T, class Cell, bool TRAINING, int UNITS>
 __global__ void __launch_bounds__(THREADS)
     step_forward(const accumulate_t<T>* gates, const accumulate_t<T>* bias, const int* lengths, T* h, T* ys,
                  accumulate_t<T>* states, T* saved, T* hidden, int step, int steps, int batch, int hidden_size,
                  int outputs, int directions, int has_bias, int ragged, int projected) {
     using A = accumulate_t<T>;
     constexpr int G = Cell::gates, S = at_least_one(Cell::states), V = at_least_one(Cell::saved);
-    const Place<UNITS> at(step, steps - 1 - step, batch, hidden_size);
+    const Location<UNITS> at(step, steps - 1 - step, batch, hidden_size);
     if (!at.inside) return;
     const long long row = at.row(steps, batch), here = static_cast<long long>(at.direction) * batch + at.b;
     T* const output = ys + ((at.t + 1LL) * batch + at.b) * directions * outputs + at.direction * outputs + at.unit;
-    const bool stands = ragged && at.t >= lengths[at.b];
+    const bool ended = ragged && at.t >= lengths[at.b];
 
-    const int slots = KEEP ? steps + 1 : 1;
-    const int from = KEEP ? at.t + at.direction : 0, to = KEEP ? at.t + 1 - at.direction : 0;
+    const int slots = TRAINING ? steps + 1 : 1;
+    const int from = TRAINING ? at.t + at.direction : 0, to = TRAINING ? at.t + 1 - at.direction : 0;
     A state[UNITS][S], result[S][UNITS], out[UNITS];
-    A* place[S];
+    A* first[S];
 #pragma unroll
     for (int k = 0; k < Cell::states; ++k) {
-        place[k] = states + ((k * directions + at.direction) * static_cast<long long>(slots) * batch + at.b) *
+        first[k] = states + ((k * directions + at.direction) * static_cast<long long>(slots) * batch + at.b) *
                                 hidden_size + at.unit;
         A value[UNITS];
-        load<UNITS>(place[k] + static_cast<long long>(from) * batch * hidden_size, value);
+        load<UNITS>(first[k] + static_cast<long long>(from) * batch * hidden_size, value);
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) state[u][k] = result[k][u] = value[u];
     }
-    if (stands) {
+    if (ended) {
         if (!projected) load<UNITS>(h + here * outputs + at.unit, out);
     } else {
         A gate[UNITS][G], save[UNITS][V];
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(THREADS)
         }
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) Cell::forward(gate[u], state[u], out[u], save[u]);
-        if (KEEP) {
+        if (TRAINING) {
 #pragma unroll
             for (int k = 0; k < Cell::saved; ++k) {
                 A value[UNITS];
@@ -90,54 +90,55 @@ __global__ void __launch_bounds__(THREADS)
     }
 #pragma unroll
     for (int k = 0; k < Cell::states; ++k)
-        store<UNITS>(result[k], place[k] + static_cast<long long>(to) * batch * hidden_size);
+        store<UNITS>(result[k], first[k] + static_cast<long long>(to) * batch * hidden_size);
     if (projected) {
-        if (stands) {  // its rows meet zeros in the gradient of weight_hr, and a NaN would survive that
+        if (ended) {  // the gradient of weight_hr multiplies its rows by zeros, and a NaN would survive that
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) out[u] = A(0);
         }
-        store<UNITS>(out, hidden + (KEEP ? row : here) * hidden_size + at.unit);
+        store<UNITS>(out, hidden + (TRAINING ? row : here) * hidden_size + at.unit);
     } else {
         store<UNITS>(out, h + here * outputs + at.unit);
         store<UNITS>(out, output);
     }
 }
 
-// With a projection: product = hidden·W_hrᵀ (D, B, P) becomes h, unless the sequence stands still.
+// With a projection: product = hidden·W_hrᵀ (D, B, P) becomes h unless the sequence has ended; h goes to ys.
 template <class T>
 __global__ void __launch_bounds__(THREADS)
     step_project(const accumulate_t<T>* product, const int* lengths, T* h, T* ys, int step, int steps, int batch,
                int outputs, int directions, int ragged) {
-    const Place<1> at(step, steps - 1 - step, batch, outputs);
+    const Location<1> at(step, steps - 1 - step, batch, outputs);
     if (!at.inside) return;
     const long long here = (static_cast<long long>(at.direction) * batch + at.b) * outputs + at.unit;
     if (!(ragged && at.t >= lengths[at.b])) h[here] = narrow<T>(product[here]);
     ys[((at.t + 1LL) * batch + at.b) * directions * outputs + at.direction * outputs + at.unit] = h[here];
 }
 
-// With a projection, backward: the whole gradient of h_t to dprojected (D, T, B, P); dh keeps what stands still, since
-// the host's product of this step adds to it.
+// With a projection, backward: the whole gradient of h_t to dprojected (D, T, B, P); dh becomes
+// zero but for sequences that have ended, since the host's product of this step adds to it.
 template <class T>
 __global__ void __launch_bounds__(THREADS)
     step_unproject(const T* dy, accumulate_t<T>* dh, const int* lengths, T* dprojected, int step, int steps, int batch,
                  int outputs, int directions, int ragged) {
     using A = accumulate_t<T>;
-    const Place<1> at(steps - 1 - step, step, batch, outputs);
+    const Location<1> at(steps - 1 - step, step, batch, outputs);
     if (!at.inside) return;
     const long long here = (static_cast<long long>(at.direction) * batch + at.b) * outputs + at.unit;
-    const bool stands = ragged && at.t >= lengths[at.b];
+    const bool ended = ragged && at.t >= lengths[at.b];
     const A later = dh[here];
     A total = A(0);
-    if (!stands)
+    if (!ended)
         total = later +
                 widen(dy[(static_cast<long long>(at.t) * batch + at.b) * directions * outputs +
                          at.direction * outputs + at.unit]);
     dprojected[at.row(steps, batch) * outputs + at.unit] = narrow<T>(total);
-    dh[here] = stands ? later : A(0);
+    dh[here] = ended ? later : A(0);
 }
 
 // Backward: dh (D, B, P) holds the gradient from later steps and dstates (S, D, B, H) that of the states; writes
-// dgates (D, T, B, G·H). The host's product then adds dgates·W_hh to dh, which keeps only what stands still.
+// dgates (D, T, B, G·H). The host's product then adds dgates·W_hh to dh, which is zero
+// then but for sequences that have ended.
 // With a projection, dhidden (D, B, H) is the whole gradient of the unprojected h, and dh is not touched.
 template <class T, class Cell, int UNITS>
 __global__ void __launch_bounds__(THREADS)
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(THREADS)
                   int projected) {
     using A = accumulate_t<T>;
     constexpr int G = Cell::gates, S = at_least_one(Cell::states), V = at_least_one(Cell::saved);
-    const Place<UNITS> at(steps - 1 - step, step, batch, hidden_size);
+    const Location<UNITS> at(steps - 1 - step, step, batch, hidden_size);
     if (!at.inside) return;
     const long long row = at.row(steps, batch), here = static_cast<long long>(at.direction) * batch + at.b;
     const int column = at.direction * outputs + at.unit, width = directions * outputs;
@@ -174,20 +175,20 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) save[u][k] = value[u];
         }
-        A* place[S];
+        A* first[S];
 #pragma unroll
         for (int k = 0; k < Cell::states; ++k) {
             const long long sequence = static_cast<long long>(k) * directions + at.direction;
-            const A* kept = states + (sequence * (steps + 1) * batch + at.b) * hidden_size + at.unit;
+            const A* of_states = states + (sequence * (steps + 1) * batch + at.b) * hidden_size + at.unit;
             const long long slot = static_cast<long long>(batch) * hidden_size;
-            load<UNITS>(kept + (at.t + 1 - at.direction) * slot, value);
+            load<UNITS>(of_states + (at.t + 1 - at.direction) * slot, value);
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) state[u][k] = value[u];
-            load<UNITS>(kept + (at.t + at.direction) * slot, value);
+            load<UNITS>(of_states + (at.t + at.direction) * slot, value);
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) previous[u][k] = value[u];
-            place[k] = dstates + (sequence * batch + at.b) * hidden_size + at.unit;
-            load<UNITS>(place[k], value);
+            first[k] = dstates + (sequence * batch + at.b) * hidden_size + at.unit;
+            load<UNITS>(first[k], value);
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) dstate[u][k] = value[u];
         }
@@ -198,7 +199,7 @@ __global__ void __launch_bounds__(THREADS)
         for (int k = 0; k < Cell::states; ++k) {
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) value[u] = dstate[u][k];
-            store<UNITS>(value, place[k]);
+            store<UNITS>(value, first[k]);
         }
     }
 #pragma unroll
