@@ -2,5 +2,5 @@
 
 First the tests that need a device, then :mod:`.probes`, then the grid of :mod:`.grid`, the most telling shapes first.
 All of it runs in one process that is replaced when it dies (:mod:`.worker`); what was measured is in a JSON record at
-every moment, and the next run goes on where a cut one stopped (:mod:`.run`).
+every moment, and the next run continues where an interrupted one stopped (:mod:`.run`).
 """

@@ -28,8 +28,8 @@ Begin = Callable[[], tuple[Hands, AbstractContextManager[object]]]
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m bench run gpu",
-        description="Test, probe and time every walk beside torch.nn.LSTM on a GPU. A run that was cut, or whose "
-        "budget ended, goes on when it is started again.",
+        description="Test, probe and time every walk beside torch.nn.LSTM on a GPU. A run that was "
+        "interrupted, or whose budget ended, continues when it is started again.",
     )
     result.add_argument("--budget", type=float, default=540, metavar="SECONDS", help="for everything (540)")
     result.add_argument("--out", type=Path, help="folder; default: bench/results/DEVICE")

@@ -1,4 +1,4 @@
-"""What is timed on a GPU, in which order, and who."""
+"""Which cases and contenders are timed on a GPU, and in which order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Contender(Provider):
     Attributes:
         backend: of gpulstm.
         walk: of gpulstm, for both passes.
-        default: whether it is timed when nobody is named.
+        default: whether it is timed when no contender is named.
     """
 
     backend: str = ""

@@ -62,7 +62,7 @@ def unfinished(folder: Path, record: Record) -> tuple[Path, Record] | None:
         try:
             found = load(path)
         except ValueError:
-            continue  # a table for selection, or a stranger
+            continue  # a table for selection, or some other file
         same = alike(found, record) and list(found["providers"]) == list(record["providers"])
         if same and not found["finished"]:
             return path, found

@@ -1,7 +1,7 @@
 """The numbers of a case on the device, what an LSTM makes of them in float64, and how far a result is from that.
 
-``xp`` is CuPy, or NumPy in tests. The initial state is zero, and the final one has no gradient: not everyone who is
-timed takes them.
+``xp`` is CuPy, or NumPy in tests. The initial state is zero, and the final one has no gradient: not every
+contender takes them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from .run import outcome
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds (median, quartiles) of everyone who was checked and timed on a case."""
+    """Seconds (median, quartiles) of every contender that was checked and timed on a case."""
 
     case: Case
     seconds: dict[str, dict[str, float]]
@@ -112,7 +112,7 @@ def figure(row: Row, name: str) -> str:
 
 
 def notes(record: dict[str, Any]) -> str:
-    """Who is missing, and who was not timed because a result was wrong or a process failed."""
+    """Which contenders are missing, and which were not timed because a result was wrong or a process failed."""
     lines = [f"- {name}: {entry['missing']}" for name, entry in record["providers"].items() if entry["missing"]]
     for cell in record["cells"]:
         if cell["rejected"]:

@@ -1,4 +1,4 @@
-"""The GPU benchmark's own code that meets a device: gpulstm's contenders, and the probes."""
+"""The GPU benchmark's own code that runs on a device: gpulstm's contenders, and the probes."""
 
 from __future__ import annotations
 

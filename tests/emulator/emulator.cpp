@@ -126,7 +126,7 @@ void (*entry)(void**);
 void** arguments;
 std::string message;
 std::vector<Thread*> ready;
-std::deque<Fiber> fibers;  // that nobody runs on
+std::deque<Fiber> fibers;  // that no thread runs on
 std::vector<SharedArray> shared_arrays;
 std::size_t dynamic_bytes, alive;
 unsigned long progress;  // counts what could let a waiting block go on
@@ -327,7 +327,7 @@ void wake(Thread& thread) {
 
 // Waits for all lanes of the warp; gives the half of its buffers that this operation uses.
 template <class Last>
-unsigned meet(Operation operation, int size, Last last) {
+unsigned warp_operation(Operation operation, int size, Last last) {
     Warp& warp = *running->warp;
     if (warp.lanes != LANES) fail("an operation of whole warps in a warp of %d threads", warp.lanes);
     if (warp.arrived && (warp.operation != operation || warp.size != size))
@@ -425,7 +425,7 @@ std::string stuck(const std::vector<Block>& blocks) {
 void run(std::vector<Block>& blocks, std::mt19937& random, bool shuffled) {
     alive = blocks.size() * blocks[0].threads.size();
     std::vector<Thread*> turns;
-    turns.reserve(alive);  // here, not in a fiber: ThreadSanitizer watches who allocates
+    turns.reserve(alive);  // here, not in a fiber: ThreadSanitizer watches which thread allocates
     ready.reserve(alive);
     ready.clear();
     for (Block& block : blocks)
@@ -535,14 +535,14 @@ void emulator_barrier(int id, int threads) {
 void emulator_warp_barrier() {
     char* const token = &running->warp->token[running->warp->turn & 1];
     RELEASE(token);
-    meet(Operation::barrier, 0, nothing);
+    warp_operation(Operation::barrier, 0, nothing);
     ACQUIRE(token);
 }
 
 void emulator_exchange(const void* mine, void* theirs, int bytes, int lane) {
     Warp& warp = *running->warp;
     copy_bytes(warp.given[warp.turn & 1][running->lane], mine, bytes);
-    const unsigned half = meet(Operation::exchange, bytes, nothing);
+    const unsigned half = warp_operation(Operation::exchange, bytes, nothing);
     copy_bytes(theirs, warp.given[half][lane], bytes);
 }
 
@@ -551,7 +551,7 @@ void emulator_mma(const unsigned* a, const unsigned* b, float* d, Numbers number
     unsigned char* const given = warp.given[warp.turn & 1][running->lane];
     copy_bytes(given, a, 16);
     copy_bytes(given + 16, b, 8);
-    const unsigned half = meet(Operation::mma, static_cast<int>(numbers),
+    const unsigned half = warp_operation(Operation::mma, static_cast<int>(numbers),
                                [numbers](Warp& all, unsigned side) { multiply(all, side, numbers); });
     for (int i = 0; i < 4; ++i) d[i] += warp.sums[half][running->lane][i];
 }
@@ -622,7 +622,7 @@ void emulator_cluster_arrive() {
 void emulator_cluster_wait() {
     Cluster& cluster = *running->block->cluster;
     char* const token = &cluster.token[cluster.turn & 1];
-    // whoever comes to wait last lets all go: a thread between arrive and wait keeps the turn from ending early
+    // the last thread that waits wakes the others: a thread between arrive and wait keeps the turn from ending early
     std::size_t waiting = 0;
     for (Block* block : cluster.blocks)
         for (Thread& other : block->threads) waiting += other.state == State::cluster;

@@ -1,4 +1,5 @@
-// CUDA C++ on a CPU, for tests: what device.cuh promises, as calls into emulator.cpp. Kernels see nothing else.
+// CUDA C++ on a CPU, for tests: what device.cuh and the benchmark's clusters.cuh promise, as calls into emulator.cpp.
+// Kernels see nothing else.
 //
 // Every CUDA thread is a fiber on one OS thread, so runs repeat from their seed; emulator.cpp says how they take turns.
 // NVIDIA's cuda_fp16.h and cuda_bf16.h compile as they are, so half arithmetic is bit-true.

@@ -92,7 +92,7 @@ __global__ void uninitialised_shared_memory(const float* x, float* y) {
     y[threadIdx.x] = shared[threadIdx.x];
 }
 
-// Two blocks of 32 threads, of which the second writes what is the first's: the same numbers, whoever comes first.
+// Two blocks of 32 threads, of which the second also writes the first's elements: the same numbers in either order.
 template <bool BUG>
 __global__ void race_between_blocks(const float* x, float* y) {
     y[blockIdx.x * 32 + threadIdx.x] = x[blockIdx.x * 32 + threadIdx.x];

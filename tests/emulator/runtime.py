@@ -1,7 +1,7 @@
 """The runtime that tests put in CuPy's place: device memory that only kernels can read, and kernels on the CPU.
 
 It cannot see a missing fence (memory here is sequentially consistent), bank conflicts, registers, or speed; nor that
-threads which meet at a barrier or shuffle do so at different places in the code, as long as their numbers fit.
+threads wait at one barrier or shuffle from different places in the code, as long as their number is right.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class EmulatedRuntime(Runtime):
         cooperative: bool = False,
         cluster: int = 1,
     ) -> None:
-        """As :meth:`Runtime.launch`; and with clusters of ``cluster`` blocks along x, which no walk has yet."""
+        """As :meth:`Runtime.launch`; and with clusters of ``cluster`` blocks along x, which no walk uses."""
         entry, signature = self._kernel(kernel)
         values = arguments(args, self.pointer)
         given = "".join(_LETTERS[type(value)] for value in values)

@@ -193,7 +193,7 @@ def order_of_turns(seed: int) -> Any:
 def test_a_seed_decides_the_order_of_turns() -> None:
     before, after = order_of_turns(0)
     np.testing.assert_array_equal(before, np.arange(64))
-    np.testing.assert_array_equal(after, np.roll(before, 1))  # who comes to a barrier last goes on at once
+    np.testing.assert_array_equal(after, np.roll(before, 1))  # the last thread at a barrier runs on at once
     one, other = order_of_turns(1), order_of_turns(2)
     np.testing.assert_array_equal(one, order_of_turns(1))
     for first, second in ((one[0], one[1]), (one[0], other[0]), (other[0], before)):
