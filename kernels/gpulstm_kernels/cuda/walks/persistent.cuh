@@ -34,7 +34,7 @@ struct Pair {
 
 // Forward. `operand` is where h goes as a factor of the next product, `pitch` elements from one sequence to the next.
 template <class T, class Cell, bool TRAINING>
-struct ForwardCell {
+struct CellForward {
     static constexpr int G = Cell::gates, S = at_least_one(Cell::states), V = at_least_one(Cell::saved);
     const float* gates;  // (D, T, B, G·H): of x, without the bias
     T* ys;
@@ -112,7 +112,7 @@ struct ForwardCell {
 // Backward: dh is the gradient of h that came from later steps; dgates go to the array and, as a factor of the product
 // that gives the next dh, to `operand`: `pitch` elements from one sequence to the next, `gate_pitch` between gates.
 template <class T, class Cell>
-struct BackwardCell {
+struct CellBackward {
     static constexpr int G = Cell::gates, S = at_least_one(Cell::states), V = at_least_one(Cell::saved);
     const T* dy;
     const T* saved;

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
 
     T* const operand = reinterpret_cast<T*>(shared + 2 * lane.q * PITCH) + at.unit;  // of the first copy
     int row = at.row(at.first_step());
-    ForwardCell<T, Cell, TRAINING> cell{gates, ys, states, saved};
+    CellForward<T, Cell, TRAINING> cell{gates, ys, states, saved};
     cell.begin(at, has_bias ? bias : nullptr, ragged ? lengths : nullptr, operand, NEXT);
     cell.prefetch(at, row);
     block_barrier();
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
 
     T* const operand = reinterpret_cast<T*>(shared + 2 * lane.q * PITCH) + at.unit;  // of the first copy
     int row = at.row(at.first_step());
-    BackwardCell<T, Cell> cell{dy, saved, states, ys, dgates};
+    CellBackward<T, Cell> cell{dy, saved, states, ys, dgates};
     cell.begin(at, dh, dstates, ragged ? lengths : nullptr);
     cell.prefetch(at, row);
 

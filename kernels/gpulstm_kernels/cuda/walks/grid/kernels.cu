@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     T* const operand = of_team + static_cast<long long>(warp * COLUMNS + 2 * lane.q) * PADDED + at.unit;
     unsigned passed = 0;
 
-    ForwardCell<T, Cell, TRAINING> cell{gates, ys, states, saved};
+    CellForward<T, Cell, TRAINING> cell{gates, ys, states, saved};
     cell.begin(at, has_bias ? bias : nullptr, ragged ? lengths : nullptr, operand, PADDED);
     cell.prefetch(at, at.direction ? steps - 1 : 0);
     grid_barrier(counters + team, gridDim.x, passed);
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     float* const of_team = exchange + static_cast<long long>(team) * blocks * of_owner;
     unsigned passed = 0;
 
-    BackwardCell<T, Cell> cell{dy, saved, states, ys, dgates};
+    CellBackward<T, Cell> cell{dy, saved, states, ys, dgates};
     cell.begin(at, dh, dstates, ragged ? lengths : nullptr);
     cell.prefetch(at, at.direction ? 0 : steps - 1);
     T* const operand = of_tiles + (warp * COLUMNS + 2 * lane.q) * PITCH + lane.g;
