@@ -27,4 +27,4 @@ def runtime() -> Iterator[Any]:
     from gpulstm_kernels.cuda.device import process
 
     with process.use(HostRuntime()):
-        yield process.numba()
+        yield process.current_numba()

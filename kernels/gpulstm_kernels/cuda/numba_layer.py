@@ -11,7 +11,7 @@ from typing import Any
 
 from ..backend import LayerShape
 from . import layer
-from .device.process import numba
+from .device.process import current_numba
 from .layer import LayerTape, layer_backward, stream, tape_arrays, tape_layout
 
 __all__ = [
@@ -35,16 +35,16 @@ def layer_forward(
     shape: LayerShape, x: Any, state: tuple[Any, ...], weights: Sequence[Mapping[str, Any]], lengths: Any
 ) -> tuple[Any, tuple[Any, ...], LayerTape | None]:
     """See :class:`gpulstm_kernels.backend.Backend`."""
-    return layer.layer_forward(shape, x, state, weights, lengths, numba())
+    return layer.layer_forward(shape, x, state, weights, lengths, current_numba())
 
 
 def tape_of(
     shape: LayerShape, x: Any, weights: Sequence[Mapping[str, Any]], lengths: Any, arrays: Sequence[Any]
 ) -> LayerTape:
     """See :class:`gpulstm_kernels.backend.Backend`."""
-    return layer.tape_of(shape, x, weights, lengths, arrays, numba())
+    return layer.tape_of(shape, x, weights, lengths, arrays, current_numba())
 
 
 def describe(shape: LayerShape) -> str:
     """See :class:`gpulstm_kernels.backend.Backend`."""
-    return f"Numba CUDA: {layer.describe(shape, numba())}"
+    return f"Numba CUDA: {layer.describe(shape, current_numba())}"

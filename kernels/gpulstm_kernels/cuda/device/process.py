@@ -60,7 +60,7 @@ def numba_why_not() -> str | None:
     return numba_runtime.why_not(why_not)
 
 
-def numba() -> Runtime:
+def current_numba() -> Runtime:
     """The Numba runtime over :func:`current`."""
     return _numba_over(current())
 
