@@ -74,6 +74,12 @@ def test_every_kernel_is_in_the_matrix(matrix: Matrix) -> None:
         assert compiled == shipped.defined()
 
 
+def test_every_rule_of_an_optimizer_is_in_the_matrix() -> None:
+    text = (shipped.FOLDER / "kernels" / "optimizer.cu").read_text(encoding="utf-8")
+    _, rules = shipped.ELEMENTWISE["kernels/optimizer"]["update"]
+    assert re.findall(r"^struct (\w+)", text, re.MULTILINE) == list(rules)
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_nothing_spills(matrix: Matrix, capability: int) -> None:
     spilled = {}
