@@ -20,7 +20,7 @@ from .device.runtime import Device
 from .walks import WALKS, block_host, grid_host
 from .walks.persistent import Plan, planned
 
-_FAR = math.log(4)  # a measurement is of use as far as this: sizes four times as large, or as small
+_FAR = math.log(4)  # measurements count up to this distance: sizes four times as large, or as small
 
 # Estimates: published costs on Hopper (a node of a CUDA graph, a barrier of the grid), scaled by multiprocessors; the
 # rest is what these kernels' instructions allow at 1.7 GHz. None of it was measured with these kernels.
@@ -35,7 +35,7 @@ _PLANS: dict[str, Callable[[Device, LayerShape, bool], Plan | str]] = {"block": 
 
 
 class Choice(NamedTuple):
-    """The name of a walk's module, and in words why that one."""
+    """The name of a walk, and in words why that one."""
 
     walk: str
     reason: str
@@ -138,8 +138,8 @@ def _steps(device: Device, shape: LayerShape) -> float:
 def _persistent(device: Device, shape: LayerShape, plan: Plan) -> float:
     """Microseconds a step of products in a walk whose blocks hold the weights.
 
-    Blocks that no multiprocessor is free for walk all of time after those that came first; blocks that share one
-    share its arithmetic too.
+    Blocks beyond those that can be resident start once others have ended; blocks on one multiprocessor share its
+    arithmetic.
     """
     p, blocks = shape, math.prod(plan.grid)
     columns = -(-p.batch // 8) * 8
