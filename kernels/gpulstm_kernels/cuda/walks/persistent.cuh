@@ -3,7 +3,7 @@
 // T is float or a half type; sums and states are float. What is carried from step to step stays in registers, and the
 // inputs of a step are prefetched while the step before it is under way. Arrays are as in buffers.py; where the lane's
 // values lie in them is told by a class At, derived from Pair, with a position p that each walk counts in its own way:
-//   value(p, c, n)     unit of sequence first + c in an array (D, T, B, n·H); the next of the n is hidden elements on
+//   value(p, c, n, k)  of sequence first + c, the k-th of n values a unit in an array (D, T, B, n·H)
 //   y(p, c)            in ys, h of the step
 //   forward:  first_y(c), first_state(k, c)   what the walk begins with;  state(p, k, c)   after the step
 //   backward: dy(p, c);  last_state(k, c)   after the last step of time;  state_before(p, k, c)   before the step
@@ -12,12 +12,12 @@
 #pragma once
 #include "tile.cuh"
 
-// One unit of the sequences `first` and `first + 1`, and whether each of them is there.
+// One unit of the sequences `first` and `first + 1`, and whether each of them is there, if any is.
 struct Pair {
     int direction, first, unit, hidden, batch, steps, directions;
     bool inside[2];
 
-    __device__ Pair(int first, int unit, int hidden, int batch, int steps, int directions)
+    __device__ Pair(bool there, int first, int unit, int hidden, int batch, int steps, int directions)
         : direction(static_cast<int>(blockIdx.z)),
           first(first),
           unit(unit),
@@ -25,10 +25,10 @@ struct Pair {
           batch(batch),
           steps(steps),
           directions(directions),
-          inside{unit < hidden && first < batch, unit < hidden && first + 1 < batch} {}
+          inside{there && unit < hidden && first < batch, there && unit < hidden && first + 1 < batch} {}
 
-    __device__ __forceinline__ int length(const int* lengths, int c) const {
-        return lengths && inside[c] ? lengths[first + c] : steps;
+    __device__ __forceinline__ int length(const int* lengths, int ragged, int c) const {
+        return ragged && inside[c] ? lengths[first + c] : steps;
     }
 };
 
@@ -44,11 +44,15 @@ struct CellForward {
     float state[2][S], bias[G], next[G][2];
     int length[2];
 
+    __device__ __forceinline__ CellForward(const float* gates, T* ys, float* states, T* saved)
+        : gates(gates), ys(ys), states(states), saved(saved) {}
+
     template <class At>
-    __device__ __forceinline__ void begin(const At& at, const float* biases, const int* lengths, T* operand, int pitch) {
+    __device__ __forceinline__ void begin(const At& at, const float* biases, int has_bias, const int* lengths, int ragged, T* operand,
+                                          int pitch) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-            length[c] = at.length(lengths, c);
+            length[c] = at.length(lengths, ragged, c);
             h[c] = at.inside[c] ? ys[at.first_y(c)] : narrow<T>(0.0f);
             if (at.inside[c]) operand[c * pitch] = h[c];
 #pragma unroll
@@ -56,7 +60,7 @@ struct CellForward {
         }
 #pragma unroll
         for (int j = 0; j < G; ++j)
-            bias[j] = biases && at.unit < at.hidden ? biases[(at.direction * G + j) * at.hidden + at.unit] : 0.0f;
+            bias[j] = has_bias && at.unit < at.hidden ? biases[(at.direction * G + j) * at.hidden + at.unit] : 0.0f;
     }
 
     // The gates of x at position p, which `input` then gives with their bias.
@@ -65,7 +69,7 @@ struct CellForward {
 #pragma unroll
         for (int c = 0; c < 2; ++c)
 #pragma unroll
-            for (int j = 0; j < G; ++j) next[j][c] = at.inside[c] ? gates[at.value(p, c, G) + j * at.hidden] : 0.0f;
+            for (int j = 0; j < G; ++j) next[j][c] = at.inside[c] ? gates[at.value(p, c, G, j)] : 0.0f;
     }
     __device__ __forceinline__ float input(int j, int c) const { return next[j][c] + bias[j]; }
 
@@ -85,7 +89,7 @@ struct CellForward {
                 if (TRAINING) {
 #pragma unroll
                     for (int k = 0; k < Cell::saved; ++k)
-                        saved[at.value(p, c, Cell::saved) + k * at.hidden] = narrow<T>(save[k]);
+                        saved[at.value(p, c, Cell::saved, k)] = narrow<T>(save[k]);
                 }
             }
             operand[c * pitch] = h[c];
@@ -122,11 +126,15 @@ struct CellBackward {
     float dh[2], dstate[2][S], state[2][S], before[2][S], from_output[2], h[2], save[2][V];
     int length[2];
 
+    __device__ __forceinline__ CellBackward(const T* dy, const T* saved, const float* states, const T* ys, T* dgates)
+        : dy(dy), saved(saved), states(states), ys(ys), dgates(dgates) {}
+
     template <class At>
-    __device__ __forceinline__ void begin(const At& at, const float* last_dh, const float* dstates, const int* lengths) {
+    __device__ __forceinline__ void begin(const At& at, const float* last_dh, const float* dstates, const int* lengths,
+                                          int ragged) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-            length[c] = at.length(lengths, c);
+            length[c] = at.length(lengths, ragged, c);
             dh[c] = at.inside[c] ? last_dh[at.carried(0, c)] : 0.0f;
 #pragma unroll
             for (int k = 0; k < Cell::states; ++k) {
@@ -145,7 +153,7 @@ struct CellBackward {
             h[c] = widen(ys[at.y(p, c)]);
 #pragma unroll
             for (int k = 0; k < Cell::saved; ++k)
-                save[c][k] = widen(saved[at.value(p, c, Cell::saved) + k * at.hidden]);
+                save[c][k] = widen(saved[at.value(p, c, Cell::saved, k)]);
 #pragma unroll
             for (int k = 0; k < Cell::states; ++k) before[c][k] = states[at.state_before(p, k, c)];
         }
@@ -165,7 +173,7 @@ struct CellBackward {
             for (int j = 0; j < G; ++j) {
                 const T rounded = narrow<T>(dgate[j]);
                 operand[c * pitch + j * gate_pitch] = rounded;
-                dgates[at.value(p, c, G) + j * at.hidden] = rounded;
+                dgates[at.value(p, c, G, j)] = rounded;
             }
 #pragma unroll
             for (int k = 0; k < Cell::states; ++k) state[c][k] = before[c][k];

@@ -31,7 +31,7 @@ struct Row : Pair {
     __device__ int of_slot(int slot, int slots) const {
         return ((direction * slots + slot) * batch + first) * hidden + unit;
     }
-    __device__ int value(int p, int c, int count) const { return p * count + unit + c * count * hidden; }
+    __device__ int value(int p, int c, int count, int k) const { return p * count + unit + (c * count + k) * hidden; }
     __device__ int carried(int k, int c) const {
         return k * directions * batch * hidden + of_slot(0, 1) + c * hidden;
     }
@@ -42,7 +42,7 @@ struct ForwardRow : Row {
     int stride;  // from the row of a step to that of the next
 
     __device__ ForwardRow(int first, int unit, int hidden, int batch, int steps, int directions)
-        : Row(first, unit, hidden, batch, steps, directions) {
+        : Row(true, first, unit, hidden, batch, steps, directions) {
         const int begin = row(first_step()), slots = TRAINING ? steps + 1 : 1;
         stride = (direction ? -1 : 1) * batch * hidden;
         to_y = of_time(first_step() + 1) - begin * directions;
@@ -60,7 +60,7 @@ struct BackwardRow : Row {
     int stride;
 
     __device__ BackwardRow(int first, int unit, int hidden, int batch, int steps, int directions)
-        : Row(first, unit, hidden, batch, steps, directions) {
+        : Row(true, first, unit, hidden, batch, steps, directions) {
         const int begin = row(first_step());
         stride = (direction ? 1 : -1) * batch * hidden;
         to_y = of_time(first_step()) - begin * directions;
@@ -85,18 +85,18 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
     SHARED_DYNAMIC(shared);
     const Lane lane;
     const int warp = threadIdx.x / WARP;
-    const ForwardRow<TRAINING> at(static_cast<int>(blockIdx.x) * COLUMNS + 2 * lane.q, warp * 8 + lane.g, hidden, batch,
-                                  steps, directions);
 
     Slice<T, TF32, M16, CHUNKS> slice;
-    slice.load(GateRows<T>{weight_hh + static_cast<long long>(at.direction) * G * hidden * hidden, G, hidden, warp * 8, 0});
+    slice.load(GateRows<T>{weight_hh + static_cast<long long>(blockIdx.z) * G * hidden * hidden, G, hidden, warp * 8, 0});
     for (int i = threadIdx.x; i < 2 * COLUMNS * PITCH / 4; i += blockDim.x) reinterpret_cast<unsigned*>(shared)[i] = 0;
     block_barrier();
 
+    const ForwardRow<TRAINING> at(static_cast<int>(blockIdx.x) * COLUMNS + 2 * lane.q, warp * 8 + lane.g, hidden, batch,
+                                  steps, directions);
     T* const operand = reinterpret_cast<T*>(shared + 2 * lane.q * PITCH) + at.unit;  // of the first copy
     int row = at.row(at.first_step());
-    CellForward<T, Cell, TRAINING> cell{gates, ys, states, saved};
-    cell.begin(at, has_bias ? bias : nullptr, ragged ? lengths : nullptr, operand, NEXT);
+    CellForward<T, Cell, TRAINING> cell(gates, ys, states, saved);
+    cell.begin(at, bias, has_bias, lengths, ragged, operand, NEXT);
     cell.prefetch(at, row);
     block_barrier();
 
@@ -130,12 +130,10 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
     SHARED_DYNAMIC(shared);
     const Lane lane;
     const int warp = threadIdx.x / WARP, team = warp / 2, side = warp % 2;
-    const BackwardRow at(static_cast<int>(blockIdx.x) * COLUMNS + 2 * lane.q, team * 16 + side * 8 + lane.g, hidden,
-                         batch, steps, directions);
     float* const shares = reinterpret_cast<float*>(shared + 2 * COLUMNS * PITCH) + threadIdx.x % WARP * 2;  // a warp, lane
 
     Slice<T, TF32, 1, OWN> slice;  // of weight_hhᵀ: 16 units by half of all gates' units
-    const T* const weight = weight_hh + static_cast<long long>(at.direction) * G * hidden * hidden;
+    const T* const weight = weight_hh + static_cast<long long>(blockIdx.z) * G * hidden * hidden;
     slice.load([&](int row, int k) {
         k += side * OWN * IN_CHUNK;
         const int unit = team * 16 + row, gate = k / PADDED, other = k % PADDED;
@@ -145,10 +143,12 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
     for (int i = threadIdx.x; i < 2 * COLUMNS * PITCH / 4; i += blockDim.x) reinterpret_cast<unsigned*>(shared)[i] = 0;
     block_barrier();
 
+    const BackwardRow at(static_cast<int>(blockIdx.x) * COLUMNS + 2 * lane.q, team * 16 + side * 8 + lane.g, hidden,
+                         batch, steps, directions);
     T* const operand = reinterpret_cast<T*>(shared + 2 * lane.q * PITCH) + at.unit;  // of the first copy
     int row = at.row(at.first_step());
-    CellBackward<T, Cell> cell{dy, saved, states, ys, dgates};
-    cell.begin(at, dh, dstates, ragged ? lengths : nullptr);
+    CellBackward<T, Cell> cell(dy, saved, states, ys, dgates);
+    cell.begin(at, dh, dstates, lengths, ragged);
     cell.prefetch(at, row);
 
     for (int step = 0; step < steps; ++step) {

@@ -21,12 +21,10 @@
 template <bool SLOTS>
 struct Owner : Pair {
     __device__ Owner(int tile, int tiles, int hidden, int batch, int steps, int directions)
-        : Pair((static_cast<int>(blockIdx.y) * tiles + tile) * COLUMNS + 2 * Lane().q,
-               static_cast<int>(blockIdx.x) * 8 + Lane().g, hidden, batch, steps, directions) {
-        for (int c = 0; c < 2; ++c) inside[c] = inside[c] && tile < tiles;
-    }
-    __device__ long long value(int t, int c, int count) const {
-        return ((static_cast<long long>(direction) * steps + t) * batch + first + c) * count * hidden + unit;
+        : Pair(tile < tiles, (static_cast<int>(blockIdx.y) * tiles + tile) * COLUMNS + 2 * Lane().q,
+               static_cast<int>(blockIdx.x) * 8 + Lane().g, hidden, batch, steps, directions) {}
+    __device__ long long value(int t, int c, int count, int k) const {
+        return ((static_cast<long long>(direction) * steps + t) * batch + first + c) * count * hidden + (k * hidden + unit);
     }
     // In an array (T, B, D·H).
     __device__ long long of_time(int t, int c) const {
@@ -70,8 +68,8 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     T* const operand = of_team + static_cast<long long>(warp * COLUMNS + 2 * lane.q) * PADDED + at.unit;
     unsigned passed = 0;
 
-    CellForward<T, Cell, TRAINING> cell{gates, ys, states, saved};
-    cell.begin(at, has_bias ? bias : nullptr, ragged ? lengths : nullptr, operand, PADDED);
+    CellForward<T, Cell, TRAINING> cell(gates, ys, states, saved);
+    cell.begin(at, bias, has_bias, lengths, ragged, operand, PADDED);
     cell.prefetch(at, at.direction ? steps - 1 : 0);
     grid_barrier(counters + team, gridDim.x, passed);
 
@@ -99,8 +97,8 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
                 sums[i / 4][i % 4] = sum;
             }
             cell.step(at, t, t, sums, operand + (1 - step % 2) * of_copy, PADDED);
-            if (step + 1 < steps) cell.prefetch(at, at.direction ? t - 1 : t + 1);
         }
+        if (warp < tiles && step + 1 < steps) cell.prefetch(at, at.direction ? steps - 2 - step : step + 1);
         if (step + 1 < steps) grid_barrier(counters + team, gridDim.x, passed);
     }
     cell.end(at);
@@ -138,8 +136,8 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     float* const of_team = exchange + static_cast<long long>(team) * blocks * of_owner;
     unsigned passed = 0;
 
-    CellBackward<T, Cell> cell{dy, saved, states, ys, dgates};
-    cell.begin(at, dh, dstates, ragged ? lengths : nullptr);
+    CellBackward<T, Cell> cell(dy, saved, states, ys, dgates);
+    cell.begin(at, dh, dstates, lengths, ragged);
     cell.prefetch(at, at.direction ? 0 : steps - 1);
     T* const operand = of_tiles + (warp * COLUMNS + 2 * lane.q) * PITCH + lane.g;
 
