@@ -165,7 +165,7 @@ def test_floors_of_the_cpu_kernels() -> None:
 # Files of one name are parallel parts of one pattern: where they may lie, and what they are.
 PARALLEL = {
     r"gpulstm_kernels/(cpu|cuda)/layer\.py": "one layer by the kernels of a family of devices",
-    r"gpulstm_kernels/cuda/walks/\w+/(host\.py|kernels\.cu|numba_twin\.py)": "the parts of a CUDA walk",
+    r"gpulstm_kernels/cuda/walks/\w+/(host\.py|kernels\.cu|kernels_numba_twin\.py)": "the parts of a CUDA walk",
     r"gpulstm_kernels/(cells|cpu/codegen)/activations\.py": "what cells call, and how a CPU computes it",
     r"gpulstm_kernels/cells/\w+\.(py|cuh)": "one file a cell and language",
     r"gpulstm/(data|tasks)/\w+\.py": "a task, and the data that it is for",
