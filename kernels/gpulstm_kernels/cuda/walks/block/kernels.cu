@@ -91,6 +91,7 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
     for (int i = threadIdx.x; i < 2 * COLUMNS * PITCH / 4; i += blockDim.x) reinterpret_cast<unsigned*>(shared)[i] = 0;
     block_barrier();
 
+    // only now: while the slice is loaded, every register is taken
     const ForwardRow<TRAINING> at(static_cast<int>(blockIdx.x) * COLUMNS + 2 * lane.q, warp * 8 + lane.g, hidden, batch,
                                   steps, directions);
     T* const operand = reinterpret_cast<T*>(shared + 2 * lane.q * PITCH) + at.unit;  // of the first copy

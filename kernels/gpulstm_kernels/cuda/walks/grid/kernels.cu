@@ -17,7 +17,8 @@
 #include "persistent.cuh"
 
 // The lane's pair of one tile: its warp has the cell of the tile's sequences and the block's eight units. A position is
-// the time t. SLOTS: whether states of all steps are kept, T + 1 of them.
+// the time t. SLOTS: whether states of all steps are kept, T + 1 of them. At the largest slices every register is taken,
+// and sums in another order spill: the compile tests tell.
 template <bool SLOTS>
 struct Owner : Pair {
     __device__ Owner(int tile, int tiles, int hidden, int batch, int steps, int directions)
