@@ -48,8 +48,8 @@ struct CellForward {
         : gates(gates), ys(ys), states(states), saved(saved) {}
 
     template <class At>
-    __device__ __forceinline__ void begin(const At& at, const float* biases, int has_bias, const int* lengths, int ragged, T* operand,
-                                          int pitch) {
+    __device__ __forceinline__ void begin(const At& at, const float* biases, int has_bias, const int* lengths,
+                                          int ragged, T* operand, int pitch) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
             length[c] = at.length(lengths, ragged, c);
