@@ -18,7 +18,7 @@ import pytest
 
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cpu.codegen import compilation as compiling
-from gpulstm_kernels.cpu.codegen import digest, disk_cache
+from gpulstm_kernels.cpu.codegen import disk_cache, numba_internals
 from gpulstm_kernels.cpu.codegen.compilation import CellType, entry
 
 
@@ -252,7 +252,7 @@ def test_an_overload_of_numpys_makes_another_kernel(type_of: Any, monkeypatch: p
 
     names = set()
     for by in (0.5, 0.6, 0.5):
-        monkeypatch.setattr(digest, "builtin_registry", registered(by))
+        monkeypatch.setattr(numba_internals, "builtin_registry", registered(by))
         names.add(type_of().name)
     assert len(names) == 2
 

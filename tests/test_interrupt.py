@@ -266,7 +266,7 @@ def test_what_could_not_be_packed_is_not_kept() -> None:
 def test_ctrl_c_while_the_process_ends_prints_nothing() -> None:
     script = """
         import signal
-        from gpulstm_kernels.cpu import threads
+        from gpulstm_kernels.cpu.crew import crew as threads
 
         threads.crew.resize(2)
         threads.crew._hire(1)

@@ -371,7 +371,7 @@ if hasattr(os, "fork"):  # Windows has no such thing
             import os, warnings
             import numpy as np
             import gpulstm, problems
-            from gpulstm_kernels.cpu import step
+            from gpulstm_kernels.cpu.walks import step
 
             warnings.simplefilter("ignore", DeprecationWarning)
             step._WORTH_A_LOOKOUT = 1  # so that a thread takes part
@@ -410,7 +410,7 @@ def test_an_install_that_nothing_can_be_written_to(tmp_path: Path) -> None:
     script = """
         import numpy as np
         import gpulstm
-        from gpulstm_kernels.cpu import sequence
+        from gpulstm_kernels.cpu.walks import sequence
 
         rnn, x = gpulstm.RNN(3, 5, seed=0), np.ones((2, 1, 3), np.float32)
         error = np.abs(rnn(x)[0] - rnn(x, backend="reference")[0]).max()

@@ -15,9 +15,9 @@ import numpy as np
 
 from ..memory import empty, zeros
 from .codegen.compilation import inline, kernel
+from .codegen.features import CACHE_LINE
 from .codegen.tile import ROWS, WIDTH, tile_rows
 from .codegen.vector import lanes, load, store, transpose
-from .crew.atomics import LINE
 from .crew.crew import crew
 from .crew.team import is_over, meet, of_all, share
 from .packing import layouts as packing
@@ -191,7 +191,7 @@ def outer_rows(c, sums, a, b, d, gates, units, width, k, add, room, edges, met, 
 def outer_room(k: int, units: int, gates: int, width: int, columns: Sequence[int], dtype: np.dtype) -> Any:
     """Scratch of :func:`outer_rows`: A transposed, (gates, units, K); twice B and D, of so many ``columns`` each."""
     depth, across = min(k, OUTER_DEPTH), WIDTH * lanes(dtype)
-    apart = -(-depth // lanes(dtype)) * lanes(dtype) + LINE // dtype.itemsize  # not a power of two
+    apart = -(-depth // lanes(dtype)) * lanes(dtype) + CACHE_LINE // dtype.itemsize  # not a power of two
     packed_a = empty((gates, -(-units // width) * width, apart), dtype)
     packed_bd = empty((2, depth * sum([-(-n // across) * across for n in columns])), dtype)
     return packed_a, packed_bd

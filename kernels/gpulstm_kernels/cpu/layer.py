@@ -13,10 +13,10 @@ from ..backend import NARROW, LayerShape
 from ..cells import Cell
 from ..memory import empty, zeros
 from . import gemm
-from .codegen.features import L2_BYTES
+from .codegen.features import L2_BYTES, REGISTER_BYTES
 from .codegen.narrow import group, row_bytes
 from .codegen.tile import ROWS, WIDTH, panel_vectors
-from .codegen.vector import REGISTER_BYTES, lanes
+from .codegen.vector import lanes
 from .crew.crew import crew
 from .packing import layouts as packing
 from .packing.cache import Contents, contents, kept

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
 
+from .numba_internals import cgutils
 from .vector import INT64, counted_loop
 
 ROWS = 16  # of a register

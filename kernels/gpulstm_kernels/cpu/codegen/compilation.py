@@ -17,10 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba import njit, typeof, types
-from numba.core.errors import NumbaError
-from numba.core.imputils import lower_getattr_generic
-from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
+from numba import njit, types
 from numba.extending import (
     NativeValue,
     lower_builtin,
@@ -35,14 +32,22 @@ from ...cells import Cell
 from .digest import CannotDigest, maths_digest
 from .disk_cache import NOT_KEPT, DiskCache
 from .features import AMX
+from .numba_internals import (
+    ALWAYS_INLINE,
+    NOT_FROM_C,
+    NOT_FROM_PYTHON,
+    NumbaError,
+    constant_attributes,
+    set_cache,
+    type_calls,
+)
 
 logger = logging.getLogger("gpulstm")
 
 # 'contract' lets a*b + c become one fused multiply-add; nothing else is relaxed, so NaN and infinities stay.
 _MATHS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
-# Ways in from Python and C take as long to compile as a small kernel.
-_INSIDE = _MATHS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-OPTIONS = _MATHS | {"nogil": True, "no_cfunc_wrapper": True}
+_INSIDE = _MATHS | NOT_FROM_C | NOT_FROM_PYTHON
+OPTIONS = _MATHS | NOT_FROM_C | {"nogil": True}
 
 
 def _sources() -> str:
@@ -59,35 +64,18 @@ def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     function.__qualname__ += f"_{_SOURCES}"  # which names the cache's files
     compiled = njit(**options)(function)
     with contextlib.suppress(RuntimeError):  # "no locator available": a read-only install without a writable home
-        compiled._cache = DiskCache(function)
+        set_cache(compiled, DiskCache(function))
     return compiled
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile ``function`` for threads that go by the address of its :func:`machine_code`. Python must not call it."""
+    """Compile ``function`` for threads that go by the address of its machine code. Python must not call it."""
     return _cached(function, _INSIDE)
 
 
 def entry(function: Callable[..., Any]) -> Any:
     """Compile ``function`` for Python, which is free to go on in other threads while it runs."""
     return _cached(function, OPTIONS)
-
-
-def machine_code(function: Any, arguments: tuple[types.Type, ...]) -> int:
-    """Where the machine code of a kernel for arguments of these types lies; it is compiled if it must."""
-    function.compile(arguments)
-    compiled = function.overloads[arguments]
-    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
-
-
-def entry_point(function: Any, *arguments: Any) -> Callable[..., Any]:
-    """An entry for arguments of the types of these: for callers that vouch for the types.
-
-    Numba looks at the type of every argument at every call, which takes longer than a small kernel.
-    """
-    types_of = tuple(typeof(argument) for argument in arguments)
-    function.compile(types_of)
-    return function.overloads[types_of].entry_point
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -100,7 +88,7 @@ def always_inline(function: Callable[..., Any]) -> Any:
 
     A call passes every array as ten numbers, and keeps the constants of its maths inside of loops.
     """
-    return njit(forceinline=True, **_INSIDE)(function)
+    return njit(**_INSIDE, **ALWAYS_INLINE)(function)
 
 
 class CellType(types.Type):
@@ -141,26 +129,14 @@ def _unbox_cell(typ: CellType, value: Any, context: Any) -> NativeValue:
     return NativeValue(context.context.get_dummy_value())
 
 
-_COUNTS: dict[str, Callable[[Cell], int]] = {
-    "n_gates": lambda cell: len(cell.gates),
-    "n_states": lambda cell: len(cell.states),
-    "n_saved": lambda cell: cell.saved,
-}
-
-
-@infer_getattr
-class _CellAttributes(AttributeTemplate):
-    """In a kernel a cell has these numbers, as constants."""
-
-    key = CellType
-
-    def generic_resolve(self, cell: CellType, attribute: str) -> Any:
-        return types.int64 if attribute in _COUNTS else None
-
-
-@lower_getattr_generic(CellType)
-def _cell_attribute(context: Any, builder: Any, typ: CellType, value: Any, attribute: str) -> Any:
-    return context.get_constant(types.int64, _COUNTS[attribute](typ.cell))
+constant_attributes(
+    CellType,
+    {
+        "n_gates": lambda typ: len(typ.cell.gates),
+        "n_states": lambda typ: len(typ.cell.states),
+        "n_saved": lambda typ: typ.cell.saved,
+    },
+)
 
 
 def constant(function: Callable[..., Any], value: Callable[..., int], result: types.Type = types.int64) -> None:
@@ -168,11 +144,7 @@ def constant(function: Callable[..., Any], value: Callable[..., int], result: ty
 
     An overload would do as well, and take a twentieth of a second to compile for each combination of types.
     """
-
-    @infer_global(function)
-    class Template(AbstractTemplate):
-        def generic(self, args: Any, kws: Any) -> Any:
-            return signature(result, *args)
+    type_calls(function, lambda *args: (result, *args))
 
     @lower_builtin(function, types.VarArg(types.Any))
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:

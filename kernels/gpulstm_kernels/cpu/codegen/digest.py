@@ -17,11 +17,11 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
-from numba.core.dispatcher import Dispatcher
-from numba.core.types import Type
-from numba.core.typing.templates import builtin_registry
+from numba.extending import is_jitted
+from numba.types import Type
 
 from ...cells import Cell
+from .numba_internals import compile_options, overloads_of
 
 _OWN = __name__.partition(".")[0]
 _LIBRARIES = {"numpy", "numba", "llvmlite", *sys.stdlib_module_names}
@@ -81,9 +81,9 @@ class _Reader:
             self.note(kind, value.dtype.str, value.shape, value.flags.f_contiguous, value.tobytes())
         elif isinstance(value, CodeType):
             self._add_code(value, where)
-        elif isinstance(value, Dispatcher):
+        elif is_jitted(value):
             self.note("compiled")
-            self.add(value.targetoptions, f"{where}'s options", names)
+            self.add(compile_options(value), f"{where}'s options", names)
             self.add(value.py_func, where, names)
         elif isinstance(value, ModuleType):
             self._add_module(value, where, names)
@@ -137,12 +137,9 @@ class _Reader:
 
     def _add_overloads(self, value: Any, where: str) -> None:
         """What others than this package and Numba have Numba compile in the place of a function."""
-        for function, typ in builtin_registry.globals:
-            if function is value:
-                for template in getattr(typ, "templates", ()):
-                    overload = getattr(template, "_overload_func", None)
-                    if overload is not None and _root(overload.__module__) not in (_OWN, "numba"):
-                        self.add(overload, f"{where}'s overload", frozenset())
+        for overload in overloads_of(value):
+            if _root(overload.__module__) not in (_OWN, "numba"):
+                self.add(overload, f"{where}'s overload", frozenset())
 
 
 def _root(name: str) -> str:

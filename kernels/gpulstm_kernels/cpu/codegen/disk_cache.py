@@ -12,16 +12,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import pickle
 import uuid
 from pathlib import Path
 from typing import Any
 
 import llvmlite
 import numba
-from numba.core.caching import FunctionCache
-from numba.core.runtime import rtsys
-from numba.core.serialize import dumps
+
+from .numba_internals import FunctionCache
 
 logger = logging.getLogger("gpulstm")
 _said: set[tuple[str, str]] = set()  # what was logged, by folder
@@ -37,15 +35,9 @@ def _digest(*contents: bytes) -> bytes:
 class DiskCache(FunctionCache):
     """The cache of one kernel, as Numba's dispatcher uses it."""
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """What was compiled for ``sig``, or None.
-
-        Before Numba's cache looks for a file, it imports what implements Python and NumPy in Numba and fills its
-        tables, a third of a second that a process spends in vain where everything comes from the cache. Numba does so
-        again before it compiles.
-        """
-        rtsys.initialize(target_context)  # machine code calls it
-        key, path = self._place(sig, target_context.codegen())
+    def read(self, key: tuple[Any, ...]) -> bytes | None:
+        """What was written for ``key``, or None where nothing was, or it cannot be read or is damaged."""
+        whole, path = self._place(key)
         try:
             found = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -54,22 +46,21 @@ class DiskCache(FunctionCache):
             self._warn("kernels cannot be read and are compiled anew", error)
             return None
         head = len(_MAGIC) + _DIGEST_BYTES
-        if found[:head] != _MAGIC + _digest(key, found[head:]):
+        if found[:head] != _MAGIC + _digest(whole, found[head:]):
             self._warn("damaged files are compiled anew and replaced", path.name)
             return None
-        return self._impl.rebuild(target_context, pickle.loads(found[head:]))
+        return found[head:]
 
-    def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep what was compiled for ``sig``, where that can be."""
-        key, path = self._place(sig, data.codegen)
-        if NOT_KEPT.encode() in key or not self._impl.check_cachable(data):
+    def write(self, key: tuple[Any, ...], content: bytes) -> None:
+        """Keep ``content`` for ``key``, where that can be."""
+        whole, path = self._place(key)
+        if NOT_KEPT.encode() in whole:
             return
-        content = dumps(self._impl.reduce(data))
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                partial.write_bytes(_MAGIC + _digest(key, content) + content)
+                partial.write_bytes(_MAGIC + _digest(whole, content) + content)
                 partial.replace(path)  # other processes see all of it or nothing
             finally:
                 partial.unlink(missing_ok=True)
@@ -78,13 +69,13 @@ class DiskCache(FunctionCache):
                 return
             self._warn("kernels cannot be written and are compiled in every process", error)
 
-    def _place(self, sig: Any, codegen: Any) -> tuple[bytes, Path]:
-        """What a kernel for ``sig`` depends on beside its name, and its file."""
-        key = repr((numba.__version__, llvmlite.__version__, self._index_key(sig, codegen))).encode()
-        return key, Path(self._cache_path) / f"{self._impl.filename_base}.{_digest(key).hex()[:16]}.nbc"
+    def _place(self, key: tuple[Any, ...]) -> tuple[bytes, Path]:
+        """All that a kernel depends on beside its name, and its file."""
+        whole = repr((numba.__version__, llvmlite.__version__, key)).encode()
+        return whole, Path(self.folder) / f"{self.name}.{_digest(whole).hex()[:16]}.nbc"
 
     def _warn(self, what: str, example: object) -> None:
-        said = self._cache_path, what
+        said = self.folder, what
         if said not in _said:
             _said.add(said)
-            logger.warning(f"kernel cache {self._cache_path}: {what}: {example}")
+            logger.warning(f"kernel cache {self.folder}: {what}: {example}")

@@ -36,8 +36,19 @@ def _l2_bytes() -> int:
         return 1 << 20
 
 
+def _registers() -> tuple[int, int]:
+    """Width of a vector register in bytes, and how many there are."""
+    if {"avx512f", "avx512bw"} <= FEATURES:
+        return 64, 32
+    if "avx2" in FEATURES:
+        return 32, 16
+    return 16, 16 if IS_X86 else 32
+
+
 FEATURES = _features()
 IS_X86 = "x86" in llvm.get_process_triple()
+REGISTER_BYTES, REGISTERS = _registers()
+CACHE_LINE = 64  # bytes
 # Products of bfloat16 in the registers of AMX; what else is narrow counts on AVX-512 where there is AMX.
 AMX = {"amx-tile", "amx-bf16", "avx512bf16", "avx512bw"} <= FEATURES and _may_use_tiles()
 L2_BYTES = _l2_bytes()

@@ -22,10 +22,9 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from .amx import DEPTH
 from .compilation import constant, inline
-from .features import AMX, FEATURES, IS_X86
+from .features import AMX, FEATURES, IS_X86, REGISTER_BYTES
 from .vector import (
     INT64,
-    REGISTER_BYTES,
     constant_like,
     element_bytes,
     lanes,

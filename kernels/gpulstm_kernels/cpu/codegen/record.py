@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import from_dtype, typeof, types
-from numba.core import cgutils
 from numba.extending import NativeValue, intrinsic, models, register_model, typeof_impl, unbox
 
+from .numba_internals import borrow_array, call_machine_code, cgutils, element_of_tuple, set_value_error
 from .vector import INT64
 
 
@@ -87,16 +87,12 @@ def _unbox_record(record: RecordType, arguments: Any, c: Any) -> NativeValue:
     def write(typ: types.Type, value: Any, to: Any) -> None:
         if isinstance(typ, types.BaseTuple):
             for i, element in enumerate(typ):
-                write(element, c.pyapi.tuple_getitem(value, i), cgutils.gep_inbounds(c.builder, to, 0, i))
+                write(element, element_of_tuple(c, value, i), cgutils.gep_inbounds(c.builder, to, 0, i))
             return
         if isinstance(typ, types.Array):
-            function_type = ir.FunctionType(ir.IntType(32), [c.pyapi.pyobj, c.pyapi.voidptr])
-            # Of Numba: it fills in an array's words, without a reference.
-            borrow = cgutils.get_or_insert_function(c.builder.module, function_type, "numba_adapt_ndarray")
-            status = c.builder.call(borrow, [value, c.builder.bitcast(to, c.pyapi.voidptr)])
-            error = c.builder.or_(cgutils.is_not_null(c.builder, status), c.builder.not_(_lies_well(c, typ, to)))
+            error = c.builder.or_(borrow_array(c, value, to), c.builder.not_(_lies_well(c, typ, to)))
             with c.builder.if_then(error, likely=False):
-                c.pyapi.err_set_string("PyExc_ValueError", "a kernel takes C-contiguous, aligned arrays alone")
+                set_value_error(c, "a kernel takes C-contiguous, aligned arrays alone")
         else:
             native = c.unbox(typ, value)
             c.builder.store(native.value, to)
@@ -122,10 +118,8 @@ def share_of(typing: Any, record: Any) -> Any:
         inner = ir.IRBuilder(code.append_basic_block("entry"))
         at = inner.inttoptr(code.args[0], context.get_value_type(record.inside).as_pointer())
         address, *own = (inner.load(cgutils.gep_inbounds(inner, at, 0, i)) for i in range(len(record.inside)))
-        function_type = context.call_conv.get_function_type(types.none, inside)
-        function = inner.inttoptr(address, function_type.as_pointer())
-        status, _ = context.call_conv.call_function(inner, function, types.none, inside, [*own, *code.args[1:]])
-        inner.ret(inner.zext(status.is_error, INT64))
+        failed, _ = call_machine_code(context, inner, address, types.none, inside, [*own, *code.args[1:]])
+        inner.ret(inner.zext(failed, INT64))
         return builder.ptrtoint(code, INT64)
 
     return types.int64(record), codegen

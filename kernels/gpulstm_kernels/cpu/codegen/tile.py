@@ -14,17 +14,15 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..crew.atomics import LINE
 from . import amx, narrow
 from .compilation import CellType, constant
+from .features import CACHE_LINE, REGISTER_BYTES, REGISTERS
 from .narrow import group, in_blocks
+from .numba_internals import cgutils
 from .vector import (
     INT64,
-    REGISTER_BYTES,
-    REGISTERS,
     counted_loop,
     element_bytes,
     from_bfloat16,
@@ -178,10 +176,10 @@ def _emit_tile(
             k = builder.mul(i, INT64(several))
             if ahead is not None:
                 begin, fetches = ahead
-                line = builder.add(begin, builder.mul(k, INT64(LINE)))
+                line = builder.add(begin, builder.mul(k, INT64(CACHE_LINE)))
                 with builder.if_then(fetches):
                     for j in range(several):
-                        _fetch(builder, builder.add(line, INT64(j * LINE)))
+                        _fetch(builder, builder.add(line, INT64(j * CACHE_LINE)))
             return multiply(k, several, sums)
 
         def one_by_one(k: Any, sums: list[Any]) -> list[Any]:
@@ -256,9 +254,9 @@ def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.Vecto
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     scale, c, ldc, start, lds, a, lda, b, m, n, ahead = function.args
-    height, lines = _tile_height(w, products.spare), w * products.bytes // LINE  # of B that a step along K reads
+    height, lines = _tile_height(w, products.spare), w * products.bytes // CACHE_LINE  # of B that a step along K reads
     tiles = builder.sdiv(builder.add(m, INT64(height - 1)), INT64(height))
-    part = builder.mul(builder.sdiv(n, INT64(products.group)), INT64(LINE))
+    part = builder.mul(builder.sdiv(n, INT64(products.group)), INT64(CACHE_LINE))
     several = builder.icmp_signed(">", tiles, INT64(1))
     low = builder.sdiv(m, builder.select(several, tiles, INT64(1)))  # the height of the lowest tile
     higher = builder.sub(m, builder.mul(low, tiles))  # how many have a row more: the first ones
@@ -284,7 +282,7 @@ def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.Vecto
             ]
             below = builder.mul(lds, INT64(count))  # where the next tile begins, which does not wait for its S then
             for row in rows[1]:
-                for line in range(0, w * vector.count * element_bytes(vector), LINE):
+                for line in range(0, w * vector.count * element_bytes(vector), CACHE_LINE):
                     _fetch(builder, builder.add(builder.add(row, below), INT64(line)), near=3)
             _emit_tile(builder, products, vector, w, rows[0], n, [(scale, b, *rows[1:])], (there, fetches))
             builder.branch(after)

@@ -14,25 +14,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import float32, types
-from numba.core import cgutils
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
 from ...cells import Cell
 from .compilation import constant, inline
-from .features import FEATURES, IS_X86
+from .features import REGISTER_BYTES
+from .numba_internals import cgutils, type_calls
 
-
-def _register_bytes() -> tuple[int, int]:
-    """Width of a vector register in bytes, and how many there are."""
-    if {"avx512f", "avx512bw"} <= FEATURES:
-        return 64, 32
-    if "avx2" in FEATURES:
-        return 32, 16
-    return 16, 16 if IS_X86 else 32
-
-
-REGISTER_BYTES, REGISTERS = _register_bytes()
 INT64 = ir.IntType(64)
 
 
@@ -109,15 +97,15 @@ def suffix(typ: ir.VectorType) -> str:
 
 
 def _arithmetic(symbol: Callable[..., Any], instruction: str) -> None:
-    @infer_global(symbol)
-    class Template(AbstractTemplate):
-        def generic(self, args: Any, kws: Any) -> Any:
-            vectors = [arg for arg in args if isinstance(arg, Vector)]
-            if len(args) != 2 or not vectors:
-                return None
-            if all(arg == vectors[0] or isinstance(arg, types.Number) for arg in args):
-                return signature(vectors[0], vectors[0], vectors[0])
+    def signature_of(*args: types.Type) -> list[types.Type] | None:
+        vectors = [arg for arg in args if isinstance(arg, Vector)]
+        if len(args) != 2 or not vectors:
             return None
+        if all(arg == vectors[0] or isinstance(arg, types.Number) for arg in args):
+            return [vectors[0]] * 3
+        return None
+
+    type_calls(symbol, signature_of)
 
     @lower_builtin(symbol, Vector, Vector)
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -134,10 +122,7 @@ def _number_to_vector(context: Any, builder: Any, fromty: Any, toty: Vector, val
     return splat(builder, toty.ir, context.cast(builder, value, fromty, toty.dtype))
 
 
-@infer_global(operator.neg)
-class _Negative(AbstractTemplate):
-    def generic(self, args: Any, kws: Any) -> Any:
-        return signature(args[0], args[0]) if isinstance(args[0], Vector) else None
+type_calls(operator.neg, lambda x: (x, x) if isinstance(x, Vector) else None)
 
 
 @lower_builtin(operator.neg, Vector)

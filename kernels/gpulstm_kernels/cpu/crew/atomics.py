@@ -7,13 +7,12 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..codegen.features import IS_X86
+from ..codegen.numba_internals import cgutils
 from ..codegen.vector import INT64
 
-LINE = 64  # bytes of a cache line: what different threads write lies at least so far apart
 SPINS = 1 << 14  # some two hundred microseconds of polling, then a thread sleeps from time to time
 
 

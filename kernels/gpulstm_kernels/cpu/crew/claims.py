@@ -7,7 +7,8 @@ number of the step. All are byte addresses.
 from __future__ import annotations
 
 from ..codegen.compilation import inline
-from .atomics import LINE, SPINS, exchange, pause, publish, read
+from ..codegen.features import CACHE_LINE
+from .atomics import SPINS, exchange, pause, publish, read
 from .team import share
 
 _MOST_PARTS = 1 << 16  # of one step
@@ -32,7 +33,7 @@ def next_step(number, last, counter, posted):
 def open_claims(claims, step, size):
     """Let ``size`` threads claim the parts of ``step``; ``claims``: byte address of a cache line for each of them."""
     for rank in range(size):
-        publish(claims + LINE * rank, step * _MOST_PARTS)
+        publish(claims + CACHE_LINE * rank, step * _MOST_PARTS)
 
 
 @inline
@@ -45,7 +46,7 @@ def claim(claims, step, count, rank, size):
     for k in range(size):
         owner = (rank + k) % size
         first, last = share(count, owner, size)
-        place = claims + LINE * owner
+        place = claims + CACHE_LINE * owner
         value = read(place)
         while value // _MOST_PARTS == step and value % _MOST_PARTS < last - first:
             if exchange(place, value, value + 1):

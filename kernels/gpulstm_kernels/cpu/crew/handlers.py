@@ -13,9 +13,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..codegen.numba_internals import cgutils, return_exception
 from ..codegen.vector import INT64
 
 _INT = ir.IntType(32)
@@ -87,7 +87,7 @@ def raise_pending(typing: Any, flag: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         with builder.if_then(builder.icmp_signed("!=", args[0], INT64(0)), likely=False):
-            context.call_conv.return_exc(builder)
+            return_exception(context, builder)
         return context.get_dummy_value()
 
     return types.none(types.int64), codegen

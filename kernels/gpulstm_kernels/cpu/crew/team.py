@@ -28,26 +28,27 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import typeof, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..codegen.compilation import entry, entry_point, inline, kernel, machine_code
+from ..codegen.compilation import entry, inline, kernel
+from ..codegen.features import CACHE_LINE
+from ..codegen.numba_internals import call_machine_code, cgutils, entry_point, machine_code
 from ..codegen.record import Record, address_of, share_of, type_of
 from ..codegen.vector import INT64
-from .atomics import LINE, SPINS, clock, exchange, fetch_add, pause, publish, read, sleep
+from .atomics import SPINS, clock, exchange, fetch_add, pause, publish, read, sleep
 from .handlers import milliseconds, raise_pending, run_handlers, stay_apart, thread_ident
 
-POSTED, GO, TAKEN, DONE = range(0, 4 * LINE, LINE)  # bytes from the beginning of a box
+POSTED, GO, TAKEN, DONE = range(0, 4 * CACHE_LINE, CACHE_LINE)  # bytes from the beginning of a box
 _SHARE, _ARGUMENTS, _SIZE, _BARRIER, _FOR_PYTHON = range(GO + 16, GO + 56, 8)
-_ABORTED, _WORDS, _WAITED = 8, 16, LINE  # bytes from a barrier's count; who waits writes another cache line
+_ABORTED, _WORDS, _WAITED = 8, 16, CACHE_LINE  # bytes from a barrier's count; who waits writes another cache line
 _LEADS = 24  # bytes from a call's words: the rank whose share is run by the thread that Python called
-BARRIER = 2 * LINE  # bytes of one
+BARRIER = 2 * CACHE_LINE  # bytes of one
 DIRECTIONS = 2  # of a layer: each may have a team of its own, with a barrier
 BARRIERS = DIRECTIONS + 1  # in a team: the last one is for all
 # Bytes from a call's words, on a line of that thread: work left until it looks at the clock, when it had handlers run,
 # the thread that these run in, and whether one raised.
 _LEFT, _LOOKED, _MAIN, _RAISED = range(BARRIERS * BARRIER, BARRIERS * BARRIER + 32, 8)
-_SIZE_OF_WORDS = BARRIERS * BARRIER + LINE
+_SIZE_OF_WORDS = BARRIERS * BARRIER + CACHE_LINE
 _OFTEN = 1 << 24  # multiply-adds: less than a hundredth of a second on most machines
 _EVERY = 100  # milliseconds from one time that handlers are run to the next: it takes Python's lock
 _TOO_LONG = 0.3  # the part of a call's time that threads may wait for each other before it counts as crowded
@@ -55,13 +56,13 @@ FAILED, CROWDED, _INTERRUPTED = 1, 2, 4  # what a call returns, added up
 
 
 def new_box() -> np.ndarray:
-    return np.zeros(4 * LINE // 8, np.int64)
+    return np.zeros(4 * CACHE_LINE // 8, np.int64)
 
 
 def new_team(boxes: list[np.ndarray]) -> np.ndarray:
     """For the calling thread and one at each of ``boxes``."""
     head = [1 + len(boxes), threading.main_thread().ident, *(box.ctypes.data for box in boxes)]
-    return np.array(head + [0] * (LINE // 8 + _SIZE_OF_WORDS // 8), np.int64)
+    return np.array(head + [0] * (CACHE_LINE // 8 + _SIZE_OF_WORDS // 8), np.int64)
 
 
 @inline
@@ -170,7 +171,7 @@ def _words_on_stack(typing: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         place = cgutils.alloca_once(builder, ir.ArrayType(INT64, _SIZE_OF_WORDS // 8))
-        place.align = LINE
+        place.align = CACHE_LINE
         return builder.ptrtoint(place, INT64)
 
     return types.int64(), codegen
@@ -185,7 +186,7 @@ def _lead(team, function, arguments):
         for at in (_ABORTED, _LEADS, _LEFT, _LOOKED, _RAISED):
             publish(words + at, 0)
     else:
-        words = (team.ctypes.data + team.size * 8 - _SIZE_OF_WORDS) // LINE * LINE
+        words = (team.ctypes.data + team.size * 8 - _SIZE_OF_WORDS) // CACHE_LINE * CACHE_LINE
         for at in range(words, words + _SIZE_OF_WORDS, 8):
             publish(at, 0)
         for at in range(words, words + BARRIERS * BARRIER, BARRIER):
@@ -224,9 +225,7 @@ def _call_lead(typing: Any, lead: Any, team: Any, function: Any, arguments: Any)
     inside = [team, types.int64, types.int64]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        function_type = context.call_conv.get_function_type(types.int64, inside)
-        function = builder.inttoptr(args[0], function_type.as_pointer())
-        return context.call_conv.call_function(builder, function, types.int64, inside, args[1:])[1]
+        return call_machine_code(context, builder, args[0], types.int64, inside, args[1:])[1]
 
     return types.int64(types.int64, *inside), codegen
 

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ... import memory
 from ..codegen.compilation import kernel
-from ..codegen.vector import INT64, REGISTER_BYTES, counted_loop
+from ..codegen.features import REGISTER_BYTES
+from ..codegen.numba_internals import cgutils
+from ..codegen.vector import INT64, counted_loop
 from ..crew.atomics import fetch_add
 from ..crew.crew import crew
 from ..crew.team import is_over

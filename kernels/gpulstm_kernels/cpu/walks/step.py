@@ -19,11 +19,13 @@ from numba.extending import overload
 
 from ...cells import Cell
 from ...memory import contiguous, empty, zeros
-from ..codegen.compilation import always_inline, cell_forward, entry, entry_point, inline, kernel
+from ..codegen.compilation import always_inline, cell_forward, entry, inline, kernel
+from ..codegen.features import CACHE_LINE, REGISTER_BYTES
 from ..codegen.narrow import narrowed, packed_depth, row_bytes
+from ..codegen.numba_internals import entry_point
 from ..codegen.tile import panel_vectors, tile_row, tile_rows, units
-from ..codegen.vector import REGISTER_BYTES, lanes, load, load_gates, load_states, store, store_tuple
-from ..crew.atomics import LINE, fetch_add, publish
+from ..codegen.vector import lanes, load, load_gates, load_states, store, store_tuple
+from ..crew.atomics import fetch_add, publish
 from ..crew.claims import claim, next_step, open_claims
 from ..crew.crew import crew
 from ..crew.team import wait_for
@@ -194,7 +196,7 @@ def _walk(cell, like, weights, batch, program, shared, number, rank):
         gates = of_h + row_bytes(weights, hidden) * batch
         x, ldx = narrowed(weights, like, room, row[_X], inputs * item, batch, inputs)
         h, ldh = narrowed(weights, like, of_h, row[_H], hidden * item, batch, hidden)
-        count, done = _claims(cell, like, weights, hidden), claims + LINE * size
+        count, done = _claims(cell, like, weights, hidden), claims + CACHE_LINE * size
         own, i = 0, claim(claims, number, count, rank, size)
         while i >= 0:
             _some_units(cell, like, weights, i, batch, row, x, ldx, h, ldh, gates)
