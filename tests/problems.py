@@ -12,7 +12,7 @@ import pytest
 from gpulstm import cells
 from gpulstm_kernels.backend import LayerShape
 from gpulstm_kernels.cells import Cell
-from gpulstm_kernels.cpu import gemm, layer
+from gpulstm_kernels.cpu import tuning
 from gpulstm_kernels.cpu.crew.crew import crew
 
 Arrays = dict[str, np.ndarray]
@@ -208,15 +208,14 @@ def network_differences(n: Network, rng: Any = None, **options: Any) -> Arrays:
 @contextmanager
 def threads(count: int, split: str = "batch") -> Iterator[None]:
     """Every call on ``count`` threads, however small, that split the batch or, where they can, the units."""
-    limits = layer._SPLIT_FROM, layer._SHARED_FROM, layer._ALWAYS_SHARED_FROM
-    before = crew.size, layer._WORTH_A_THREAD, gemm._WORTH_A_THREAD
+    never = 1 << 62
+    split_from = {"batch": 1, "units": never}[split]
+    before = crew.size
     crew.resize(count)
-    layer._WORTH_A_THREAD = gemm._WORTH_A_THREAD = 1
-    layer._SPLIT_FROM = {"batch": 1, "units": 1 << 62}[split]
-    layer._SHARED_FROM = layer._ALWAYS_SHARED_FROM = 1 << 62
     try:
-        yield
+        with tuning.replaced(
+            layer_per_thread=1, gemm_per_thread=1, split_from=split_from, shared_from=never, always_shared_from=never
+        ):
+            yield
     finally:
-        crew.resize(before[0])
-        layer._WORTH_A_THREAD, gemm._WORTH_A_THREAD = before[1:]
-        layer._SPLIT_FROM, layer._SHARED_FROM, layer._ALWAYS_SHARED_FROM = limits
+        crew.resize(before)

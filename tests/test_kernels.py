@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tolerances import assert_close
 import gpulstm
 from gpulstm import arrays
 from gpulstm_kernels.cells import activations
-from gpulstm_kernels.cpu import gemm, layer
+from gpulstm_kernels.cpu import gemm, layer, tuning
 from gpulstm_kernels.cpu.codegen import features, vector
 
 DTYPES = ["float32", "float64"]
@@ -58,12 +59,12 @@ def computed(p: Problem) -> Arrays:
 
 
 @pytest.fixture(params=["step by step", "in chunks", "few rows"])
-def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def rows(request: pytest.FixtureRequest) -> Iterator[str]:
     """Weights packed into tiles, for the input of a step or of several; or read where they lie: at any size."""
-    monkeypatch.setattr(layer, "_PACKS_FROM", 1 << 62 if request.param == "few rows" else 1)
-    monkeypatch.setattr(layer, "_FUSED_FROM", 1 if request.param == "step by step" else 1 << 62)
-    monkeypatch.setattr(layer, "_BLOCK", 5)
-    return request.param
+    packs_from = 1 << 62 if request.param == "few rows" else 1
+    fused_from = 1 if request.param == "step by step" else 1 << 62
+    with tuning.replaced(packs_from=packs_from, fused_from=fused_from, block_rows=5):
+        yield request.param
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -86,14 +87,10 @@ def test_equals_the_reference_whoever_computes(cell: str, dtype: str, shape: str
 @pytest.mark.parametrize("chunk_rows", [1, 14, 20])  # one step at a time; a whole number of steps; a rest
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_input_is_projected_in_chunks(
-    cell: str, dtype: str, chunk_rows: int, shape: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(layer, "_FUSED_FROM", 1 << 62)
-    monkeypatch.setattr(layer, "_CHUNK_ROWS", chunk_rows)
+def test_input_is_projected_in_chunks(cell: str, dtype: str, chunk_rows: int, shape: str) -> None:
     p, expected = solved(cell, dtype, shape)
     for count, split in SPLITS[:3]:
-        with problems.threads(count, split):
+        with problems.threads(count, split), tuning.replaced(fused_from=1 << 62, chunk_rows=chunk_rows):
             found = computed(p)
         for name, value in expected.items():
             assert_close(found[name], value, "kernel", dtype, f"{shape}: {name}")
@@ -103,15 +100,12 @@ def test_input_is_projected_in_chunks(
 @pytest.mark.parametrize("chunk_rows", [1, 10])  # one step at a time; a few with a rest, in both directions
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_are_taken_in_chunks(
-    cell: str, dtype: str, chunk_rows: int, shape: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_are_taken_in_chunks(cell: str, dtype: str, chunk_rows: int, shape: str) -> None:
     """The same bits whoever computes."""
-    monkeypatch.setattr(layer, "_ROWS_BACK", chunk_rows)
     p, expected = solved(cell, dtype, shape)
     first: Arrays = {}
     for count, split in SPLITS[:3]:
-        with problems.threads(count, split):
+        with problems.threads(count, split), tuning.replaced(backward_rows=chunk_rows):
             found = computed(p)
         first = first or found
         for name, value in expected.items():
@@ -147,8 +141,7 @@ def test_threads_share_large_weights_unless_the_cores_are_crowded() -> None:
     matrix = np.zeros((4 * hidden, hidden), np.float32)
     weights = layer.Weights(matrix, matrix, None)
     sizes = layer.sizes_of(solved("lstm", "float32", "wide")[0].cell, matrix, matrix.dtype)
-    with problems.threads(2):
-        layer._SPLIT_FROM, layer._SHARED_FROM = 6, weights.hh.nbytes
+    with problems.threads(2), tuning.replaced(split_from=6, shared_from=weights.hh.nbytes):
         split = functools.partial(layer.thread_split, steps=8, weights=weights, sizes=sizes, directions=1)
         assert split(batch=16) == (2, False)
         assert split(batch=16, crowded=True) == (2, True)

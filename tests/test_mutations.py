@@ -29,7 +29,7 @@ from gpulstm import arrays, cells, ops
 from gpulstm_kernels import reference
 from gpulstm_kernels.cells import lstm as lstm_maths
 from gpulstm_kernels.cells import rnn as rnn_maths
-from gpulstm_kernels.cpu import layer
+from gpulstm_kernels.cpu import layer, tuning
 from gpulstm_kernels.cpu.crew import crew as threads
 from gpulstm_kernels.cpu.crew import team
 from gpulstm_kernels.cpu.walks import sequence
@@ -288,9 +288,9 @@ def test_every_term_of_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(threads, "_ALONE", alone)
         return kernels_agree()
 
-    monkeypatch.setattr(layer, "_ROWS_BACK", 10)  # several chunks
     for case in WALKS:
         solved_by_kernels(*case)
     monkeypatch.setattr(layer, "sequence", walk_with_terms())
-    assert without(0)
-    assert [old for number, (old, _) in enumerate(TERMS, 1) if without(number)] == []
+    with tuning.replaced(backward_rows=10):  # several chunks
+        assert without(0)
+        assert [old for number, (old, _) in enumerate(TERMS, 1) if without(number)] == []

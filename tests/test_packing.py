@@ -12,6 +12,7 @@ import torch
 import gpulstm
 import gpulstm.torch
 from gpulstm_kernels import memory
+from gpulstm_kernels.cpu import tuning
 from gpulstm_kernels.cpu.packing import cache as kept
 from gpulstm_kernels.cpu.packing import layouts as packing
 
@@ -22,14 +23,12 @@ def packed(*weights: np.ndarray) -> tuple[np.ndarray, ...]:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_change_of_one_bit_anywhere_is_seen(dtype: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_WORTH_A_THREAD", 1)
-    monkeypatch.setattr(kept, "_WORTH_A_THREAD", 1)
-    monkeypatch.setattr(kept, "_SEGMENT", 4096)
+def test_a_change_of_one_bit_anywhere_is_seen(dtype: str, threads: int) -> None:
     rng = np.random.default_rng(0)
     weight, other = (rng.standard_normal((37, columns)).astype(dtype) for columns in (101, 40))  # with a rest each
     contents = [array.reshape(-1).view(np.uint8) for array in (weight, other)]
-    with problems.threads(threads):
+    one_each = tuning.replaced(pack_per_thread=1, digest_per_thread=1, digest_segment=4096)
+    with problems.threads(threads), one_each:
         before = packed(weight, other)
         assert packed(weight, other) is before
         for content in contents:
@@ -55,7 +54,14 @@ def test_narrow_weights_of_any_size_are_digested(kind: str) -> None:
 def test_exchanged_elements_are_seen() -> None:
     weight = np.random.default_rng(0).standard_normal((64, 2048)).astype("f4")
     half = weight.size // 2
-    for a, b in ((0, 1), (0, 16), (0, 256), (5, 4095), (0, kept._SEGMENT // 4), (7, half)):  # of one lane and chain too
+    for a, b in (
+        (0, 1),
+        (0, 16),
+        (0, 256),
+        (5, 4095),
+        (0, tuning.current.digest_segment // 4),
+        (7, half),
+    ):  # of one lane and chain too
         before = packed(weight)
         flat = weight.reshape(-1)
         flat[a], flat[b] = flat[b], flat[a]
@@ -68,14 +74,14 @@ def test_exchanged_elements_are_seen() -> None:
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = kept._Cache()
     monkeypatch.setattr(kept, "_cache", cache)
-    monkeypatch.setattr(kept, "_MOST_ENTRIES", 3)
     weights = [np.full((16, 16), k, np.float32) for k in range(5)]
-    of_each = [packed(weight) for weight in weights]
-    assert packed(weights[4]) is of_each[4]
-    assert packed(weights[0]) is not of_each[0]
-    monkeypatch.setattr(kept, "_MOST_BYTES", 9000)
-    for weight in weights:
-        packed(weight)
+    with tuning.replaced(cache_entries=3):
+        of_each = [packed(weight) for weight in weights]
+        assert packed(weights[4]) is of_each[4]
+        assert packed(weights[0]) is not of_each[0]
+    with tuning.replaced(cache_entries=3, cache_bytes=9000):
+        for weight in weights:
+            packed(weight)
     assert 0 < sum(array.nbytes for entry in cache._entries.values() for array in entry.made) <= 9000
 
 

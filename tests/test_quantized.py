@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from tolerances import assert_close
 
 import gpulstm
 from gpulstm import arrays
-from gpulstm_kernels.cpu import layer as kernels
+from gpulstm_kernels.cpu import tuning
 
 KINDS = ["bf16", "int8"]
 LAYERS: dict[str, Any] = {
@@ -67,12 +68,17 @@ def test_a_step_computes_with_the_rounded_weights(name: str, kind: str) -> None:
                 assert_close(wanted + off, wanted, "kernel", "float32", name)
 
 
-@pytest.mark.parametrize("chunks", [False, True])
+@pytest.fixture(params=[False, True], ids=["step by step", "in chunks"])
+def projection(request: pytest.FixtureRequest) -> Iterator[None]:
+    with tuning.replaced(fused_from=1 << 62 if request.param else 1):
+        yield
+
+
+@pytest.mark.usefixtures("projection")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_walk_is_its_steps(name: str, kind: str, chunks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_is_its_steps(name: str, kind: str) -> None:
     """Bit for bit, however the input is projected and the threads share the work."""
-    monkeypatch.setattr(kernels, "_FUSED_FROM", 1 << 62 if chunks else 1)
     layer = gpulstm.quantize(LAYERS[name](2), kind)
     axis = 1 if layer.config.batch_first else 0
     for steps, batch in ((5, 1), (4, 3), (2, 19)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tracemalloc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 from tolerances import assert_close
 
 import gpulstm
+from gpulstm_kernels.cpu import tuning
 from gpulstm_kernels.cpu.codegen import features
 from gpulstm_kernels.cpu.crew.crew import crew
-from gpulstm_kernels.cpu.walks import step
 
 LAYERS: dict[str, Any] = {
     "lstm": lambda dtype: gpulstm.LSTM(5, 9, 3, dtype=dtype, seed=0),
@@ -38,16 +39,23 @@ def parts(state: Any) -> tuple[np.ndarray, ...]:
     return state if isinstance(state, tuple) else (state,)
 
 
+@pytest.fixture
+def shared_streams() -> Iterator[None]:
+    """Threads take part in the steps of streams, however small."""
+    with tuning.replaced(stream_per_thread=1):
+        yield
+
+
 def whole(layer: Any, x: np.ndarray, state: Any = None) -> Any:
     y, final = layer(x.swapaxes(0, 1) if layer.config.batch_first else x, state)
     return (y.swapaxes(0, 1) if layer.config.batch_first else y), final
 
 
+@pytest.mark.usefixtures("shared_streams")
 @pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_steps_are_the_sequence(name: str, dtype: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "_WORTH_A_LOOKOUT", 1)
+def test_steps_are_the_sequence(name: str, dtype: str, backend: str) -> None:
     layer = LAYERS[name](dtype)
     with gpulstm.use_backend(backend):
         for batch in (1, 4):
@@ -63,18 +71,16 @@ def test_steps_are_the_sequence(name: str, dtype: str, backend: str, monkeypatch
                     assert_close(found, part, "kernel", dtype, f"{name}: state")
 
 
+@pytest.mark.usefixtures("shared_streams")
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_steps_of_a_quantized_layer_are_its_sequence(
-    name: str, kind: str, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_of_a_quantized_layer_are_its_sequence(name: str, kind: str, threads: int) -> None:
     """Bit for bit: a stream packs the same weights, and rounds and sums as the layer does.
 
     But for one row of bfloat16 where there is AMX: the layer projects the input of all its steps in blocks, which
     have another order of sums.
     """
-    monkeypatch.setattr(step, "_WORTH_A_LOOKOUT", 1)
     layer = gpulstm.quantize(LAYERS[name]("float32"), kind)
     for batch in (1, 4):
         x, state = sequence(LAYERS[name]("float32"), batch)
@@ -104,9 +110,9 @@ def test_a_quantized_layer_streams_on_a_backend_without_narrow_kernels() -> None
             assert_close(stream(x[t]), expected[t], "kernel", "float32")
 
 
-def test_threads_that_look_out_for_steps_take_part_and_leave_for_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("shared_streams")
+def test_threads_that_look_out_for_steps_take_part_and_leave_for_calls() -> None:
     """Streams of two Python threads, and calls between their steps, which recall the crew: the same bits."""
-    monkeypatch.setattr(step, "_WORTH_A_LOOKOUT", 1)
     layer = gpulstm.LSTM(40, 70, 2, seed=0)
     x = np.random.default_rng(0).standard_normal((400, 1, 40)).astype("f4")
     expected = [y.copy() for y in map(layer.stream(), x)]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..memory import empty, zeros
+from . import tuning
 from .codegen.compilation import inline, kernel
 from .codegen.features import CACHE_LINE
 from .codegen.tile import ROWS, WIDTH, tile_rows
@@ -22,10 +23,7 @@ from .crew.crew import crew
 from .crew.team import is_over, meet, of_all, share
 from .packing import layouts as packing
 
-DEPTH = 512  # steps along K that one pass takes: a panel of them stays in the L2 cache
-OUTER_DEPTH = 512  # the same where both operands are packed: a thread holds its share of one of them whole
-_BLOCK = 96  # rows of A that stay in the L2 cache while all panels of B pass
-_WORTH_A_THREAD = 2_000_000  # multiply-adds below which a further thread costs more than it brings
+DEPTH, OUTER_DEPTH, _BLOCK = tuning.current.depth, tuning.current.outer_depth, tuning.current.gemm_block_rows
 
 
 @inline
@@ -99,7 +97,7 @@ def _multiply(c, n, a, lda, packed, m, k, edges, rank, size, barrier):
 def multiply_packed(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     """C (M, N) += A (M, K) · B, with B (K, N) as :mod:`.packing` gives it; C-contiguous, of one dtype."""
     (m, n), k = c.shape, a.shape[1]
-    at_most = max(1, min(crew.size, m * n * k // _WORTH_A_THREAD))
+    at_most = max(1, min(crew.size, m * n * k // tuning.current.gemm_per_thread))
     flat = (c.reshape(-1), n, a.reshape(-1), k, b, m, k, edges(at_most, c.dtype))
     crew.run(_multiply, c.dtype, flat, at_most)
 
@@ -221,7 +219,7 @@ def outer(
     width = width or WIDTH * lanes(dtype)
     n = [b.columns for b in right]
     work = gates * units * sum(n) * k
-    threads = max(1, min(crew.size, work // _WORTH_A_THREAD))
+    threads = max(1, min(crew.size, work // tuning.current.gemm_per_thread))
     c = empty(gates * units * sum(n), dtype)
     sums = empty(-(-units // width) * width * gates, dtype)
     left = Rows(a, a_at, units if gates == 1 else len(sums))

@@ -12,37 +12,16 @@ from .. import bfloat16
 from ..backend import NARROW, LayerShape
 from ..cells import Cell
 from ..memory import empty, zeros
-from . import gemm
-from .codegen.features import L2_BYTES, REGISTER_BYTES
+from . import gemm, tuning
+from .codegen.features import REGISTER_BYTES
 from .codegen.narrow import group, row_bytes
-from .codegen.tile import ROWS, WIDTH, panel_vectors
+from .codegen.tile import WIDTH, panel_vectors
 from .codegen.vector import lanes
 from .crew.crew import crew
 from .packing import layouts as packing
 from .packing.cache import Contents, contents, kept
 from .walks import sequence, step
 from .walks.sequence import Packed, Plan, Tape, Weights
-
-_PACKS_FROM = 16  # rows of input from which packing the weights pays
-_BLOCK = 48  # rows of a panel of gates that stay in the L1 cache from bias to cell
-# Rows of its own that a thread has in a step from which their input is projected step by step. Never in tiles as low as
-# those of 16 registers: rows of several steps fill them better.
-_FUSED_FROM = 4 if ROWS > 3 else 1 << 62
-_FUSED_TO = 4 << 20  # bytes of input weights that may be read again at every step
-_CHUNK_ROWS = 192  # rows of input that one pass projects: enough to reuse a panel, few enough to stay in the cache
-_ROWS_BACK = gemm.OUTER_DEPTH  # whose gates' gradients are kept until products have used them: one pass of those
-_WORTH_A_THREAD = 4_000_000  # multiply-adds below which a further thread costs more than it brings
-# Rows of a step from which bfloat16 is multiplied as float32 where it has no product of its own: to widen a weight at
-# every use costs more then than to read it in half the bytes saves.
-_WIDE_FROM = 16
-_READ_COST = 8  # multiply-adds in the time it takes to read one weight
-_SPLIT_FROM = 6  # rows a thread has from which threads split the batch rather than share the weights
-# Bytes of recurrent weights from which they share them all the same: a share stays in an L2 cache of 1 MB; one of half
-# a megabyte would hold no share of these, and threads that do not wait for each other are faster.
-_ALWAYS_SHARED_FROM = 1 << 19 if L2_BYTES >= 1 << 20 else 1 << 21
-# Going forward, and with fewer rows each than this, they share them from here on whatever the cache: all rows together
-# fill tiles better, and use a weight more often once it was read.
-_SHARED_TO, _SHARED_FROM = 32, 1 << 19
 
 
 class LayerTape(NamedTuple):
@@ -79,15 +58,15 @@ def thread_split(shape: LayerShape, forward: bool = True, crowded: bool = False)
 
     ``forward``: not backward; ``crowded``: others want the cores too, so waiting for each other costs more.
     """
-    batch, rows = shape.batch, shape.rows
+    limits, batch, rows = tuning.current, shape.batch, shape.rows
     read = rows * (shape.inputs + shape.outputs) + shape.projected * shape.outputs * shape.hidden
-    work = shape.steps * read * max(batch, _READ_COST) * shape.directions
-    at_most = max(1, min(crew.size, work // _WORTH_A_THREAD))
+    work = shape.steps * read * max(batch, limits.read_cost) * shape.directions
+    at_most = max(1, min(crew.size, work // limits.layer_per_thread))
     team = max(1, at_most // shape.directions)
     can_share = -(-shape.hidden // (WIDTH * lanes(shape.dtype))) >= team
-    shared_from = _SHARED_FROM if forward and batch < team * _SHARED_TO else _ALWAYS_SHARED_FROM
+    shared_from = limits.shared_from if forward and batch < team * limits.shared_to else limits.always_shared_from
     large = rows * shape.outputs * shape.weights.itemsize >= shared_from
-    shares = batch < team * _SPLIT_FROM or (large and not crowded)
+    shares = batch < team * limits.split_from or (large and not crowded)
     return at_most, not (can_share and shares)
 
 
@@ -115,14 +94,15 @@ def layer_forward(
     dtype, directions, projected, keep = shape.dtype, shape.directions, shape.projected, shape.training
     own = [_matrices(w) for w in weights]
     sizes = sizes_of(shape)
-    wide = shape.weights == NARROW["bf16"] and group(shape.weights) == 1 and batch >= _WIDE_FROM
+    wide = shape.weights == NARROW["bf16"] and group(shape.weights) == 1 and batch >= tuning.current.widened_from
     at_most, by_batch = thread_split(shape, crowded=crew.crowded)
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
-    if not packs or (by_batch and rows >= _FUSED_FROM and own[0].ih.nbytes <= _FUSED_TO):
-        chunk, room = 0, (at_most, min(rows, _BLOCK), sizes.gates * sizes.width)
+    limits = tuning.current
+    if not packs or (by_batch and rows >= limits.fused_from and own[0].ih.nbytes <= limits.fused_to):
+        chunk, room = 0, (at_most, min(rows, limits.block_rows), sizes.gates * sizes.width)
     else:
-        chunk = -(-steps // -(-steps * batch // max(batch, _CHUNK_ROWS)))
+        chunk = -(-steps // -(-steps * batch // max(batch, limits.chunk_rows)))
         room = (sizes.padded // sizes.width, chunk * batch, sizes.gates * sizes.width)
     row16 = row_bytes(own[0].ih, inputs) * max(1, chunk) + row_bytes(own[0].hh, sizes.outputs)
     lengths = np.full(batch, steps, np.int64) if lengths is None else lengths
@@ -206,7 +186,7 @@ def _one_step(
 
 def _threads_of_a_step(shape: LayerShape) -> int:
     """How many threads at most share the weights of a step's direction."""
-    return max(1, shape.rows * (shape.inputs + shape.outputs) // step.WORTH_A_THREAD)
+    return max(1, shape.rows * (shape.inputs + shape.outputs) // tuning.current.step_per_thread)
 
 
 def layer_backward(
@@ -219,7 +199,7 @@ def layer_backward(
     gates, hidden, outputs, width, padded = sizes_of(shape)
     at_most, by_batch = thread_split(shape, forward=False)
 
-    chunk = min(steps, max(1, _ROWS_BACK // batch))
+    chunk = min(steps, max(1, tuning.current.backward_rows // batch))
     walks, projections = [], []
     for d in range(directions):
         dh = empty((1, batch, outputs), dtype)
@@ -347,7 +327,7 @@ def _matrices(weights: Mapping[str, np.ndarray]) -> Weights:
 
 def _packs(shape: LayerShape) -> bool:
     """Whether weights are read packed: all but those of float layers without a projection, for a few rows."""
-    return shape.steps * shape.batch >= _PACKS_FROM or shape.weights != shape.dtype or shape.projected
+    return shape.steps * shape.batch >= tuning.current.packs_from or shape.weights != shape.dtype or shape.projected
 
 
 def _contents(weights: Mapping[str, np.ndarray], whole: bool) -> Contents:

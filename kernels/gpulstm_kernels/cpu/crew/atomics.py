@@ -9,11 +9,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .. import tuning
 from ..codegen.features import IS_X86
 from ..codegen.numba_internals import cgutils
 from ..codegen.vector import INT64
 
-SPINS = 1 << 14  # some two hundred microseconds of polling, then a thread sleeps from time to time
+SPINS = tuning.current.spins
 
 
 def _word(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:

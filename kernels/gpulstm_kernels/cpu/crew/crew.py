@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import tuning
 from .cores import available_cores, limited
 from .team import CROWDED, FAILED, POSTED, TAKEN, attend, for_python, new_box, new_team, run_shares
 
-_PAUSE, _LONGEST_PAUSE = 0.1, 3.2  # seconds for which a crowded crew is left alone, doubled as long as it stays so
 _ALONE = new_team([])
 
 _libc = ctypes.PyDLL(None) if os.name == "posix" else None
@@ -36,7 +36,7 @@ class Crew:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # which tells whether the caller has it, whatever ended what it did
         self._hands: tuple[list[_Worker], np.ndarray] = [], _ALONE  # the threads, and their team with the caller
-        self._crowded, self._pause = 0, _PAUSE
+        self._crowded, self._pause = 0, tuning.current.alone_seconds
         self._alone_until = self._together_until = 0.0
         self._crowded_call: tuple[Any, float] = None, 0.0  # the last one's kernel, and its seconds for a unit of work
         self.size = self._default_size()
@@ -157,7 +157,7 @@ class Crew:
         """A call ran alone, so fast for a unit of work: stay together for a while if it was no faster than crowded."""
         crowded, slow = self._crowded_call
         if kernel is crowded and seconds > slow:
-            self._alone_until, self._together_until = 0.0, time.monotonic() + _LONGEST_PAUSE
+            self._alone_until, self._together_until = 0.0, time.monotonic() + tuning.current.alone_seconds_at_most
 
     def lend(self, rank: int, task: Callable[[np.ndarray, int], None]) -> None:
         """Have the thread ``rank`` > 0 call ``task(counter, posted)`` when it can, and do not wait for it.
@@ -181,12 +181,12 @@ class Crew:
     def look_back(self, crowded: bool) -> None:
         """Two crowded calls in a row, and threads are not used for a while: one may be bad luck."""
         if not crowded or time.monotonic() < self._together_until:
-            self._crowded, self._pause = 0, _PAUSE
+            self._crowded, self._pause = 0, tuning.current.alone_seconds
             return
         self._crowded += 1
         if self._crowded > 1:
             self._alone_until = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            self._pause = min(2 * self._pause, tuning.current.alone_seconds_at_most)
             self._recall()
 
 

@@ -30,6 +30,7 @@ from llvmlite import ir
 from numba import typeof, types
 from numba.extending import intrinsic
 
+from .. import tuning
 from ..codegen.compilation import entry, inline, kernel
 from ..codegen.features import CACHE_LINE
 from ..codegen.numba_internals import call_machine_code, cgutils, entry_point, machine_code
@@ -49,9 +50,8 @@ BARRIERS = DIRECTIONS + 1  # in a team: the last one is for all
 # the thread that these run in, and whether one raised.
 _LEFT, _LOOKED, _MAIN, _RAISED = range(BARRIERS * BARRIER, BARRIERS * BARRIER + 32, 8)
 _SIZE_OF_WORDS = BARRIERS * BARRIER + CACHE_LINE
-_OFTEN = 1 << 24  # multiply-adds: less than a hundredth of a second on most machines
-_EVERY = 100  # milliseconds from one time that handlers are run to the next: it takes Python's lock
-_TOO_LONG = 0.3  # the part of a call's time that threads may wait for each other before it counts as crowded
+_OFTEN, _EVERY = tuning.current.signals_work, tuning.current.signals_interval
+_TOO_LONG = tuning.current.oversubscribed_part
 FAILED, CROWDED, _INTERRUPTED = 1, 2, 4  # what a call returns, added up
 
 

@@ -20,6 +20,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ... import memory
+from .. import tuning
 from ..codegen.compilation import kernel
 from ..codegen.features import REGISTER_BYTES
 from ..codegen.numba_internals import cgutils
@@ -28,12 +29,8 @@ from ..crew.atomics import fetch_add
 from ..crew.crew import crew
 from ..crew.team import is_over
 
-_SEGMENT = 1 << 17  # bytes that a thread digests in a row
 _CHAINS = 4  # independent registers of a digest, so that its multiplications overlap
 _FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: a bijection of 64-bit words (Knuth's multiplicative hashing)
-_MOST_ENTRIES = 256
-_MOST_BYTES = 1 << 30
-_WORTH_A_THREAD = 1 << 18  # bytes to digest below which a further thread costs more than it brings
 
 Made = TypeVar("Made", bound=tuple[np.ndarray | None, ...])
 
@@ -125,9 +122,9 @@ def contents(arrays: tuple[np.ndarray, ...]) -> Contents:
     """Those of C-contiguous ``arrays``."""
     found = np.zeros((2, len(arrays)), np.int64)
     kinds = tuple([(array.dtype, array.ndim) for array in arrays])
-    at_most = sum([array.nbytes for array in arrays]) // _WORTH_A_THREAD
+    at_most = sum([array.nbytes for array in arrays]) // tuning.current.digest_per_thread
     if arrays:
-        crew.run(_digest, kinds, (arrays, found, _SEGMENT), at_most)
+        crew.run(_digest, kinds, (arrays, found, tuning.current.digest_segment), at_most)
     return Contents((found[0].tobytes(), kinds), found[1].tobytes(), arrays)
 
 
@@ -182,7 +179,8 @@ class _Cache:
             self._entries[key] = _Entry(of.digest, made, watched, 0 < len(watched) == len(owners))
             self._entries.move_to_end(key)
             size = sum([entry.size for entry in self._entries.values()])
-            while len(self._entries) > _MOST_ENTRIES or (size > _MOST_BYTES and len(self._entries) > 1):
+            most, most_bytes = tuning.current.cache_entries, tuning.current.cache_bytes
+            while len(self._entries) > most or (size > most_bytes and len(self._entries) > 1):
                 size -= self._entries.popitem(last=False)[1].size
         return made
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...memory import empty, zeros
+from .. import tuning
 from ..codegen.compilation import kernel
 from ..codegen.narrow import group, packed_depth
 from ..codegen.tile import WIDTH
@@ -20,8 +21,7 @@ from ..codegen.vector import lanes, load, store
 from ..crew.crew import crew
 from ..crew.team import is_over, share
 
-_ELEMENT = 8  # multiply-adds in the time it takes to move one element, or more
-_WORTH_A_THREAD = 100_000  # elements to move below which a further thread costs more than it brings
+_ELEMENT = tuning.current.pack_cost
 
 
 def panels(columns: int, dtype: np.dtype) -> int:
@@ -83,7 +83,7 @@ def pack_columns(packed, weight, columns, gates, units, width, count, rank, size
 
 
 def _run(pack: Any, packed: np.ndarray, count: int, *arguments: Any) -> np.ndarray:
-    crew.run(pack, packed.dtype, (packed, *arguments, count), min(count, packed.size // _WORTH_A_THREAD))
+    crew.run(pack, packed.dtype, (packed, *arguments, count), min(count, packed.size // tuning.current.pack_per_thread))
     return packed
 
 

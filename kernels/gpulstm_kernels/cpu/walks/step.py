@@ -19,6 +19,7 @@ from numba.extending import overload
 
 from ...cells import Cell
 from ...memory import contiguous, empty, zeros
+from .. import tuning
 from ..codegen.compilation import always_inline, cell_forward, entry, inline, kernel
 from ..codegen.features import CACHE_LINE, REGISTER_BYTES
 from ..codegen.narrow import narrowed, packed_depth, row_bytes
@@ -32,10 +33,6 @@ from ..crew.team import wait_for
 from ..packing import layouts as packing
 from .sequence import dot_gates
 
-WORTH_A_THREAD = 1 << 20  # weights to read below which waking a thread costs more than it brings
-_WORTH_A_LOOKOUT = 1 << 16  # the same for a thread that is awake and looks out for steps
-_IN_A_ROW = 500_000  # nanoseconds from step to step up to which a thread looks out for the next one
-_FORGOTTEN = 1000  # steps after which one that was kept waiting is forgotten
 _INPUTS, _HIDDEN, _X, _IH, _HH, _BIAS, _BIAS_HH, _SCALE_IH, _SCALE_HH, _H, _STATES, _NEW_H, _ROOMS, _APART = range(14)
 
 
@@ -254,7 +251,7 @@ class Stream:
         inputs, hidden = layers[0]["weight_ih"].shape[1], like.shape[1]
         self._kept = [dict(weights) if like.dtype == dtype else _pack(cell, weights, dtype) for weights in layers]
         size = sum(weights["weight_ih"].size + weights["weight_hh"].size for weights in layers)
-        threads = max(1, min(crew.size, size // _WORTH_A_LOOKOUT))
+        threads = max(1, min(crew.size, size // tuning.current.stream_per_thread))
         self._x = zeros((batch, inputs), dtype)
         self._h = [[zeros((batch, hidden), dtype) for _ in layers] for _ in range(2)]  # of even steps, and of odd ones
         self._outputs = [h[-1].view() for h in self._h]
@@ -309,12 +306,12 @@ class Stream:
     def _look_for_threads(self, number: int, crowded: bool) -> None:
         """Ask those that are missing to look out for the next steps, if steps come one after another."""
         if crowded:
-            if number - self._crowded > _FORGOTTEN:
+            if number - self._crowded > tuning.current.stream_forgets:
                 crew.look_back(False)
             crew.look_back(True)
             self._crowded = number
         before, self._missed = self._missed, time.perf_counter_ns()
-        if self._missed - before < _IN_A_ROW:
+        if self._missed - before < tuning.current.stream_interval:
             for rank in range(1, self._threads):
                 if not self._shared[-1, rank, 0]:
                     crew.lend(rank, functools.partial(self._serve, rank))
