@@ -24,8 +24,8 @@ from gpulstm import arrays
 from gpulstm_kernels.cpu import layer
 from gpulstm_kernels.cpu.crew.atomics import pause
 from gpulstm_kernels.cpu.crew.crew import Crew, crew
-from gpulstm_kernels.cpu.crew.team import is_over, meet, of_all
-from gpulstm_kernels.cpu.packing import cache as kept
+from gpulstm_kernels.cpu.crew.team import barrier_wait, is_aborted, of_all
+from gpulstm_kernels.cpu.packing.cache import _Cache, cached, source_of
 
 LIMIT = 3  # seconds; each call would take several times as long
 
@@ -158,11 +158,11 @@ def _uneven(slow, turns, rank, size, barrier):
     """One thread works for long, in turns of some hundred microseconds, the others wait for it."""
     if rank == slow:
         for _ in range(turns):
-            if is_over(barrier, rank, 1 << 20):
+            if is_aborted(barrier, rank, 1 << 20):
                 return
             for _ in range(5000):
                 pause()
-    meet(of_all(barrier), 1, size)
+    barrier_wait(of_all(barrier), 1, size)
 
 
 @pytest.mark.parametrize("slow", [0, 1])
@@ -176,7 +176,7 @@ def test_who_waits_keeps_no_signal_from_who_works(slow: int) -> None:
 
 @njit(nogil=True)
 def _count(ran, rank, size, barrier):
-    meet(barrier, 1, size)
+    barrier_wait(barrier, 1, size)
     ran[rank] += 1
 
 
@@ -234,7 +234,7 @@ def test_a_handler_that_raises_between_two_instructions_leaves_the_crew_whole(us
 
 
 def test_a_handler_that_raises_between_two_instructions_leaves_the_cache_free() -> None:
-    cache, owner = kept._Cache(), np.ones(3)
+    cache, owner = _Cache(), np.ones(3)
 
     def call() -> None:
         cache._gone.append(((), weakref.ref(owner)))
@@ -258,9 +258,9 @@ def test_what_could_not_be_packed_is_not_kept() -> None:
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            kept.kept(kept.contents((weight,)), "here", stopped)
-    first = kept.kept(kept.contents((weight,)), "here", made)
-    assert kept.kept(kept.contents((weight,)), "here", stopped) is first
+            cached(source_of((weight,)), "here", stopped)
+    first = cached(source_of((weight,)), "here", made)
+    assert cached(source_of((weight,)), "here", stopped) is first
 
 
 def test_ctrl_c_while_the_process_ends_prints_nothing() -> None:

@@ -128,26 +128,22 @@ def test_pullback_may_be_called_again(cell: str, dtype: str) -> None:
 def test_both_splits_were_taken() -> None:
     """The shapes above reach both branches: otherwise the tests of splits would show nothing."""
     p, _ = solved("lstm", "float32", "wide")
-    weights = layer._matrices(p.weights[0])
-    sizes = layer.sizes_of(p.cell, weights.hh, p.x.dtype)
     for split, by_batch in (("batch", True), ("units", False)):
         with problems.threads(3, split):
-            assert layer.thread_split(3, 4, weights, sizes, 1) == (3, by_batch)
+            assert layer.thread_split(p.shape(training=True)) == (3, by_batch)
 
 
-def test_threads_share_large_weights_unless_the_cores_are_crowded() -> None:
+def test_threads_share_large_weights_unless_the_cores_are_oversubscribed() -> None:
     """Many rows are split while others want the cores, few never: no thread would have enough of them."""
-    hidden = 1024
-    matrix = np.zeros((4 * hidden, hidden), np.float32)
-    weights = layer.Weights(matrix, matrix, None)
-    sizes = layer.sizes_of(solved("lstm", "float32", "wide")[0].cell, matrix, matrix.dtype)
-    with problems.threads(2), tuning.replaced(split_from=6, shared_from=weights.hh.nbytes):
-        split = functools.partial(layer.thread_split, steps=8, weights=weights, sizes=sizes, directions=1)
-        assert split(batch=16) == (2, False)
-        assert split(batch=16, crowded=True) == (2, True)
-        assert split(batch=16, forward=False) == (2, True)
-        assert split(batch=64) == (2, True)
-        assert split(batch=4, crowded=True) == (2, False)
+    p, _ = solved("lstm", "float32", "wide")
+    shape = p.shape(training=False)._replace(steps=8, inputs=1024, hidden=1024, outputs=1024)
+    with problems.threads(2), tuning.replaced(split_from=6, shared_from=4 * 1024 * 1024 * 4):
+        few, some, many = (shape._replace(batch=batch) for batch in (4, 16, 64))
+        assert layer.thread_split(some) == (2, False)
+        assert layer.thread_split(some, oversubscribed=True) == (2, True)
+        assert layer.thread_split(some, forward=False) == (2, True)
+        assert layer.thread_split(many) == (2, True)
+        assert layer.thread_split(few, oversubscribed=True) == (2, False)
 
 
 @pytest.mark.parametrize(

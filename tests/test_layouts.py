@@ -20,7 +20,7 @@ import gpulstm
 from gpulstm import nn, ops
 from gpulstm_kernels.cpu import gemm
 from gpulstm_kernels.cpu import layer as kernels
-from gpulstm_kernels.cpu.packing import cache as kept
+from gpulstm_kernels.cpu.packing import cache
 
 # --- layouts ------------------------------------------------------------------------------------------------------
 
@@ -375,7 +375,7 @@ def test_no_kernel_runs_on_an_array_that_does_not_lie_well(turn: Layout) -> None
     a = np.arange(16.0).reshape(4, 4)
     for arrays in ((a, turn(a)), (turn(a), a)):
         with pytest.raises(ValueError, match="C-contiguous, aligned arrays"):
-            kept.contents(arrays)
+            cache.source_of(arrays)
     c = np.zeros((4, 4))
     gemm.multiply(c, a, a)
     np.testing.assert_array_equal(c, a @ a)

@@ -11,7 +11,6 @@ import ast
 import copy
 import functools
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,9 +29,8 @@ from gpulstm_kernels import reference
 from gpulstm_kernels.cells import lstm as lstm_maths
 from gpulstm_kernels.cells import rnn as rnn_maths
 from gpulstm_kernels.cpu import layer, tuning
-from gpulstm_kernels.cpu.crew import crew as threads
-from gpulstm_kernels.cpu.crew import team
-from gpulstm_kernels.cpu.walks import sequence
+from gpulstm_kernels.cpu.crew import crew, team
+from gpulstm_kernels.cpu.walks import sequence_backward
 
 
 def agree(found: Arrays, expected: Arrays, what: str) -> bool:
@@ -234,12 +232,18 @@ def test_every_step_of_the_kernels_layer() -> None:
     hunt(layer, "layer_backward", kernels_agree, 8, without_a_statement)
 
 
-# What is written in sequence.py's backward, and the same without a term where the kernel reads its number: KEEP is 0,
+# What is written in sequence_backward.py, and the same without a term where the kernel reads its number: KEEP is 0,
 # NOW is false, ON does not run. Numbers count from 1; 0 is the original.
 TERMS = [
-    ("load(ys, _at(dh, 0, b, unit), n) +", "KEEP * load(ys, _at(dh, 0, b, unit), n) +"),
-    ("+ load(ys, _at(dy, t, b, plan.column + unit), n)", "+ KEEP * load(ys, _at(dy, t, b, plan.column + unit), n)"),
-    ("dh_total = load(ys, _at(dh, 0, b, unit), n)\n", "dh_total = KEEP * load(ys, _at(dh, 0, b, unit), n)\n"),
+    (
+        "load(ys, element_address(dh, 0, b, unit), n) + of_y",
+        "KEEP * load(ys, element_address(dh, 0, b, unit), n) + of_y",
+    ),
+    ("n) + of_y", "n) + KEEP * of_y"),
+    (
+        "dh_total = load(ys, element_address(dh, 0, b, unit), n)\n",
+        "dh_total = KEEP * load(ys, element_address(dh, 0, b, unit), n)\n",
+    ),
     ("store_tuple(da, ", "ON store_tuple(da, "),
     ("store_tuple(dprevious, at, dstride)", "ON store_tuple(dprevious, at, dstride)"),
     ("dgates[slot, b, first + valid : first + width] = 0", "ON dgates[slot, b, first + valid : first + width] = 0"),
@@ -247,35 +251,39 @@ TERMS = [
     ("dh[0, b, j] + dy[", "dh[0, b, j] + KEEP * dy["),
     ("j] if t < lengths[b] else 0", "j] if t < lengths[b] else 0.0 / KEEP"),
     ("hidden, False, flat", "hidden, not NOW, flat"),
-    ("_multiply_panels(\n                        dhidden", "ON _multiply_panels(\n                        dhidden"),
-    ("dgates[slot, b, p * width * cell.n_gates :", "ON dgates[slot, b, p * width * cell.n_gates :"),
-    ("dh[0, b, o0:o1] = 0", "ON dh[0, b, o0:o1] = 0"),
-    ("masked > 0, flat", "masked > 0 and NOW, flat"),
-    ("_multiply_panels(dh, ", "ON _multiply_panels(dh, "),
+    ("multiply_panels(\n                        dhidden", "ON multiply_panels(\n                        dhidden"),
+    ("dgates[slot, b, p * across :", "ON dgates[slot, b, p * across :"),
+    ("dh[0, b, own.o0 : own.o1] = 0", "ON dh[0, b, own.o0 : own.o1] = 0"),
+    ("masked > 0", "masked > 0 and NOW"),
+    ("multiply_panels(dh, ", "ON multiply_panels(dh, "),
     ("multiply_rows(dx, ", "ON multiply_rows(dx, "),
     ("count > 1, flat", "count > 1 and NOW, flat"),
     ("(s0 if plan.reverse else steps - s1)", "(s0 if plan.reverse and NOW else steps - s1)"),
     ("first + 2 * batch if plan.reverse else", "first + 2 * batch if plan.reverse and NOW else"),
-    ("plan.hidden, s0 > 0", "plan.hidden, s0 > 0 and NOW"),
+    ("s0 > 0", "s0 > 0 and NOW"),
 ]
 PLACE = team._MAIN  # bytes from a barrier to where a kernel with TERMS reads which of them is missing
 
 
 def walk_with_terms() -> ModuleType:
-    """sequence.py with a backward in which each of TERMS can be switched off."""
-    source = inspect.getsource(sequence)
-    start = source.index("def _step_cell_backward")
-    forward, backward = source[:start], source[start:]
+    """sequence_backward.py with a backward in which each of TERMS can be switched off."""
+    source = inspect.getsource(sequence_backward)
     for number, (old, new) in enumerate(TERMS, 1):
-        assert backward.count(old) == 1, f"no such term to mutate: {old}"
+        assert source.count(old) == 1, f"no such term to mutate: {old}"
         new = new.replace("KEEP", f"(1.0 if mutant != {number} else 0.0)").replace("NOW", f"mutant != {number}")
-        backward = backward.replace(old, new.replace("ON ", f"if mutant != {number}: "))
-    backward = re.sub(r"_step_cell_backward\(\s*cell", "_step_cell_backward(mutant, cell", backward)
-    line = "    chunk = directions[0].dgates.shape[0]\n"
-    assert backward.count(line) == 1
-    backward = backward.replace(line, f"{line}    mutant = read(barrier + {PLACE})\n")
-    whole = forward.replace("from .team import", "from .atomics import read\nfrom .team import") + backward
-    return module_from(ast.parse(whole), sequence, "sequence_mutant")
+        source = source.replace(old, new.replace("ON ", f"if mutant != {number}: "))
+    tree = ast.parse(source)
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    kernel = functions.pop("backward")
+    for node in functions.values():
+        node.args.args.insert(0, ast.arg("mutant"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
+            node.args.insert(0, ast.Name("mutant", ast.Load()))
+    kernel.body[1:1] = ast.parse(f"mutant = read(barrier + {PLACE})").body
+    last_import = max(k for k, node in enumerate(tree.body) if isinstance(node, ast.ImportFrom))
+    tree.body[last_import:last_import] = ast.parse("from gpulstm_kernels.cpu.crew.atomics import read").body
+    return module_from(tree, sequence_backward, "sequence_mutant")
 
 
 @pytest.mark.slow
@@ -285,12 +293,12 @@ def test_every_term_of_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
 
         alone = team.new_team([])
         alone[1] = number  # in the place of the thread in which handlers of signals run
-        monkeypatch.setattr(threads, "_ALONE", alone)
+        monkeypatch.setattr(crew, "_ALONE", alone)
         return kernels_agree()
 
     for case in WALKS:
         solved_by_kernels(*case)
-    monkeypatch.setattr(layer, "sequence", walk_with_terms())
+    monkeypatch.setattr(layer, "sequence_backward", walk_with_terms())
     with tuning.replaced(backward_rows=10):  # several chunks
         assert without(0)
         assert [old for number, (old, _) in enumerate(TERMS, 1) if without(number)] == []

@@ -13,12 +13,12 @@ import gpulstm
 import gpulstm.torch
 from gpulstm_kernels import memory
 from gpulstm_kernels.cpu import tuning
-from gpulstm_kernels.cpu.packing import cache as kept
-from gpulstm_kernels.cpu.packing import layouts as packing
+from gpulstm_kernels.cpu.packing import cache, layouts
 
 
 def packed(*weights: np.ndarray) -> tuple[np.ndarray, ...]:
-    return kept.kept(kept.contents(weights), "columns", lambda: tuple(packing.columns(weight) for weight in weights))
+    source = cache.source_of(weights)
+    return cache.cached(source, "columns", lambda: tuple(layouts.columns(weight) for weight in weights))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -37,7 +37,7 @@ def test_a_change_of_one_bit_anywhere_is_seen(dtype: str, threads: int) -> None:
                 after = packed(weight, other)
                 assert after is not before
                 for found, array in zip(after, (weight, other), strict=True):
-                    np.testing.assert_array_equal(found, packing.columns(array))
+                    np.testing.assert_array_equal(found, layouts.columns(array))
                 before = after
 
 
@@ -45,10 +45,10 @@ def test_a_change_of_one_bit_anywhere_is_seen(dtype: str, threads: int) -> None:
 def test_narrow_weights_of_any_size_are_digested(kind: str) -> None:
     for rows, columns in ((1, 1), (3, 7), (5, 301)):
         weight = np.arange(rows * columns).reshape(rows, columns).astype(kind)
-        before = kept.kept(kept.contents((weight,)), None, lambda w=weight: (w.copy(),))
-        assert kept.kept(kept.contents((weight,)), None, tuple) is before
+        before = cache.cached(cache.source_of((weight,)), None, lambda w=weight: (w.copy(),))
+        assert cache.cached(cache.source_of((weight,)), None, tuple) is before
         weight[-1, -1] ^= 1
-        assert kept.kept(kept.contents((weight,)), None, tuple) == ()
+        assert cache.cached(cache.source_of((weight,)), None, tuple) == ()
 
 
 def test_exchanged_elements_are_seen() -> None:
@@ -72,8 +72,8 @@ def test_exchanged_elements_are_seen() -> None:
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = kept._Cache()
-    monkeypatch.setattr(kept, "_cache", cache)
+    bounded = cache._Cache()
+    monkeypatch.setattr(cache, "_cache", bounded)
     weights = [np.full((16, 16), k, np.float32) for k in range(5)]
     with tuning.replaced(cache_entries=3):
         of_each = [packed(weight) for weight in weights]
@@ -82,7 +82,7 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     with tuning.replaced(cache_entries=3, cache_bytes=9000):
         for weight in weights:
             packed(weight)
-    assert 0 < sum(array.nbytes for entry in cache._entries.values() for array in entry.made) <= 9000
+    assert 0 < sum(array.nbytes for entry in bounded._entries.values() for array in entry.made) <= 9000
 
 
 @pytest.mark.parametrize("steps", [1, 3, 30])
@@ -136,10 +136,10 @@ def test_a_layer_computes_with_what_its_weights_are_now(change: str) -> None:
 
 
 @pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch) -> kept._Cache:
+def empty_cache(monkeypatch: pytest.MonkeyPatch) -> cache._Cache:
     """An empty one in the place of the process's."""
-    empty = kept._Cache()
-    monkeypatch.setattr(kept, "_cache", empty)
+    empty = cache._Cache()
+    monkeypatch.setattr(cache, "_cache", empty)
     return empty
 
 
@@ -148,8 +148,8 @@ def packs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A name for each matrix that is packed."""
     done: list[str] = []
     for name in ("rows", "columns"):
-        pack = getattr(packing, name)
-        monkeypatch.setattr(packing, name, lambda *a, name=name, pack=pack: done.append(name) or pack(*a))
+        pack = getattr(layouts, name)
+        monkeypatch.setattr(layouts, name, lambda *a, name=name, pack=pack: done.append(name) or pack(*a))
     return done
 
 
@@ -158,11 +158,11 @@ def trained(layer: Any, x: np.ndarray) -> None:
     pullback(y)
 
 
-def test_packed_weights_go_with_their_layer(cache: kept._Cache) -> None:
+def test_packed_weights_go_with_their_layer(empty_cache: cache._Cache) -> None:
     x = np.ones((20, 4, 64), np.float32)
     stays = gpulstm.LSTM(64, 300, seed=0)
     trained(stays, x)
-    own, used = set(cache._entries), memory._idle.used
+    own, used = set(empty_cache._entries), memory._idle.used
     assert own
     for _ in range(3):
         layer = gpulstm.LSTM(64, 300, num_layers=2, bidirectional=True, proj_size=90, seed=0)
@@ -170,33 +170,33 @@ def test_packed_weights_go_with_their_layer(cache: kept._Cache) -> None:
         layer(x)
         quantized = gpulstm.quantize(layer, "int8")
         quantized(x)
-        assert len(cache._entries) > len(own)
+        assert len(empty_cache._entries) > len(own)
         del layer, quantized
-        assert set(cache._entries) == own
+        assert set(empty_cache._entries) == own
         assert memory._idle.used == used
     gpulstm.release_memory()
     assert memory._idle.idle == 0
-    assert set(cache._entries) == own  # of a layer that is there
+    assert set(empty_cache._entries) == own  # of a layer that is there
 
 
-def test_packed_weights_go_with_a_parameter_that_is_replaced(cache: kept._Cache) -> None:
+def test_packed_weights_go_with_a_parameter_that_is_replaced(empty_cache: cache._Cache) -> None:
     layer = gpulstm.LSTM(64, 100, seed=0)
     x = np.ones((20, 4, 64), np.float32)
     for _ in range(3):
         trained(layer, x)
-        assert len(cache._entries) == 2
+        assert len(empty_cache._entries) == 2
         layer.params["weight_hh_l0"] = layer.params["weight_hh_l0"].copy()
-        assert len(cache._entries) == 0
+        assert len(empty_cache._entries) == 0
 
 
-def test_weights_in_another_order_are_copied_for_a_call_and_leave_nothing(cache: kept._Cache) -> None:
+def test_weights_in_another_order_are_copied_for_a_call_and_leave_nothing(empty_cache: cache._Cache) -> None:
     layer = gpulstm.LSTM(64, 100, seed=0)
     layer.params = {name: np.asfortranarray(value) for name, value in layer.params.items()}
     trained(layer, np.ones((20, 4, 64), np.float32))
-    assert not cache._entries
+    assert not empty_cache._entries
 
 
-def test_weights_of_a_torch_module_are_packed_once_and_go_with_it(cache: kept._Cache, packs: list[str]) -> None:
+def test_weights_of_a_torch_module_are_packed_once_and_go_with_it(empty_cache: cache._Cache, packs: list[str]) -> None:
     """Its tensors are other objects at every call."""
     module, x = gpulstm.torch.LSTM(64, 100), torch.ones(20, 4, 64)
     for _ in range(5):
@@ -206,10 +206,10 @@ def test_weights_of_a_torch_module_are_packed_once_and_go_with_it(cache: kept._C
         module(x)
     assert len(packs) == 4
     del module
-    assert not cache._entries
+    assert not empty_cache._entries
 
 
-def test_what_has_no_owner_stays_until_memory_is_released(cache: kept._Cache) -> None:
+def test_what_has_no_owner_stays_until_memory_is_released(empty_cache: cache._Cache) -> None:
     weight = np.frombuffer(bytearray(4 * 64 * 64), np.float32).reshape(64, 64)
     before = packed(weight)
     owned = np.ones((64, 64), np.float32)
@@ -218,18 +218,18 @@ def test_what_has_no_owner_stays_until_memory_is_released(cache: kept._Cache) ->
     del weight
     assert packed(again) is before
     gpulstm.release_memory()
-    assert len(cache._entries) == 1
+    assert len(empty_cache._entries) == 1
     assert packed(again) is not before
     del owned
-    assert len(cache._entries) == 1
+    assert len(empty_cache._entries) == 1
 
 
-def test_an_owner_that_goes_while_the_cache_is_in_use(cache: kept._Cache) -> None:
+def test_an_owner_that_goes_while_the_cache_is_in_use(empty_cache: cache._Cache) -> None:
     first, second = (np.full((64, 64), k, np.float32) for k in range(2))
     packed(first)
     packed(second)
-    with cache._lock:  # as if the garbage collector came here
+    with empty_cache._lock:  # as if the garbage collector came here
         del first
-        assert len(cache._entries) == 2
+        assert len(empty_cache._entries) == 2
     packed(second)
-    assert len(cache._entries) == 1
+    assert len(empty_cache._entries) == 1

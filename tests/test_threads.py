@@ -28,7 +28,7 @@ from gpulstm_kernels.cpu.crew import crew as threads
 from gpulstm_kernels.cpu.crew.atomics import fetch_add
 from gpulstm_kernels.cpu.crew.cores import available_cores
 from gpulstm_kernels.cpu.crew.crew import Crew, crew
-from gpulstm_kernels.cpu.crew.team import meet
+from gpulstm_kernels.cpu.crew.team import barrier_wait
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,12 +59,12 @@ def size() -> Iterator[int]:
 
 @njit(nogil=True)
 def _note(sizes, raiser, waited, rank, size, barrier):
-    """Writes down the size of the team; rank ``raiser`` fails, the others meet; a wait of so long is pretended."""
+    """Write down the size of the team; rank ``raiser`` fails, others wait, as if for ``waited`` ticks."""
     sizes[rank] = size
     if rank == raiser:
         raise ZeroDivisionError
     if raiser >= 0:
-        meet(barrier, 1, size)
+        barrier_wait(barrier, 1, size)
     if rank == 0:
         fetch_add(barrier + team._WAITED, waited)
 
@@ -295,7 +295,7 @@ def test_a_lent_thread_leaves_for_a_call() -> None:
     assert events in (["came", "left"], ["came", "left"] * 2)  # closed before it came, or after
 
 
-def test_nothing_is_lent_by_a_busy_or_a_crowded_crew() -> None:
+def test_nothing_is_lent_by_a_busy_or_oversubscribed_crew() -> None:
     own = Crew()
     own.resize(2)
     lent: list[Any] = []
@@ -308,7 +308,7 @@ def test_nothing_is_lent_by_a_busy_or_a_crowded_crew() -> None:
     assert not lent
 
 
-def test_a_crew_that_becomes_crowded_recalls_its_threads() -> None:
+def test_a_crew_that_becomes_oversubscribed_recalls_its_threads() -> None:
     own = Crew()
     own.resize(2)
     events: list[str] = []
@@ -409,11 +409,11 @@ def test_an_install_that_nothing_can_be_written_to(tmp_path: Path) -> None:
     script = """
         import numpy as np
         import gpulstm
-        from gpulstm_kernels.cpu.walks import sequence
+        from gpulstm_kernels.cpu.walks import sequence_forward
 
         rnn, x = gpulstm.RNN(3, 5, seed=0), np.ones((2, 1, 3), np.float32)
         error = np.abs(rnn(x)[0] - rnn(x, backend="reference")[0]).max()
-        print(error < 1e-5, type(sequence.forward._cache).__name__, gpulstm.__file__)
+        print(error < 1e-5, type(sequence_forward.forward._cache).__name__, gpulstm.__file__)
     """
     places = dict.fromkeys(("HOME", "USERPROFILE", "LOCALAPPDATA", "XDG_CACHE_HOME", "IPYTHONDIR"), str(nowhere / "no"))
     printed = python(script, tmp_path, **places, PYTHONPATH=str(tmp_path), NUMBA_CACHE_DIR=None, GPULSTM_BACKEND=None)
@@ -437,7 +437,7 @@ def test_a_process_that_compiles_nothing_spares_itself_the_compiler(tmp_path: Pa
     assert python(script, ROOT, **cache) == "True False\n"
 
 
-def test_a_crowded_crew_works_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_oversubscribed_crew_works_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(threads.time, "monotonic", lambda: now)
     crew = Crew()
@@ -460,7 +460,9 @@ def test_a_crowded_crew_works_alone_for_a_while(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("faster", [False, True])
-def test_a_crowded_crew_stays_together_if_alone_is_no_faster(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_oversubscribed_crew_stays_together_if_alone_is_no_faster(
+    faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now, tick = 100.0, 0.001
 
     def clock() -> float:

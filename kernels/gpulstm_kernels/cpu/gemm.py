@@ -20,8 +20,8 @@ from .codegen.features import CACHE_LINE
 from .codegen.tile import ROWS, WIDTH, tile_rows
 from .codegen.vector import lanes, load, store, transpose
 from .crew.crew import crew
-from .crew.team import is_over, meet, of_all, share
-from .packing import layouts as packing
+from .crew.team import barrier_wait, is_aborted, of_all, share
+from .packing import layouts
 
 DEPTH, OUTER_DEPTH, _BLOCK = tuning.current.depth, tuning.current.outer_depth, tuning.current.gemm_block_rows
 
@@ -77,14 +77,14 @@ def edges(threads: int, dtype: np.dtype) -> np.ndarray:
 def multiply_rows(c, offset, n, add, a, a_offset, lda, packed, m, k, edges, rank, size, barrier):
     """C (m, n) = or, if ``add``, += A (m, k) · B for a packed B and flat C and A, from ``offset`` and ``a_offset`` on.
 
-    Threads split the rows of C, and blocks of them stay in the cache. They stop where the call is over.
+    Threads split the rows of C, and blocks of them stay in the cache. They end early where the call is aborted.
     """
     across = WIDTH * lanes(c)
     top, bottom = share(m, rank, size)
     for r0 in range(top, bottom, _BLOCK):
         to, source, rows = offset + r0 * n, a_offset + r0 * lda, min(_BLOCK, bottom - r0)
         for p in range((n + across - 1) // across):
-            if is_over(barrier, rank, rows * across * k):
+            if is_aborted(barrier, rank, rows * across * k):
                 return
             multiply_panel(c, to, n, n, add, a, source, lda, packed, p, rows, k, edges[rank])
 
@@ -95,7 +95,7 @@ def _multiply(c, n, a, lda, packed, m, k, edges, rank, size, barrier):
 
 
 def multiply_packed(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
-    """C (M, N) += A (M, K) · B, with B (K, N) as :mod:`.packing` gives it; C-contiguous, of one dtype."""
+    """C (M, N) += A (M, K) · B, with B (K, N) as of :mod:`.packing.layouts`; C-contiguous, of one dtype."""
     (m, n), k = c.shape, a.shape[1]
     at_most = max(1, min(crew.size, m * n * k // tuning.current.gemm_per_thread))
     flat = (c.reshape(-1), n, a.reshape(-1), k, b, m, k, edges(at_most, c.dtype))
@@ -105,9 +105,9 @@ def multiply_packed(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
 def multiply(c: np.ndarray, a: np.ndarray, b: np.ndarray, transposed: bool = False) -> None:
     """C (M, N) += A (M, K) · B, with B (K, N), or (N, K) if ``transposed``; all C-contiguous, of one dtype."""
     if transposed:
-        multiply_packed(c, a, packing.rows(b, 1, WIDTH * lanes(b.dtype)))
+        multiply_packed(c, a, layouts.rows(b, 1, WIDTH * lanes(b.dtype)))
     else:
-        multiply_packed(c, a, packing.columns(b))
+        multiply_packed(c, a, layouts.columns(b))
 
 
 class Rows(NamedTuple):
@@ -130,15 +130,15 @@ def _pack_panels(like, to, b, k0, depth, first, last):
 
 
 @inline
-def outer_rows(c, sums, a, b, d, gates, units, width, k, add, room, edges, met, rank, size, barrier):
+def outer_rows(c, sums, a, b, d, gates, units, width, k, add, scratch, edges, waits, rank, size, barrier):
     """C = Aᵀ·B (gates · units, N) and behind it Aᵀ·D over ``k`` rows of :class:`Rows`, and the sums of A's columns.
 
     All three are added to what is there if ``add``. A's columns are in panels, (units / width, gates, width); what
-    lies past the last one is not read. ``room``: :func:`outer_room`. Threads split A's panels, which they transpose,
-    and the work of packing B and D, for which all meet: ``met``, how often they had met before, becomes what is
-    returned. They stop where the call is over.
+    lies past the last one is not read. ``scratch``: of :func:`outer_scratch`. Threads split A's panels, which they
+    transpose, and the work of packing B and D, after which all wait at their barrier: ``waits``, how often they had
+    waited there before, becomes what is returned. They end early where the call is aborted.
     """
-    packed_a, packed_bd = room
+    packed_a, packed_bd = scratch
     item, lane = c.itemsize, lanes(c)
     across = WIDTH * lane
     left, of_gate, lda = packed_a.ctypes.data, packed_a.strides[0], packed_a.strides[1]
@@ -147,7 +147,7 @@ def outer_rows(c, sums, a, b, d, gates, units, width, k, add, room, edges, met, 
     of_b, of_d = (b.columns + across - 1) // across, (d.columns + across - 1) // across
     for k0 in range(0, k, OUTER_DEPTH):
         depth = min(OUTER_DEPTH, k - k0)
-        right = packed_bd.ctypes.data + met % 2 * packed_bd.strides[0]  # others may still read the block before
+        right = packed_bd.ctypes.data + waits % 2 * packed_bd.strides[0]  # others may still read the block before
         j0, j1 = share(depth, rank, size)
         _pack_panels(c, right, b, k0, depth, j0, j1)
         _pack_panels(c, right + of_b * depth * across * item, d, k0, depth, j0, j1)
@@ -162,11 +162,11 @@ def outer_rows(c, sums, a, b, d, gates, units, width, k, add, room, edges, met, 
                 row = column // (gates * width) * width + column % width
                 to = left + column // width % gates * of_gate + row * lda + j0 * item
                 transpose(c, source, a.at[1] * item, depth - j0, a.columns - column, to, lda)
-        met += 1
-        meet(of_all(barrier), met, size)
+        waits += 1
+        barrier_wait(of_all(barrier), waits, size)
         for p in range(of_b + of_d):
-            if is_over(barrier, rank, gates * own * across * depth):
-                return met
+            if is_aborted(barrier, rank, gates * own * across * depth):
+                return waits
             n, start, p0 = (b.columns, 0, 0) if p < of_b else (d.columns, gates * units * b.columns, of_b)
             column = (p - p0) * across
             for g in range(gates):
@@ -183,10 +183,10 @@ def outer_rows(c, sums, a, b, d, gates, units, width, k, add, room, edges, met, 
                     depth,
                     edges[rank],
                 )
-    return met
+    return waits
 
 
-def outer_room(k: int, units: int, gates: int, width: int, columns: Sequence[int], dtype: np.dtype) -> Any:
+def outer_scratch(k: int, units: int, gates: int, width: int, columns: Sequence[int], dtype: np.dtype) -> Any:
     """Scratch of :func:`outer_rows`: A transposed, (gates, units, K); twice B and D, of so many ``columns`` each."""
     depth, across = min(k, OUTER_DEPTH), WIDTH * lanes(dtype)
     apart = -(-depth // lanes(dtype)) * lanes(dtype) + CACHE_LINE // dtype.itemsize  # not a power of two
@@ -196,8 +196,8 @@ def outer_room(k: int, units: int, gates: int, width: int, columns: Sequence[int
 
 
 @kernel
-def _outer(c, sums, a, b, d, gates, units, width, k, room, edges, rank, size, barrier):
-    outer_rows(c, sums, a, b, d, gates, units, width, k, False, room, edges, 0, rank, size, barrier)
+def _outer(c, sums, a, b, d, gates, units, width, k, scratch, edges, rank, size, barrier):
+    outer_rows(c, sums, a, b, d, gates, units, width, k, False, scratch, edges, 0, rank, size, barrier)
 
 
 def outer(
@@ -224,8 +224,8 @@ def outer(
     sums = empty(-(-units // width) * width * gates, dtype)
     left = Rows(a, a_at, units if gates == 1 else len(sums))
     b, d = right if len(right) == 2 else (right[0], Rows(a, (0, 0), 0))
-    room = outer_room(k, units, gates, width, n, dtype)
-    operands = (c, sums, left, b, d, gates, units, width, k, room, edges(threads, dtype))
+    scratch = outer_scratch(k, units, gates, width, n, dtype)
+    operands = (c, sums, left, b, d, gates, units, width, k, scratch, edges(threads, dtype))
     crew.run(_outer, dtype, operands, threads, work)
     return products_of(c, gates * units, n), sums
 

@@ -18,14 +18,16 @@ from .codegen.narrow import group, row_bytes
 from .codegen.tile import WIDTH, panel_vectors
 from .codegen.vector import lanes
 from .crew.crew import crew
-from .packing import layouts as packing
-from .packing.cache import Contents, contents, kept
-from .walks import sequence, step
-from .walks.sequence import Packed, Plan, Tape, Weights
+from .packing import layouts
+from .packing.cache import Source, cached, source_of
+from .walks import sequence_backward, sequence_forward, step
+from .walks.arguments import Backward, Forward, Packed, Plan, Projection, ProjectionBack, Tape, Weights
+from .walks.few_rows import new_scratch
+from .walks.stream import Stream
 
 
 class LayerTape(NamedTuple):
-    """What :func:`layer_forward` keeps for :func:`layer_backward`."""
+    """What :func:`layer_forward` hands to :func:`layer_backward`."""
 
     shape: LayerShape
     x: np.ndarray
@@ -53,10 +55,10 @@ def sizes_of(shape: LayerShape) -> Sizes:
     return Sizes(gates, shape.hidden, shape.outputs, width, -(-shape.hidden // width) * width)
 
 
-def thread_split(shape: LayerShape, forward: bool = True, crowded: bool = False) -> tuple[int, bool]:
+def thread_split(shape: LayerShape, forward: bool = True, oversubscribed: bool = False) -> tuple[int, bool]:
     """How many threads at most a call takes, and whether each direction's threads split the batch (else the units).
 
-    ``forward``: not backward; ``crowded``: others want the cores too, so waiting for each other costs more.
+    ``forward``: not backward; ``oversubscribed``: others want the cores too, so barriers cost more.
     """
     limits, batch, rows = tuning.current, shape.batch, shape.rows
     read = rows * (shape.inputs + shape.outputs) + shape.projected * shape.outputs * shape.hidden
@@ -66,7 +68,7 @@ def thread_split(shape: LayerShape, forward: bool = True, crowded: bool = False)
     can_share = -(-shape.hidden // (WIDTH * lanes(shape.dtype))) >= team
     shared_from = limits.shared_from if forward and batch < team * limits.shared_to else limits.always_shared_from
     large = rows * shape.outputs * shape.weights.itemsize >= shared_from
-    shares = batch < team * limits.split_from or (large and not crowded)
+    shares = batch < team * limits.split_from or (large and not oversubscribed)
     return at_most, not (can_share and shares)
 
 
@@ -91,61 +93,65 @@ def layer_forward(
     if _is_one_step(shape, packs):
         return (*_one_step(shape, x, state, weights), None)
     cell, steps, batch, inputs = shape.cell, shape.steps, shape.batch, shape.inputs
-    dtype, directions, projected, keep = shape.dtype, shape.directions, shape.projected, shape.training
+    dtype, directions, projected, training = shape.dtype, shape.directions, shape.projected, shape.training
     own = [_matrices(w) for w in weights]
     sizes = sizes_of(shape)
     wide = shape.weights == NARROW["bf16"] and group(shape.weights) == 1 and batch >= tuning.current.widened_from
-    at_most, by_batch = thread_split(shape, crowded=crew.crowded)
+    at_most, by_batch = thread_split(shape, oversubscribed=crew.oversubscribed)
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
     limits = tuning.current
     if not packs or (by_batch and rows >= limits.fused_from and own[0].ih.nbytes <= limits.fused_to):
-        chunk, room = 0, (at_most, min(rows, limits.block_rows), sizes.gates * sizes.width)
+        chunk, gates = 0, (at_most, min(rows, limits.block_rows), sizes.gates * sizes.width)
     else:
         chunk = -(-steps // -(-steps * batch // max(batch, limits.chunk_rows)))
-        room = (sizes.padded // sizes.width, chunk * batch, sizes.gates * sizes.width)
-    row16 = row_bytes(own[0].ih, inputs) * max(1, chunk) + row_bytes(own[0].hh, sizes.outputs)
+        gates = (sizes.padded // sizes.width, chunk * batch, sizes.gates * sizes.width)
+    quantized = row_bytes(own[0].ih, inputs) * max(1, chunk) + row_bytes(own[0].hh, sizes.outputs)
     lengths = np.full(batch, steps, np.int64) if lengths is None else lengths
 
     ys = empty((steps + 2, batch, directions * sizes.outputs), dtype)
     walks, projections, columns = [], [], []
     for d in range(directions):
-        plan = Plan(d == 1, d * sizes.outputs, keep, by_batch, chunk, sizes.hidden, sizes.outputs)
-        of = _contents(weights[d], packs or keep)
-        packed = _packed_rows(weights[d], of, sizes, dtype, packs, wide)
-        if keep:
-            columns.append(_packed_columns(own[d], of, sizes))
+        plan = Plan(d == 1, d * sizes.outputs, training, by_batch, chunk, sizes.hidden, sizes.outputs)
+        source = _source(weights[d], packs or training)
+        packed = _packed_rows(weights[d], source, sizes, dtype, packs, wide)
+        if training:
+            columns.append(_packed_columns(own[d], source, sizes))
         tape = _begun_tape(cell, ys, [part[d] for part in state], steps, sizes, plan, projected)
         if projected:
-            projections.append(sequence.Projection(_packed_projection(weights[d], of), gemm.edges(at_most, dtype)))
-        scratch = empty(room, dtype), empty((at_most, row16 * batch), np.uint8) if row16 else _nothing(np.uint8)
-        walks.append(sequence.Forward(packed, tape, *scratch, plan))
+            hr = _packed_projection(weights[d], source)
+            projections.append(Projection(hr, gemm.edges(at_most, dtype)))
+        scratch = (
+            empty(gates, dtype),
+            empty((at_most, quantized * batch), np.uint8) if quantized else _nothing(np.uint8),
+        )
+        walks.append(Forward(packed, tape, *scratch, plan))
 
     unpacked = None if packs else (own[0][:2], own[-1][:2])
     projection = (projections[0], projections[-1]) if projected else None
     arguments = cell, x, lengths, (walks[0], walks[-1]), unpacked, projection, directions
     work = 0 if by_batch else steps * batch * own[0].hh.size
     read = dtype if wide else own[0].ih.dtype
-    crew.run(sequence.forward, (cell, dtype, read, packs, projection is None), arguments, at_most, work)
+    crew.run(sequence_forward.forward, (cell, dtype, read, packs, projection is None), arguments, at_most, work)
     plans, tapes = [walk.plan for walk in walks], [walk.tape for walk in walks]
     final = _final_state(cell, plans, tapes, steps)
-    return ys[1:-1], final, LayerTape(shape, x, lengths, own, columns, plans, tapes) if keep else None
+    return ys[1:-1], final, LayerTape(shape, x, lengths, own, columns, plans, tapes) if training else None
 
 
 def _begun_tape(
     cell: Cell, ys: np.ndarray, state: list[np.ndarray], steps: int, sizes: Sizes, plan: Plan, projected: bool
 ) -> Tape:
     """The tape of one direction, whose output goes to ``ys``, with the initial ``state``, (B, ·) each."""
-    dtype, batch, kept = ys.dtype, ys.shape[1], steps if plan.keep else 0
-    states = empty((len(cell.states), kept + 1, batch, sizes.padded), dtype)
-    first = kept if plan.reverse else 0
+    dtype, batch, taped = ys.dtype, ys.shape[1], steps if plan.training else 0
+    states = empty((len(cell.states), taped + 1, batch, sizes.padded), dtype)
+    first = taped if plan.reverse else 0
     if sizes.hidden < sizes.padded:
         states[:, first, :, sizes.hidden :] = 0
     for k, initial in enumerate(state[1:]):
         states[k, first, :, : sizes.hidden] = initial
     ys[steps + 1 if plan.reverse else 0, :, plan.column : plan.column + plan.outputs] = state[0]
-    saved = empty((kept, batch, sizes.padded * cell.saved), dtype)
-    return Tape(ys, states, saved, empty(((kept or 1) * projected, batch, sizes.hidden), dtype))
+    saved = empty((taped, batch, sizes.padded * cell.saved), dtype)
+    return Tape(ys, states, saved, empty(((taped or 1) * projected, batch, sizes.hidden), dtype))
 
 
 def _final_state(cell: Cell, plans: list[Plan], tapes: list[Tape], steps: int) -> tuple[np.ndarray, ...]:
@@ -153,7 +159,7 @@ def _final_state(cell: Cell, plans: list[Plan], tapes: list[Tape], steps: int) -
     both = list(zip(plans, tapes, strict=True))
     h = [t.ys[1 if p.reverse else steps, :, p.column : p.column + p.outputs] for p, t in both]
     carried = [
-        [t.states[k, 0 if p.reverse or not p.keep else steps, :, : p.hidden] for p, t in both]
+        [t.states[k, 0 if p.reverse or not p.training else steps, :, : p.hidden] for p, t in both]
         for k in range(len(cell.states))
     ]
     return tuple(parts[0][None].copy() if len(parts) == 1 else np.stack(parts) for parts in (h, *carried))
@@ -178,7 +184,7 @@ def _one_step(
         ih, hh = own["weight_ih"], own["weight_hh"]
         at_most = _threads_of_a_step(shape)
         read = ih, hh, own.get("bias_ih", no_bias), own.get("bias_hh", no_bias)
-        written = states[d], new_h[d], step.room(cell, at_most), np.zeros(1, np.int64)
+        written = states[d], new_h[d], new_scratch(cell, at_most), np.zeros(1, np.int64)
         crew.run(step.step, (cell, x.dtype), (cell, x[0], state[0][d], read, *written), at_most)
     y = np.concatenate(new_h, axis=1)[None]  # a copy, whatever the sizes: y and h share no memory
     return y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
@@ -211,17 +217,23 @@ def layer_backward(
         dgates = empty((chunk, batch, padded * gates), dtype)
         ih, hh, hr = tape.columns[d]
         plan = plans[d]._replace(by_batch=by_batch)
-        walks.append(sequence.Backward(ih, hh, tape.tapes[d], *filled, dh, dstates, dgates, plan))
+        walks.append(Backward(ih, hh, tape.tapes[d], *filled, dh, dstates, dgates, plan))
         if hr is not None:
             dprojected, dhidden = empty((steps, batch, outputs), dtype), empty((1, batch, hidden), dtype)
-            projections.append(sequence.ProjectionBack(hr, dprojected, dhidden))
+            projections.append(ProjectionBack(hr, dprojected, dhidden))
 
     dx = _begun_dx(x, directions)
-    room = gemm.outer_room(chunk * batch, hidden, gates, width, (inputs, outputs), dtype)
-    scratch = room, gemm.edges(at_most, dtype)
+    packed = gemm.outer_scratch(chunk * batch, hidden, gates, width, (inputs, outputs), dtype)
+    scratch = packed, gemm.edges(at_most, dtype)
     projection = (projections[0], projections[-1]) if projected else None
     arguments = cell, x, dx, dy, tape.lengths, (walks[0], walks[-1]), projection, directions, *scratch
-    crew.run(sequence.backward, (cell, dtype, projection is None), arguments, at_most, steps * batch * own[0].hh.size)
+    crew.run(
+        sequence_backward.backward,
+        (cell, dtype, projection is None),
+        arguments,
+        at_most,
+        steps * batch * own[0].hh.size,
+    )
 
     grads = []
     for d, walk in enumerate(walks):
@@ -290,7 +302,7 @@ def tape_of(
         x,
         np.full(shape.batch, shape.steps, np.int64) if lengths is None else lengths,
         own,
-        [_packed_columns(own[d], _contents(weights[d], True), sizes) for d in range(directions)],
+        [_packed_columns(own[d], _source(weights[d], True), sizes) for d in range(directions)],
         # The walk back decides anew how threads share it, and knows no chunks.
         [Plan(d == 1, d * outputs, True, False, 0, hidden, outputs) for d in range(directions)],
         [Tape(arrays[0], *arrays[1 + 3 * d : 4 + 3 * d]) for d in range(directions)],
@@ -304,15 +316,15 @@ def describe(shape: LayerShape) -> str:
     if _is_one_step(shape, packs):
         walk, at_most, over = "one step", min(crew.size, _threads_of_a_step(shape)), "units"
     else:
-        (at_most, by_batch), walk = thread_split(shape, crowded=crew.crowded), "sequence walk"
+        (at_most, by_batch), walk = thread_split(shape, oversubscribed=crew.oversubscribed), "sequence walk"
         over = "batch" if by_batch else "units"
     split = f"{at_most} threads over the {over}" if at_most > 1 else "one thread"
     return f"{walk}, weights {rows}, {split}, {REGISTER_BYTES * 8}-bit vectors"
 
 
-def stream(shape: LayerShape, layers: Sequence[Mapping[str, np.ndarray]]) -> step.Stream | None:
+def stream(shape: LayerShape, layers: Sequence[Mapping[str, np.ndarray]]) -> Stream | None:
     """See :class:`gpulstm_kernels.backend.Backend`: for layers without a projection."""
-    return None if shape.projected else step.Stream(shape.cell, layers, shape.batch, shape.dtype)
+    return None if shape.projected else Stream(shape.cell, layers, shape.batch, shape.dtype)
 
 
 @functools.cache
@@ -330,15 +342,15 @@ def _packs(shape: LayerShape) -> bool:
     return shape.steps * shape.batch >= tuning.current.packs_from or shape.weights != shape.dtype or shape.projected
 
 
-def _contents(weights: Mapping[str, np.ndarray], whole: bool) -> Contents:
-    """Of what is packed of one direction: without ``whole`` neither ih nor hh."""
-    return contents(
+def _source(weights: Mapping[str, np.ndarray], whole: bool) -> Source:
+    """What is packed of one direction: without ``whole`` neither ih nor hh."""
+    return source_of(
         tuple([value for name, value in weights.items() if whole or name not in ("weight_ih", "weight_hh")])
     )
 
 
 def _packed_rows(
-    weights: Mapping[str, np.ndarray], of: Contents, sizes: Sizes, dtype: np.dtype, packs: bool, wide: bool
+    weights: Mapping[str, np.ndarray], source: Source, sizes: Sizes, dtype: np.dtype, packs: bool, wide: bool
 ) -> Packed:
     """What the forward walk reads of one direction: without ``packs`` neither ih nor hh; with ``wide`` as float32."""
 
@@ -347,26 +359,26 @@ def _packed_rows(
         matrices = [weights[name] for name in ("weight_ih", "weight_hh")]
         if wide:
             matrices = [bfloat16.widened(matrix) for matrix in matrices]
-        ih, hh = (packing.rows(matrix, gates, width) if packs else nothing for matrix in matrices)
-        bias = packing.biases(weights, gates, width, dtype)
+        ih, hh = (layouts.rows(matrix, gates, width) if packs else nothing for matrix in matrices)
+        bias = layouts.biases(weights, gates, width, dtype)
         scales = [weights.get(name) for name in ("scale_ih", "scale_hh")]
-        in_panels = [nothing if scale is None else packing.in_panels(scale, gates, width) for scale in scales]
+        in_panels = [nothing if scale is None else layouts.in_panels(scale, gates, width) for scale in scales]
         return Packed(ih, hh, bias, *in_panels)
 
-    return kept(of, ("rows", packs, wide, sizes, dtype, *weights), pack)
+    return cached(source, ("rows", packs, wide, sizes, dtype, *weights), pack)
 
 
-def _packed_projection(weights: Mapping[str, np.ndarray], of: Contents) -> np.ndarray:
+def _packed_projection(weights: Mapping[str, np.ndarray], source: Source) -> np.ndarray:
     """What the forward walk reads of the projection of one direction."""
     hr = weights["weight_hr"]
-    return kept(of, ("projection", *weights), lambda: (packing.rows(hr, 1, WIDTH * lanes(hr.dtype)),))[0]
+    return cached(source, ("projection", *weights), lambda: (layouts.rows(hr, 1, WIDTH * lanes(hr.dtype)),))[0]
 
 
-def _packed_columns(weights: Weights, of: Contents, sizes: Sizes) -> Weights:
+def _packed_columns(weights: Weights, source: Source, sizes: Sizes) -> Weights:
     """What the gradients read of one direction, flat."""
 
     def pack() -> Weights:
-        ih, hh = (packing.columns(weight, sizes.gates, sizes.width) for weight in weights[:2])
-        return Weights(ih, hh, None if weights.hr is None else packing.columns(weights.hr))
+        ih, hh = (layouts.columns(weight, sizes.gates, sizes.width) for weight in weights[:2])
+        return Weights(ih, hh, None if weights.hr is None else layouts.columns(weights.hr))
 
-    return kept(of, ("columns", sizes), pack)
+    return cached(source, ("columns", sizes), pack)

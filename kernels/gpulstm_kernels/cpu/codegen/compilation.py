@@ -91,6 +91,15 @@ def always_inline(function: Callable[..., Any]) -> Any:
     return njit(**_INSIDE, **ALWAYS_INLINE)(function)
 
 
+def expand(function: Callable[..., Any]) -> Any:
+    """Write the statements of ``function`` out in the kernel that calls it: for a named part of one kernel.
+
+    Numba does so before it infers types, so that it costs no compilation of its own. Any other function is compiled
+    twice: by itself, and within each kernel that calls it.
+    """
+    return njit(inline="always", **_INSIDE)(function)
+
+
 class CellType(types.Type):
     """The Numba type of one cell."""
 

@@ -230,7 +230,7 @@ def _choose(weights, like, to, row, k):
 
 
 @inline
-def narrowed(weights, like, scratch, source, ld, rows, k):
+def quantized_rows(weights, like, scratch, source, ld, rows, k):
     """(byte address, bytes from row to row) of ``rows`` rows of ``k`` elements as products with ``weights`` take them.
 
     These are ``source`` and ``ld``, or for weights packed in pairs those of narrowed rows, written to ``scratch``.

@@ -22,7 +22,7 @@ import numpy as np
 
 from .. import tuning
 from .cores import available_cores, limited
-from .team import CROWDED, FAILED, POSTED, TAKEN, attend, for_python, new_box, new_team, run_shares
+from .team import FAILED, OVERSUBSCRIBED, POSTED, TAKEN, attend, for_python, new_box, new_team, run_shares
 
 _ALONE = new_team([])
 
@@ -36,9 +36,12 @@ class Crew:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # which tells whether the caller has it, whatever ended what it did
         self._hands: tuple[list[_Worker], np.ndarray] = [], _ALONE  # the threads, and their team with the caller
-        self._crowded, self._pause = 0, tuning.current.alone_seconds
+        self._oversubscribed, self._pause = 0, tuning.current.alone_seconds
         self._alone_until = self._together_until = 0.0
-        self._crowded_call: tuple[Any, float] = None, 0.0  # the last one's kernel, and its seconds for a unit of work
+        self._oversubscribed_call: tuple[Any, float] = (
+            None,
+            0.0,
+        )  # the last one's kernel, and its seconds for a unit of work
         self.size = self._default_size()
 
     @staticmethod
@@ -53,7 +56,7 @@ class Crew:
         return limited(count, "GPULSTM_NUM_THREADS")
 
     @property
-    def crowded(self) -> bool:
+    def oversubscribed(self) -> bool:
         """Whether calls whose shares wait for each other run alone for now."""
         return time.monotonic() < self._alone_until
 
@@ -118,7 +121,7 @@ class Crew:
             RuntimeError: a share ended with an error.
         """
         began = time.monotonic()
-        alone = work > 0 and self.crowded
+        alone = work > 0 and self.oversubscribed
         if at_most > 1 and not alone and not self._owned:
             # A signal's handler may raise between any two instructions: hence the lock is given back whoever has it.
             try:
@@ -127,9 +130,9 @@ class Crew:
                     if size > 1:
                         result = self._run_together(kernel, key, arguments, size)
                         if work:
-                            if result & CROWDED:
-                                self._crowded_call = kernel, (time.monotonic() - began) / work
-                            self.look_back(bool(result & CROWDED))
+                            if result & OVERSUBSCRIBED:
+                                self._oversubscribed_call = kernel, (time.monotonic() - began) / work
+                            self.look_back(bool(result & OVERSUBSCRIBED))
                         _check(kernel, result)
                         return
             finally:
@@ -155,7 +158,7 @@ class Crew:
 
     def _compare(self, kernel: Any, seconds: float) -> None:
         """A call ran alone, so fast for a unit of work: stay together for a while if it was no faster than crowded."""
-        crowded, slow = self._crowded_call
+        crowded, slow = self._oversubscribed_call
         if kernel is crowded and seconds > slow:
             self._alone_until, self._together_until = 0.0, time.monotonic() + tuning.current.alone_seconds_at_most
 
@@ -165,7 +168,7 @@ class Crew:
         ``task`` must return as soon as ``counter[0]`` is above ``posted``: then a call wants the thread. Nothing
         happens while a call has the crew, while it is crowded, or where the thread has not come to the task before.
         """
-        if rank >= self.size or self.crowded:
+        if rank >= self.size or self.oversubscribed:
             return
         self._if_free(lambda: self._hire(rank)[0][rank - 1].lend(task))
 
@@ -181,10 +184,10 @@ class Crew:
     def look_back(self, crowded: bool) -> None:
         """Two crowded calls in a row, and threads are not used for a while: one may be bad luck."""
         if not crowded or time.monotonic() < self._together_until:
-            self._crowded, self._pause = 0, tuning.current.alone_seconds
+            self._oversubscribed, self._pause = 0, tuning.current.alone_seconds
             return
-        self._crowded += 1
-        if self._crowded > 1:
+        self._oversubscribed += 1
+        if self._oversubscribed > 1:
             self._alone_until = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, tuning.current.alone_seconds_at_most)
             self._recall()

@@ -52,7 +52,7 @@ _LEFT, _LOOKED, _MAIN, _RAISED = range(BARRIERS * BARRIER, BARRIERS * BARRIER + 
 _SIZE_OF_WORDS = BARRIERS * BARRIER + CACHE_LINE
 _OFTEN, _EVERY = tuning.current.signals_work, tuning.current.signals_interval
 _TOO_LONG = tuning.current.oversubscribed_part
-FAILED, CROWDED, _INTERRUPTED = 1, 2, 4  # what a call returns, added up
+FAILED, OVERSUBSCRIBED, _INTERRUPTED = 1, 2, 4  # what a call returns, added up
 
 
 def new_box() -> np.ndarray:
@@ -94,7 +94,7 @@ def _look(words):
 
 
 @inline
-def is_over(barrier, rank, work):
+def is_aborted(barrier, rank, work):
     """Whether a share is to end early: its call is aborted. ``work``: multiply-adds since this was asked last."""
     if read(barrier + _LEADS) == rank:
         left = read(barrier + _LEFT) - work
@@ -124,7 +124,7 @@ def wait_for(counter, n, words):
 
 
 @inline
-def meet(barrier, times, size):
+def barrier_wait(barrier, times, size):
     """Wait until all ``size`` threads have been here ``times`` times; what they wrote before is then visible."""
     if size > 1:
         fetch_add(barrier, 1)
@@ -179,7 +179,7 @@ def _words_on_stack(typing: Any) -> Any:
 
 @kernel
 def _lead(team, function, arguments):
-    """Run every share of a record, one on each thread of ``team``. FAILED, CROWDED or 0; or _INTERRUPTED."""
+    """Run every share of a record, one on each thread of ``team``. FAILED, OVERSUBSCRIBED or 0; or _INTERRUPTED."""
     size, began = team[0], clock()
     if size == 1:  # several threads may work alone at a time, and meet nobody
         words = _words_on_stack()
@@ -216,7 +216,7 @@ def _lead(team, function, arguments):
     for at in range(words, words + BARRIERS * BARRIER, BARRIER):
         failed |= read(at + _ABORTED)
         waited = max(waited, read(at + _WAITED))
-    return FAILED * failed + CROWDED * (waited > _TOO_LONG * (clock() - began))
+    return FAILED * failed + OVERSUBSCRIBED * (waited > _TOO_LONG * (clock() - began))
 
 
 @intrinsic
@@ -242,7 +242,7 @@ _prepared: dict[tuple[Any, Any], tuple[Callable[..., int], int, int]] = {}
 
 
 def run_shares(team: np.ndarray, function: Any, key: Any, arguments: tuple[Any, ...]) -> int:
-    """Run ``function(*arguments, rank, size, barrier)`` on every thread of ``team``. FAILED, CROWDED or 0.
+    """Run ``function(*arguments, rank, size, barrier)`` on every thread of ``team``. FAILED, OVERSUBSCRIBED or 0.
 
     What a signal's handler raises meanwhile ends the call and is raised: no thread is in it any more.
 

@@ -27,7 +27,7 @@ from ..codegen.numba_internals import cgutils
 from ..codegen.vector import INT64, counted_loop
 from ..crew.atomics import fetch_add
 from ..crew.crew import crew
-from ..crew.team import is_over
+from ..crew.team import is_aborted
 
 _CHAINS = 4  # independent registers of a digest, so that its multiplications overlap
 _FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: a bijection of 64-bit words (Knuth's multiplicative hashing)
@@ -103,14 +103,14 @@ def _digest(arrays, found, segment, rank, size, barrier):
         found[0, n] = address
         for start in range(0, length, segment):
             if turn % size == rank:
-                if is_over(barrier, rank, segment):
+                if is_aborted(barrier, rank, segment):
                     return
                 number = _mix(address + start, min(segment, length - start), start)
                 fetch_add(found.ctypes.data + (found.shape[1] + n) * 8, number)
             turn += 1
 
 
-class Contents(NamedTuple):
+class Source(NamedTuple):
     """Where some arrays lie and of which kinds they are, and a digest of what they hold."""
 
     place: tuple[Any, ...]
@@ -118,14 +118,14 @@ class Contents(NamedTuple):
     arrays: tuple[np.ndarray, ...]
 
 
-def contents(arrays: tuple[np.ndarray, ...]) -> Contents:
-    """Those of C-contiguous ``arrays``."""
+def source_of(arrays: tuple[np.ndarray, ...]) -> Source:
+    """That of C-contiguous ``arrays``, which are read once."""
     found = np.zeros((2, len(arrays)), np.int64)
     kinds = tuple([(array.dtype, array.ndim) for array in arrays])
     at_most = sum([array.nbytes for array in arrays]) // tuning.current.digest_per_thread
     if arrays:
         crew.run(_digest, kinds, (arrays, found, tuning.current.digest_segment), at_most)
-    return Contents((found[0].tobytes(), kinds), found[1].tobytes(), arrays)
+    return Source((found[0].tobytes(), kinds), found[1].tobytes(), arrays)
 
 
 def _owner(array: np.ndarray) -> Any:
@@ -165,18 +165,18 @@ class _Cache:
     def new_lock(self) -> None:
         self._lock = threading.RLock()  # which tells whether the caller has it
 
-    def get(self, of: Contents, how: Hashable, make: Callable[[], Made]) -> Made:
+    def get(self, source: Source, how: Hashable, make: Callable[[], Made]) -> Made:
         if self._gone:
             self._sweep()
-        key = *of.place, how
-        found: Any = self._found(key, of.digest)
+        key = *source.place, how
+        found: Any = self._found(key, source.digest)
         if found is not None:
             return found
         made = make()  # of new arrays: another call may be reading the old ones
-        owners = [_owner(array) for array in of.arrays]
+        owners = [_owner(array) for array in source.arrays]
         watched = [weakref.ref(owner, functools.partial(self._forget, key)) for owner in owners if owner is not None]
         with self._lock:
-            self._entries[key] = _Entry(of.digest, made, watched, 0 < len(watched) == len(owners))
+            self._entries[key] = _Entry(source.digest, made, watched, 0 < len(watched) == len(owners))
             self._entries.move_to_end(key)
             size = sum([entry.size for entry in self._entries.values()])
             most, most_bytes = tuning.current.cache_entries, tuning.current.cache_bytes
@@ -229,9 +229,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_cache.new_lock)
 
 
-def kept(of: Contents, how: Hashable, make: Callable[[], Made]) -> Made:
+def cached(source: Source, how: Hashable, make: Callable[[], Made]) -> Made:
     """``make()``, or what it gave before if the arrays it is made of lie where they did, are there and hold the same.
 
     ``how``: all else that it depends on, the shapes of the arrays too. Nobody may write to what is returned.
     """
-    return _cache.get(of, how, make)
+    return _cache.get(source, how, make)

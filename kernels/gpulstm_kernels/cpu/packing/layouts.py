@@ -19,7 +19,7 @@ from ..codegen.narrow import group, packed_depth
 from ..codegen.tile import WIDTH
 from ..codegen.vector import lanes, load, store
 from ..crew.crew import crew
-from ..crew.team import is_over, share
+from ..crew.team import is_aborted, share
 
 _ELEMENT = tuning.current.pack_cost
 
@@ -42,7 +42,7 @@ def pack_rows(packed, weight, k, gates, units, width, count, rank, size, barrier
     groups = packed_depth(packed, k) // pair
     first, last = share(count, rank, size)
     for p in range(first, last):
-        if is_over(barrier, rank, groups * stride * _ELEMENT):
+        if is_aborted(barrier, rank, groups * stride * _ELEMENT):
             return
         for j0 in range(0, groups, 32):  # short runs, so that the part of the panel being written stays in L1
             j1 = min(groups, j0 + 32)
@@ -71,7 +71,7 @@ def pack_columns(packed, weight, columns, gates, units, width, count, rank, size
     depth = (units + width - 1) // width * gates * width
     first, last = share(count, rank, size)
     for p in range(first, last):
-        if is_over(barrier, rank, depth * across * _ELEMENT):
+        if is_aborted(barrier, rank, depth * across * _ELEMENT):
             return
         for k in range(depth):
             unit, g = k // (gates * width) * width + k % width, k // width % gates

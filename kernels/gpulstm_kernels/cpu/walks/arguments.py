@@ -1,0 +1,116 @@
+"""The arguments of the walks through time: what a direction of a layer reads, writes and is walked by.
+
+Shapes: T steps, B batch, I input, H hidden, P output of the direction (H, or the projection's size), D directions,
+G gates, S carried states, V saved values. A panel is U units wide; Hp is H rounded up to whole panels.
+
+======== ================== ==================================================================================
+x        (T, B, I)          input
+ys       (T + 2, B, D·P)    output of step t at [t + 1]; initial h at [0] forward, at [T + 1] in reverse
+states   (S, T + 1, B, Hp)  what the cell carries; (S, 1, B, Hp), updated in place, without training
+saved    (T, B, Hp·V)       what the cell saves, in panels: (Hp/U, V, U); T = 0 without training
+hidden   (T, B, H)          h before the projection; T = 1 without training, 0 without a projection
+gates    (Hp/U, R, G·U)     scratch in panels: for the R rows of several steps, or (threads, R, G·U) for R rows of one
+dgates   (N, B, Hp·G)       gradient of the gates of a chunk of N steps, in the same order
+======== ================== ==================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Tape(NamedTuple):
+    """What a forward pass of one direction writes, and all that its backward reads; shapes above."""
+
+    ys: np.ndarray
+    states: np.ndarray
+    saved: np.ndarray
+    hidden: np.ndarray
+
+
+class Weights(NamedTuple):
+    """Matrices of one direction, as torch lays them out or, flat, as :func:`.layouts.columns` packs them."""
+
+    ih: np.ndarray  # (G·H, I)
+    hh: np.ndarray  # (G·H, P)
+    hr: np.ndarray | None  # (P, H); None without a projection
+
+
+class Packed(NamedTuple):
+    """Packed parameters of one direction (:mod:`.packing`), flat; ih and hh are empty where they are not read.
+
+    ``bias`` (Hp·G,) is the sum of both, in panels. ih and hh may be bfloat16 (as uint16) or int8; then ``scale_ih``
+    and ``scale_hh`` (Hp·G,), in panels, are the factors of the matrices' rows.
+    """
+
+    ih: np.ndarray
+    hh: np.ndarray
+    bias: np.ndarray
+    scale_ih: np.ndarray
+    scale_hh: np.ndarray
+
+
+class Plan(NamedTuple):
+    """How a direction is walked."""
+
+    reverse: bool
+    column: int  # where the direction's P outputs begin among the D·P columns of ys
+    training: bool  # states, saved and hidden hold every step
+    by_batch: bool  # threads split the batch; else the units
+    chunk: int  # steps whose inputs are projected together; 0: each step's with its recurrent product
+    hidden: int  # H
+    outputs: int  # P
+
+
+class Forward(NamedTuple):
+    """All that the forward walk of any direction reads and writes, but x and lengths.
+
+    ``quantized`` (threads, bytes) is scratch for activations quantized to 16 bits, which narrow weights are multiplied
+    with: of the inputs that are projected together, then of h.
+    """
+
+    packed: Packed
+    tape: Tape
+    gates: np.ndarray
+    quantized: np.ndarray
+    plan: Plan
+
+
+class Projection(NamedTuple):
+    """The projection of one direction: ``hr`` is packed, ``edges`` (threads, ROWS·WIDTH vectors) is scratch."""
+
+    hr: np.ndarray
+    edges: np.ndarray
+
+
+class Backward(NamedTuple):
+    """All that the backward walk of any direction reads and writes, but x, dx, dy and lengths.
+
+    ``ih`` and ``hh`` are packed. ``dw`` (G·H·(I + P),), the gradients of ih and behind it of hh, and ``dbias`` (Hp·G,),
+    in panels, are filled. ``dh`` (1, B, P) and ``dstates`` (S, 1, B, Hp) hold the gradients of the final state and end
+    as those of the initial one; ``dgates`` (N, B, Hp·G) is scratch.
+    """
+
+    ih: np.ndarray
+    hh: np.ndarray
+    tape: Tape
+    dw: np.ndarray
+    dbias: np.ndarray
+    dh: np.ndarray
+    dstates: np.ndarray
+    dgates: np.ndarray
+    plan: Plan
+
+
+class ProjectionBack(NamedTuple):
+    """The projection of one direction in the backward walk: ``hr`` is packed.
+
+    ``dprojected`` (T, B, P), the whole gradient of its output, is filled; ``dhidden`` (1, B, H), of its input, is
+    scratch.
+    """
+
+    hr: np.ndarray
+    dprojected: np.ndarray
+    dhidden: np.ndarray

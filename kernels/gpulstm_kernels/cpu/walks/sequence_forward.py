@@ -1,0 +1,216 @@
+"""The walk forward through time of one layer, for any cell.
+
+For each step, panel of units and row of the batch: ``gates = bias + W_ih·x_t + W_hh·h_{t-1}`` in a register tile, then
+the cell on the panel just written while it is in the L1 cache, which stores h and the states. The products of the
+inputs are taken for a chunk of steps at once, or step by step. Row b is masked from step ``lengths[b]`` on: h and
+states pass through it unchanged. Arguments and shapes: :mod:`.arguments`.
+"""
+
+from __future__ import annotations
+
+from ..codegen import activations  # noqa: F401 - what cells call
+from ..codegen.compilation import always_inline, cell_forward, expand, kernel
+from ..codegen.narrow import in_blocks, packed_depth, quantized_rows, row_bytes
+from ..codegen.tile import tile_row, tile_row_twice, tile_rows, units
+from ..codegen.vector import lanes, load, load_gates, load_states, store, store_tuple
+from ..crew.team import BARRIER, barrier_wait, is_aborted
+from .few_rows import dot_gates
+from .shares import direction_team, element_address, multiply_panels, share_of_step, state_address
+
+
+@expand
+def _dot_panel(cell, to, bias, x, h, ih, hh, p):
+    """A panel of gates of one row = bias + W_ih·x + W_hh·h; ``to``, ``bias``, ``x``, ``h``: byte addresses."""
+    size, width, hidden = ih.itemsize, units(cell, ih), ih.shape[0] // cell.n_gates
+    wx, wh, inputs, outputs = ih.ctypes.data, hh.ctypes.data, ih.shape[1], hh.shape[1]
+    for u in range(0, min(width, hidden - p * width), lanes(ih)):
+        unit = p * width + u
+        dot_gates(cell, ih, to + u * size, width * size, x, inputs, h, outputs, wx, wh, hidden, unit)
+        for v in range(u * size, cell.n_gates * width * size, width * size):
+            store(ih, load(ih, to + v, lanes(ih)) + load(ih, bias + v, lanes(ih)), to + v, lanes(ih))
+
+
+@expand
+def _project_chunk(cell, x, packed, gates, scratch, t0, n, b0, b1, p0, p1, barrier, rank):
+    """gates = bias + x[t0 : t0 + n]·W_ihᵀ, for rows b0 to b1 and panels p0 to p1; ``scratch``: a byte address.
+
+    It ends early where the call is aborted.
+    """
+    size, batch, inputs = x.itemsize, x.shape[1], x.shape[2]
+    ldg, depth = gates.shape[2] * size, packed_depth(packed.ih, inputs)
+    left, ldx = quantized_rows(packed.ih, x, scratch, element_address(x, t0, b0, 0), inputs * size, b1 - b0, inputs)
+    for i in range(1, n):
+        source = element_address(x, t0 + i, b0, 0)
+        quantized_rows(packed.ih, x, scratch + i * batch * ldx, source, inputs * size, b1 - b0, inputs)
+    # All rows lie one after another; or a tile takes those of a step, or of a row of the batch, whichever are more.
+    own, of_gates, of_x = b1 - b0, batch * ldg, batch * ldx
+    if own == batch:
+        times, m, ldc, lda, next_c, next_a = 1, n * batch, ldg, ldx, 0, 0
+    elif own > n:
+        times, m, ldc, lda, next_c, next_a = n, own, ldg, ldx, of_gates, of_x
+    else:
+        times, m, ldc, lda, next_c, next_a = own, n, of_gates, of_x, ldg, ldx
+    for p in range(p0, p1):
+        if is_aborted(barrier, rank, n * own * inputs * gates.shape[2]):
+            return
+        start, scale = packed.bias.ctypes.data + p * ldg, packed.scale_ih.ctypes.data + p * ldg
+        to = element_address(gates, p, b0, 0)
+        panel = depth * gates.shape[2] * packed.ih.itemsize
+        right = packed.ih.ctypes.data + p * panel
+        for i in range(times):
+            row, at, ahead = left + i * next_a, to + i * next_c, right + panel
+            tile_rows(cell, x, packed.ih, scale, at, ldc, start, 0, row, lda, right, m, inputs, ahead)
+
+
+@expand
+def _begin_outputs(ys, lengths, plan, t, own, projected):
+    """Outputs of masked rows are those of the step before; others begin at zero where a projection adds to them."""
+    last = t + 2 if plan.reverse else t
+    for b in range(own.b0, own.b1):
+        masked = t >= lengths[b]
+        if masked or projected:
+            for j in range(plan.column + own.o0, plan.column + own.o1):
+                ys[t + 1, b, j] = ys[last, b, j] if masked else 0
+
+
+@expand
+def _multiply_inputs(cell, like, packed, to, ldg, x, ldx, p, forth, rows, inputs):
+    """Gates of panel ``p`` = bias + W_ih·x for some rows; ``to``, ``x``: byte addresses."""
+    panel = packed_depth(packed.ih, inputs) * ldg // like.itemsize * packed.ih.itemsize
+    bias, scale = packed.bias.ctypes.data + p * ldg, packed.scale_ih.ctypes.data + p * ldg
+    ih = packed.ih.ctypes.data + p * panel
+    tile_rows(cell, like, packed.ih, scale, to, ldg, bias, 0, x, ldx, ih, rows, inputs, ih + forth * panel)
+
+
+@expand
+def _multiply_hidden(cell, like, packed, to, ldg, h, ldh, p, forth, rows, outputs, alone, paired, next_to):
+    """Gates of panel ``p`` += W_hh·h for some rows; ``to``, ``h``: byte addresses.
+
+    A row that is ``alone`` takes two panels in a loop: with this one, where ``paired`` is 2, the one that comes next,
+    whose gates are at ``next_to``; nothing where it is 0, since the panel before took this one with it.
+    """
+    panel = packed_depth(packed.hh, outputs) * ldg // like.itemsize * packed.hh.itemsize
+    hh, scale = packed.hh.ctypes.data + p * panel, packed.scale_hh.ctypes.data + p * ldg
+    following = hh + forth * panel
+    if not alone:
+        tile_rows(cell, like, packed.hh, scale, to, ldg, to, ldg, h, ldh, hh, rows, outputs, following)
+    elif paired == 1:
+        tile_row(cell, like, packed.hh, scale, to, to, h, hh, outputs)
+    elif paired == 2:
+        next_scale = scale + forth * ldg
+        tile_row_twice(cell, like, packed.hh, scale, next_scale, to, next_to, h, hh, following, outputs)
+
+
+@always_inline
+def _apply_cell(cell, at, tape, plan, t, before, after, b, p, hidden):
+    """The cell on row ``b`` and panel ``p`` of step ``t``: gates (an address) and states in; h, states, saved out."""
+    ys = tape.ys
+    size, width = ys.itemsize, units(cell, ys)
+    stride = tape.states.strides[0]
+    for u in range(0, min(width, hidden - p * width), lanes(ys)):
+        unit = p * width + u
+        a = load_gates(cell, ys, at + u * size, width * size)
+        previous = load_states(cell, ys, state_address(tape.states, before, b, unit), stride)
+        h, states, saved = cell_forward(cell, a, previous)
+        store_tuple(states, state_address(tape.states, after, b, unit), stride)
+        if plan.training:
+            store_tuple(saved, element_address(tape.saved, t, b, p * width * cell.n_saved + u), width * size)
+        if tape.hidden.shape[0] > 0:
+            to = element_address(tape.hidden, t if plan.training else 0, b, unit)
+        else:
+            to = element_address(ys, t + 1, b, plan.column + unit)
+        store(ys, h, to, hidden - unit)
+
+
+@expand
+def _pass_states_on(cell, tape, plan, t, before, after, b, p, width, projected):
+    """What a masked row's step leaves of panel ``p``: the states before it, and nothing to project."""
+    if plan.training:
+        for k in range(cell.n_states):
+            for u in range(p * width, (p + 1) * width):
+                tape.states[k, after, b, u] = tape.states[k, before, b, u]
+    if projected:
+        for u in range(p * width, min(plan.hidden, (p + 1) * width)):
+            tape.hidden[t * plan.training, b, u] = 0
+
+
+@kernel
+def forward(cell, x, lengths, directions, unpacked, projections, count, rank, size, barrier):
+    """Walk the first ``count`` of two ``directions``, :class:`.arguments.Forward`.
+
+    ``unpacked``: None, or for each direction (ih, hh) as torch lays them out, which are read instead of packed ones.
+    ``projections``: None, or the :class:`.arguments.Projection` of each direction. What is None is not compiled.
+    """
+    (steps, batch, inputs), item, width = x.shape, x.itemsize, units(cell, x)
+    ldg = cell.n_gates * width * item
+    for d in range(count):
+        place, team = direction_team(d, count, rank, size)
+        if team == 0:
+            continue
+        packed, tape, gates, quantized, plan = directions[d]
+        ys, hidden, outputs, ldy = tape.ys, plan.hidden, plan.outputs, tape.ys.shape[2] * item
+        own = share_of_step(cell, x, plan, batch, place, team)
+        rows, panels = own.b1 - own.b0, own.p1 - own.p0
+        block = batch if plan.chunk else gates.shape[1]  # rows of a panel that are done with before the next
+        work = rows * cell.n_gates * width * (outputs + (0 if plan.chunk else inputs))  # of a panel
+        of_x = quantized.ctypes.data + place * quantized.shape[1]
+        of_h = of_x + row_bytes(packed.ih, inputs) * batch * max(1, plan.chunk)
+        # Of a row that is alone whatever the threads, since sums in blocks have an order of their own.
+        alone = (batch if in_blocks(packed.hh) else rows) == 1
+        t0, left_x, ldx, own_barrier, waits = 0, 0, 0, barrier + d * BARRIER, 0
+
+        for s in range(steps):
+            t = steps - 1 - s if plan.reverse else s
+            before = (t + 1 if plan.reverse else t) * plan.training
+            after = (t if plan.reverse else t + 1) * plan.training
+            if plan.chunk and s % plan.chunk == 0:
+                n = min(plan.chunk, steps - s)
+                t0 = t - n + 1 if plan.reverse else t
+                _project_chunk(cell, x, packed, gates, of_x, t0, n, own.b0, own.b1, own.p0, own.p1, barrier, rank)
+            _begin_outputs(ys, lengths, plan, t, own, projections is not None)
+            if not plan.chunk:
+                source = element_address(x, t, own.b0, 0)
+                left_x, ldx = quantized_rows(packed.ih, x, of_x, source, inputs * item, rows, inputs)
+            source = element_address(ys, t + 2 if plan.reverse else t, own.b0, plan.column)
+            left_h, ldh = quantized_rows(packed.hh, x, of_h, source, ldy, rows, outputs)
+            forth = 1 - s % 2 * 2  # back and forth: what was read last is still in the cache
+            for i in range(panels):
+                if is_aborted(barrier, rank, work):
+                    return
+                p = own.p0 + i if forth > 0 else own.p1 - 1 - i
+                paired = 1 if not plan.chunk or (i % 2 == 0 and i + 1 == panels) else 2 - i % 2 * 2
+                for r0 in range(own.b0, own.b1, block):
+                    some = min(block, own.b1 - r0)
+                    first = (t - t0) * batch + r0
+                    to = element_address(gates, p, first, 0) if plan.chunk else element_address(gates, place, 0, 0)
+                    h = left_h + (r0 - own.b0) * ldh
+                    if unpacked is None:
+                        if not plan.chunk:
+                            row = left_x + (r0 - own.b0) * ldx
+                            _multiply_inputs(cell, x, packed, to, ldg, row, ldx, p, forth, some, inputs)
+                        next_to = element_address(gates, p + forth, first, 0)
+                        _multiply_hidden(
+                            cell, x, packed, to, ldg, h, ldh, p, forth, some, outputs, alone, paired, next_to
+                        )
+                    for b in range(r0, r0 + some):
+                        at = to + (b - r0) * ldg
+                        if t >= lengths[b]:
+                            _pass_states_on(cell, tape, plan, t, before, after, b, p, width, projections is not None)
+                            continue
+                        if unpacked is not None:
+                            (ih, hh), bias = unpacked[d], packed.bias.ctypes.data + p * ldg
+                            _dot_panel(cell, at, bias, element_address(x, t, b, 0), h + (b - r0) * ldh, ih, hh, p)
+                        _apply_cell(cell, at, tape, plan, t, before, after, b, p, hidden)
+            if projections is not None:
+                if not plan.by_batch:
+                    waits += 1
+                    barrier_wait(own_barrier, waits, team)
+                hr, edges = projections[d]
+                flat, left = tape.hidden.reshape(-1), (t * plan.training * batch + own.b0) * hidden
+                to, edge = ((t + 1) * batch + own.b0) * ys.shape[2] + plan.column, edges[place]
+                multiply_panels(
+                    ys, to, outputs, True, flat, left, hidden, hr, own.o0, own.o1, rows, edge, barrier, rank
+                )
+            if not plan.by_batch:
+                waits += 1
+                barrier_wait(own_barrier, waits, team)
