@@ -18,7 +18,7 @@ from gpulstm import arrays, cells, nn, use_backend
 from gpulstm_kernels import reference
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cpu import layer
-from gpulstm_kernels.cpu.codegen import compilation as compiling
+from gpulstm_kernels.cpu.codegen import compilation
 from gpulstm_kernels.cuda.device.kernel import Kernel
 from gpulstm_kernels.cuda.device.source import source_text as cuda_source
 
@@ -137,7 +137,7 @@ def tried(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, like: Cell =
     (folder / f"{like.maths}.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, like.maths, raising=False)
-    compiling._cell_type.cache_clear()
+    compilation._cell_type.cache_clear()
     return cells.register(like)
 
 
@@ -252,7 +252,7 @@ def test_an_edited_cell_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.Mon
         module.write_text(text, encoding="utf-8")
         monkeypatch.delitem(sys.modules, "edited_cell", raising=False)
         importlib.invalidate_caches()
-        return compiling._cell_type.__wrapped__(declared).name
+        return compilation._cell_type.__wrapped__(declared).name
 
     first = type_name(source, cell)
     assert first.startswith("Cell(edited, ")

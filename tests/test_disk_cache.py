@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 from gpulstm_kernels.cells import Cell
-from gpulstm_kernels.cpu.codegen import compilation as compiling
-from gpulstm_kernels.cpu.codegen import disk_cache, numba_internals
+from gpulstm_kernels.cpu.codegen import compilation, disk_cache, numba_internals
 from gpulstm_kernels.cpu.codegen.compilation import CellType, entry
 
 
@@ -208,7 +207,7 @@ def type_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             (tmp_path / f"{name}.py").write_text(text.replace(old, new, 1) if old else text, encoding="utf-8")
             monkeypatch.delitem(sys.modules, name, raising=False)
         importlib.invalidate_caches()
-        result: CellType = compiling._cell_type.__wrapped__(declared)
+        result: CellType = compilation._cell_type.__wrapped__(declared)
         for name in FILES:
             monkeypatch.delitem(sys.modules, name, raising=False)
         return result
@@ -240,7 +239,7 @@ def test_whatever_the_maths_reads_makes_another_kernel(type_of: Any, file: str, 
 def test_what_the_maths_does_not_read_makes_no_other_kernel(type_of: Any) -> None:
     """Else kernels would be compiled again and again."""
     first = type_of()
-    assert disk_cache.NOT_KEPT not in first.name
+    assert disk_cache.NOT_CACHED not in first.name
     assert type_of().name == first.name
     assert type_of({"constants_of_cell": ("OTHER = 7", "OTHER = 8")}).name == first.name
 
@@ -274,7 +273,7 @@ def test_what_nobody_can_digest_is_not_kept(
         return cell.n_gates
 
     cell = Cell("rnn", gates=("a",), states=(), saved=0, maths="gpulstm_kernels.cells.rnn")
-    for typ, count in ((first, 0), (compiling._cell_type(cell), 1)):
-        monkeypatch.setattr(compiling, "_cell_type", lambda cell, typ=typ: typ)
+    for typ, count in ((first, 0), (compilation._cell_type(cell), 1)):
+        monkeypatch.setattr(compilation, "_cell_type", lambda cell, typ=typ: typ)
         assert entry(gates)(cell) == 1
         assert len(files(folder)) == count

@@ -206,7 +206,7 @@ def interrupted_everywhere(call: Callable[[], Any], check: Callable[[], None]) -
     return moment
 
 
-@pytest.mark.parametrize("use", ["run", "first run", "lend", "recall"])
+@pytest.mark.parametrize("use", ["run", "first run", "start task", "end tasks"])
 def test_a_handler_that_raises_between_two_instructions_leaves_the_crew_whole(use: str) -> None:
     """With threads that are there or begin then."""
     own = Crew()
@@ -214,10 +214,10 @@ def test_a_handler_that_raises_between_two_instructions_leaves_the_crew_whole(us
     ran = np.zeros(2, np.int64)
 
     def call() -> None:
-        if use == "lend":
-            own.lend(1, lambda counter, posted: None)
-        elif use == "recall":
-            own._recall()
+        if use == "start task":
+            own.start_task(1, lambda counter, posted: None)
+        elif use == "end tasks":
+            own._end_tasks()
         else:
             own.run(_count, None, (ran,), 2, 1)
 
@@ -266,11 +266,11 @@ def test_what_could_not_be_packed_is_not_kept() -> None:
 def test_ctrl_c_while_the_process_ends_prints_nothing() -> None:
     script = """
         import signal
-        from gpulstm_kernels.cpu.crew import crew as threads
+        from gpulstm_kernels.cpu.crew.crew import _Worker, crew
 
-        threads.crew.resize(2)
-        threads.crew._hire(1)
-        threads._Worker.join = lambda self: signal.raise_signal(signal.SIGINT)
+        crew.resize(2)
+        crew._start_workers(1)
+        _Worker.join = lambda self: signal.raise_signal(signal.SIGINT)
         print("the end")
     """
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)

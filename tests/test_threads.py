@@ -24,7 +24,6 @@ from numba import njit
 
 import gpulstm
 from gpulstm_kernels.cpu.crew import cores, team
-from gpulstm_kernels.cpu.crew import crew as threads
 from gpulstm_kernels.cpu.crew.atomics import fetch_add
 from gpulstm_kernels.cpu.crew.cores import available_cores
 from gpulstm_kernels.cpu.crew.crew import Crew, crew
@@ -265,7 +264,7 @@ def test_a_thread_leaves_its_callers_core_to_the_caller() -> None:
     for _ in range(3):
         note(own, 2)
         time.sleep(0.01)  # the first call may come before the thread has begun
-    cores = len(os.sched_getaffinity(own._hands[0][0]._thread.native_id))
+    cores = len(os.sched_getaffinity(own._pool[0][0]._thread.native_id))
     own.close()
     assert cores == max(1, len(os.sched_getaffinity(0)) - 1)
 
@@ -284,13 +283,13 @@ def test_a_lent_thread_leaves_for_a_call() -> None:
     own = Crew()
     own.resize(2)
     events: list[str] = []
-    own.lend(1, functools.partial(_look_out, events))
+    own.start_task(1, functools.partial(_look_out, events))
     while not events:
         time.sleep(1e-3)
-    own.lend(2, functools.partial(_look_out, events))  # there is no such thread
+    own.start_task(2, functools.partial(_look_out, events))  # there is no such thread
     for _ in range(2):
         assert note(own, 2, raiser=9) == [2, 2]  # who meets the thread knows that it has left
-    own.lend(1, functools.partial(_look_out, events))
+    own.start_task(1, functools.partial(_look_out, events))
     own.close()
     assert events in (["came", "left"], ["came", "left"] * 2)  # closed before it came, or after
 
@@ -300,24 +299,24 @@ def test_nothing_is_lent_by_a_busy_or_oversubscribed_crew() -> None:
     own.resize(2)
     lent: list[Any] = []
     with own._lock:
-        own.lend(1, lambda *posted: lent.append(posted))
-    own.look_back(True)
-    own.look_back(True)
-    own.lend(1, lambda *posted: lent.append(posted))
+        own.start_task(1, lambda *posted: lent.append(posted))
+    own.note_oversubscription(True)
+    own.note_oversubscription(True)
+    own.start_task(1, lambda *posted: lent.append(posted))
     own.close()
     assert not lent
 
 
-def test_a_crew_that_becomes_oversubscribed_recalls_its_threads() -> None:
+def test_a_crew_that_becomes_oversubscribed_ends_their_tasks() -> None:
     own = Crew()
     own.resize(2)
     events: list[str] = []
-    own.lend(1, functools.partial(_look_out, events))
+    own.start_task(1, functools.partial(_look_out, events))
     while not events:
         time.sleep(1e-3)
-    own.look_back(True)
+    own.note_oversubscription(True)
     assert events == ["came"]
-    own.look_back(True)
+    own.note_oversubscription(True)
     own.close()
     assert events == ["came", "left"]
 
@@ -439,7 +438,7 @@ def test_a_process_that_compiles_nothing_spares_itself_the_compiler(tmp_path: Pa
 
 def test_an_oversubscribed_crew_works_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(threads.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     crew = Crew()
     crew.size = 2
     try:
@@ -470,7 +469,7 @@ def test_an_oversubscribed_crew_stays_together_if_alone_is_no_faster(
         now += tick
         return now
 
-    monkeypatch.setattr(threads.time, "monotonic", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
     crew = Crew()
     crew.size = 2
     try:
@@ -489,7 +488,7 @@ def test_a_share_that_nobody_began_is_taken_back() -> None:
     own = Crew()
     own.resize(2)
     note(own, 2)
-    (worker,), _ = own._hands
+    (worker,), _ = own._pool
     worker.end()  # it will never come
     worker.join()
     assert note(own, 2) == [2, 2]

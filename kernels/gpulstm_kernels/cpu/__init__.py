@@ -1,8 +1,14 @@
-"""The Numba CPU backend: serial kernels without the GIL, spread over threads by :mod:`.threads`.
+"""The Numba CPU backend. A module imports from those above it in this list alone.
 
-``compile`` makes a cell an argument that Numba can specialise on; ``vector`` gives Numba vector registers and
-``activations`` what cells compute with them; ``tile`` is the one inner loop of every matrix product; ``gemm`` and
-``sequence`` are built from it; ``layer`` is the backend.
+======== ==========================================================================================================
+tuning   every threshold, with what it was measured on
+codegen  what kernels are made of: vector registers, tiles (the inner loop of every product), activations; compilation
+crew     a pool of threads, and how the shares of a call reach them
+packing  weights in the order in which tiles read them, and the cache of packed weights
+gemm     matrix products
+walks    a layer through time, forward and backward; a single step; a stream
+layer    the backend: what :mod:`gpulstm_kernels.backend` asks for
+======== ==========================================================================================================
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Every threshold of the CPU backend, with what it is and what it was measured on.
 
-Nothing here changes a result by more than the order of some sums. Code reads :data:`current` at each call; tests use
-:func:`replaced`. What decides which instructions are generated (the width and height of tiles, unrolling, independent
-sums) is no threshold and stays beside the code that generates them: :mod:`.codegen.tile`, :mod:`.codegen.narrow`,
-:mod:`.codegen.amx`, :mod:`.packing.cache`.
+A threshold changes how fast a call is, and no result by more than the order of some sums. Code reads :data:`current`
+at each call; tests use :func:`replaced`. What decides which instructions are generated (the width and height of tiles,
+unrolling, independent sums) is no threshold and stays beside the code that generates them: :mod:`.codegen.tile`,
+:mod:`.codegen.narrow`, :mod:`.codegen.amx`, :mod:`.packing.cache`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,14 @@ class Tuning:
     # --- layer.py: how one call is walked ---
 
     packs_from: int = 16
-    """Rows of input (steps · batch) from which packing the weights pays. Measured on calls of one step and of few
-    rows; the figures were not kept."""
+    """Rows of input (steps · batch) from which packing the weights pays. Not measured."""
     block_rows: int = 48
-    """Rows of a panel of gates that stay in the L1 cache from bias to cell. Not measured: 48 KB hold 48 rows."""
+    """Rows of a panel of gates that stay in the L1 cache from bias to cell. Not measured."""
     fused_from: int = 4 if REGISTERS > 16 else _NEVER
     """Rows of its own that a thread has in a step from which their input is projected step by step. Never in the low
-    tiles of 16 registers: rows of several steps fill them better. Measured with AVX-512 and with AVX2."""
+    tiles of 16 registers: rows of several steps fill them better. Not measured."""
     fused_to: int = 4 << 20
-    """Bytes of input weights that may be read again at every step. Not measured: what an L2 and a part of an L3 cache
-    hold."""
+    """Bytes of input weights that may be read again at every step. Not measured."""
     chunk_rows: int = 192
     """Rows of input that one pass projects: enough to use a panel again, few enough to stay in the cache. Not
     measured."""
@@ -55,14 +53,14 @@ class Tuning:
     at every use cost up to a quarter there, more than to read it in half the bytes saves."""
     split_from: int = 6
     """Rows that a thread has from which threads split the batch rather than share the weights. Two rows of 128 units
-    took 295 us shared and 425 us split, on two cores."""
+    took 295 us shared and 425 us split, on two threads."""
     always_shared_from: int = 1 << 19 if L2_BYTES >= 1 << 20 else 1 << 21
     """Bytes of recurrent weights from which threads share them whatever the rows: a share stays in an L2 cache of 1 MB.
     One of half a megabyte would hold no share of these, and threads that do not wait for each other are faster."""
     shared_to: int = 32
     """Forward, with fewer rows a thread than this, they share weights from :attr:`shared_from` bytes on whatever the
-    cache: all rows together fill tiles better, and use a weight more often once it was read. 1.05 to 1.2 times as fast
-    on two cores with an L2 cache of half a megabyte each."""
+    cache: all rows together fill tiles better, and use a weight more often once it was read. 1.05 to 1.2 times
+    as fast."""
     shared_from: int = 1 << 19
     """See :attr:`shared_to`."""
 
@@ -83,7 +81,7 @@ class Tuning:
     """Weights that a single step reads for which waking a thread pays. Not measured."""
     stream_per_thread: int = 1 << 16
     """The same for a thread that is awake and polls for a stream's steps. With it (1,1,128) took 4.0 us instead of 5.9
-    and (1,1,512) 48 us instead of 93, on two cores."""
+    and (1,1,512) 48 us instead of 93."""
     stream_interval: int = 500_000
     """Nanoseconds from step to step up to which a thread is asked to poll for the next one. Not measured."""
     stream_forgets: int = 1000

@@ -30,7 +30,7 @@ from numba.extending import (
 
 from ...cells import Cell
 from .digest import CannotDigest, maths_digest
-from .disk_cache import NOT_KEPT, DiskCache
+from .disk_cache import NOT_CACHED, DiskCache
 from .features import AMX
 from .numba_internals import (
     ALWAYS_INLINE,
@@ -122,7 +122,7 @@ def _cell_type(cell: Cell) -> CellType:
         digest = maths_digest(cell).hex()
     except CannotDigest as error:
         logger.warning(f"cell {cell.name}: its kernels are compiled in every process, since {error}")
-        digest = f"{NOT_KEPT} {len(_cells)}"
+        digest = f"{NOT_CACHED} {len(_cells)}"
     typ = CellType(cell.name, digest)
     _cells[typ.name] = cell
     return typ

@@ -1,4 +1,4 @@
-"""A digest of everything that the maths of a cell reads, so that kernels which are kept on disk are never stale.
+"""A digest of everything that the maths of a cell reads, so that kernels in the cache on disk are never stale.
 
 To Numba, what a function reads of its module, of other modules and of its closure is constant: it ends up in machine
 code. So the digest goes wherever the maths goes: into the functions that it calls, the numbers it reads, and the
@@ -29,7 +29,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), np.
 
 
 class CannotDigest(Exception):
-    """The maths reads something of which nobody can say when it changes."""
+    """The maths reads something whose changes cannot be seen."""
 
 
 def maths_digest(cell: Cell) -> bytes:
@@ -122,7 +122,7 @@ class _Reader:
             return
         code = function.__code__
         source = Path(code.co_filename)
-        if source.is_file():  # what Numba learns about a function in its file, but nobody can find
+        if source.is_file():  # what Numba may learn about a function from its file cannot be told: all of it
             self.note(source.read_bytes())
         self.add(code, where, frozenset())
         self.add((function.__defaults__, function.__kwdefaults__), f"{where}'s defaults", frozenset())

@@ -3,8 +3,8 @@
 Numba's own cache has an index that processes write over each other's, believes whatever its files hold, and ends a
 call where its folder cannot be written. Here a file is named by a digest of all that it depends on, and begins with a
 digest of what follows. A file that was cut or changed is compiled anew and replaced; where nothing can be written,
-kernels are compiled for the process alone. Either is logged once a folder. The digest tells damage, not intent: whoever
-may write to the folder may run code, as with Numba's.
+kernels are compiled for the process alone. Either is logged once a folder. The digest tells damage, not intent: a user
+who may write to the folder may run code, as with Numba's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .numba_internals import FunctionCache
 
 logger = logging.getLogger("gpulstm")
 _said: set[tuple[str, str]] = set()  # what was logged, by folder
-NOT_KEPT = "not kept on disk"  # in the name of a type whose kernels are not
+NOT_CACHED = "not cached on disk"  # in the name of a type whose kernels are not
 _MAGIC = b"gpulstm kernel 1\n"
 _DIGEST_BYTES = 32
 
@@ -52,9 +52,9 @@ class DiskCache(FunctionCache):
         return found[head:]
 
     def write(self, key: tuple[Any, ...], content: bytes) -> None:
-        """Keep ``content`` for ``key``, where that can be."""
+        """Write ``content`` for ``key``, where that can be."""
         whole, path = self._place(key)
-        if NOT_KEPT.encode() in whole:
+        if NOT_CACHED.encode() in whole:
             return
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}.tmp")
         try:

@@ -1,13 +1,13 @@
-"""Products with weights of 16 or 8 bits: rows of the other operand are narrowed to 16 bits and multiplied in pairs.
+"""Products with weights of 16 or 8 bits: activations are quantized to 16 bits, row by row, and multiplied in pairs.
 
 Processors that multiply narrow numbers do so by pairs: a lane of 32 bits holds two neighbours along K of each operand,
 and one instruction adds both products to the lane's sum, twice as many as a multiply-add does. Weights in bfloat16 (as
-uint16) meet a row rounded to bfloat16 where there is such an instruction (AVX512-BF16), and are summed in float32;
-elsewhere they are widened, and nothing else is rounded. Where there is AMX, several rows meet them in its blocks
-(:mod:`.amx`). Weights in int8 meet a row of whole numbers of 16 bits with a scale of its own, are widened to 16 bits as
-they are loaded, and their sums are exact.
+uint16) are multiplied with activations rounded to bfloat16 where there is such an instruction (AVX512-BF16), and summed
+in float32; elsewhere they are widened, and nothing else is rounded. Where there is AMX, its blocks multiply several
+rows at once (:mod:`.amx`). For weights in int8, activations are whole numbers of 16 bits with a scale for each row; the
+weights are widened to 16 bits as they are loaded, and sums are exact.
 
-A narrowed row takes ``row_bytes(k)``: a head that ends with its scale, its pairs, and zeros.
+A quantized row takes ``row_bytes(k)``: a head that ends with its scale, its pairs, and zeros.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ constant(group, lambda weights: group(np.dtype(weights.dtype.name)))
 
 
 def in_blocks(weights: np.ndarray | np.dtype) -> bool:
-    """Whether rows meet packed weights of this dtype in blocks of :mod:`.amx` (a constant in a kernel)."""
+    """Whether packed weights of this dtype are multiplied in blocks of :mod:`.amx` (a constant in a kernel)."""
     return AMX and np.dtype(getattr(weights, "dtype", weights)) == np.uint16
 
 
@@ -73,7 +73,7 @@ def packed_depth(weights: np.ndarray, k: int) -> int:
 
 @register_jitable
 def row_bytes(weights: np.ndarray, k: int) -> int:
-    """Bytes of a narrowed row of ``k`` elements, in whole cache lines; 0 where ``weights`` need none."""
+    """Bytes of a quantized row of ``k`` elements, in whole cache lines; 0 where ``weights`` need none."""
     return (HEAD + -(-2 * k // 64) * 64) * (group(weights) - 1)
 
 
@@ -217,11 +217,11 @@ def _row_to_bfloat16(like, to, row, k):
         _store_bfloat16(load(like, row + j * like.itemsize, k - j), to + 2 * j)
 
 
-def _row_to_16_bits(weights: Any, like: Any, to: int, row: int, k: int) -> None:
-    """Write a row of ``k`` elements, at byte address ``row``, to ``to`` as ``weights`` meet it."""
+def _quantize_row(weights: Any, like: Any, to: int, row: int, k: int) -> None:
+    """Write a row of ``k`` elements, at byte address ``row``, to ``to`` as products with ``weights`` take it."""
 
 
-@overload(_row_to_16_bits)
+@overload(_quantize_row)
 def _choose(weights, like, to, row, k):
     if group(np.dtype(weights.dtype.name)) == 1:  # never called
         return lambda weights, like, to, row, k: None
@@ -233,11 +233,11 @@ def _choose(weights, like, to, row, k):
 def quantized_rows(weights, like, scratch, source, ld, rows, k):
     """(byte address, bytes from row to row) of ``rows`` rows of ``k`` elements as products with ``weights`` take them.
 
-    These are ``source`` and ``ld``, or for weights packed in pairs those of narrowed rows, written to ``scratch``.
+    These are ``source`` and ``ld``, or for weights packed in pairs those of quantized rows, written to ``scratch``.
     """
     if group(weights) == 1:
         return source, ld
     apart = row_bytes(weights, k)
     for r in range(rows):
-        _row_to_16_bits(weights, like, scratch + r * apart + HEAD, source + r * ld, k)
+        _quantize_row(weights, like, scratch + r * apart + HEAD, source + r * ld, k)
     return scratch + HEAD, apart

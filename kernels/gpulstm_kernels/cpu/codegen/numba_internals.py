@@ -143,7 +143,7 @@ class FunctionCache(caching.FunctionCache):
         return None if content is None else self._impl.rebuild(target_context, pickle.loads(content))
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep what was compiled for ``sig``, where that can be."""
+        """Write what was compiled for ``sig``, where that can be."""
         if self._impl.check_cachable(data):
             self.write(self._index_key(sig, data.codegen), dumps(self._impl.reduce(data)))
 

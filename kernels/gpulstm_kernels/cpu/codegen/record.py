@@ -2,10 +2,10 @@
 
 Numba unboxes a tuple into one value of as many words as all its arrays have, and hands it on word by word: of the
 arguments of a walk there are three hundred, which take a second to compile. Here each argument is unboxed into its
-place, and arrays are borrowed: whoever calls holds them meanwhile.
+place, and arrays are borrowed: the caller holds them meanwhile.
 
 Every array comes to its kernel here. Kernels go by addresses, so at every call each is seen to be C-contiguous and
-aligned; whoever calls makes it so, by :func:`gpulstm_kernels.memory.contiguous`. Whether it may be written to is no
+aligned; the caller makes it so, by :func:`gpulstm_kernels.memory.contiguous`. Whether it may be written to is no
 part of its type: parameters of which some are read-only are no other kernel.
 """
 
@@ -54,9 +54,9 @@ def type_of(value: Any) -> types.Type:
     return typeof(value)
 
 
-def _lies_well(c: Any, typ: types.Array, place: Any) -> Any:
+def _is_contiguous(c: Any, typ: types.Array, place: Any) -> Any:
     """Whether the array that Numba has at ``place`` is C-contiguous and aligned."""
-    name = f"lies_well.{typ.dtype}.{typ.ndim}"
+    name = f"is_contiguous.{typ.dtype}.{typ.ndim}"
     function = c.builder.module.globals.get(name) or _check_of(c.context, c.builder.module, name, typ)
     return c.builder.call(function, [place])
 
@@ -90,7 +90,7 @@ def _unbox_record(record: RecordType, arguments: Any, c: Any) -> NativeValue:
                 write(element, element_of_tuple(c, value, i), cgutils.gep_inbounds(c.builder, to, 0, i))
             return
         if isinstance(typ, types.Array):
-            error = c.builder.or_(borrow_array(c, value, to), c.builder.not_(_lies_well(c, typ, to)))
+            error = c.builder.or_(borrow_array(c, value, to), c.builder.not_(_is_contiguous(c, typ, to)))
             with c.builder.if_then(error, likely=False):
                 set_value_error(c, "a kernel takes C-contiguous, aligned arrays alone")
         else:

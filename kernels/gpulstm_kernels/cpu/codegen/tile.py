@@ -84,8 +84,8 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return llvm_call(builder, f"fmuladd.{suffix(c.type)}", c.type, a, b, c)
 
 
-def _fetch(builder: Any, address: Any, near: int = 2) -> None:
-    """Bring the cache line at ``address`` into the L2 cache (``near`` 2) or the L1 (3), if there is memory there."""
+def _prefetch(builder: Any, address: Any, near: int = 2) -> None:
+    """Prefetch the cache line at ``address`` into the L2 cache (``near`` 2) or the L1 (3), if there is memory there."""
     i32 = ir.IntType(32)
     to_read, data = i32(0), i32(1)
     place = builder.inttoptr(address, ir.IntType(8).as_pointer())
@@ -126,12 +126,12 @@ def _emit_tile(
     rows: list[Any],
     n: Any,
     panels: list[tuple[Any, Any, list[Any], list[Any]]],
-    ahead: tuple[Any, Any] | None = None,
+    prefetch: tuple[Any, Any] | None = None,
 ) -> None:
     """C = S + A·B for ``rows`` of A and each of ``panels``, ``w`` vectors wide, in one loop along K.
 
-    A panel: byte addresses of scales and of B, and of its rows of S and of C. ``ahead``: an address, from which on a
-    cache line is fetched for each step, and whether to do that.
+    A panel: byte addresses of scales and of B, and of its rows of S and of C. ``prefetch``: an address, from which on a
+    cache line is prefetched for each step, and whether to do that.
     """
     across = [INT64(v * vector.count * element_bytes(vector)) for v in range(w)]
     steps = builder.sdiv(builder.add(n, INT64(products.group - 1)), INT64(products.group))
@@ -174,12 +174,12 @@ def _emit_tile(
 
         def in_a_row(i: Any, sums: list[Any]) -> list[Any]:
             k = builder.mul(i, INT64(several))
-            if ahead is not None:
-                begin, fetches = ahead
+            if prefetch is not None:
+                begin, prefetches = prefetch
                 line = builder.add(begin, builder.mul(k, INT64(CACHE_LINE)))
-                with builder.if_then(fetches):
+                with builder.if_then(prefetches):
                     for j in range(several):
-                        _fetch(builder, builder.add(line, INT64(j * CACHE_LINE)))
+                        _prefetch(builder, builder.add(line, INT64(j * CACHE_LINE)))
             return multiply(k, several, sums)
 
         def one_by_one(k: Any, sums: list[Any]) -> list[Any]:
@@ -217,16 +217,16 @@ def tile_rows(
     b: Any,
     m: Any,
     n: Any,
-    ahead: Any,
+    prefetch: Any,
 ) -> Any:
     """C = S + A·B for ``m`` rows of C.
 
     ``width``: a literal number of vectors, or a cell for a panel of its gates; ``like``, ``weights``: arrays of the
-    dtype and of B's, which may be narrower, with A as :func:`.narrow.narrowed` gives it; ``scale``: byte address of
-    what the columns of an int8 product are multiplied with, not read for other dtypes; ``c``, ``start``, ``a``, ``b``:
-    byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``: bytes from row to row, 0 to read
-    the same row again; ``n``: length of the sum; ``ahead``: byte address of as much memory as B takes, which may be
-    brought into the L2 cache meanwhile.
+    dtype and of B's, which may be narrower, with A as :func:`.narrow.quantized_rows` gives it; ``scale``: byte address
+    of what the columns of an int8 product are multiplied with, not read for other dtypes; ``c``, ``start``, ``a``,
+    ``b``: byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``: bytes from row to row, 0 to
+    read the same row again; ``n``: length of the sum; ``prefetch``: byte address of as much memory as B takes, which
+    may be prefetched into the L2 cache meanwhile.
     """
     vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
     blocks = in_blocks(np.dtype(weights.dtype.name)) and w <= amx.WIDEST
@@ -253,7 +253,7 @@ def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.Vecto
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    scale, c, ldc, start, lds, a, lda, b, m, n, ahead = function.args
+    scale, c, ldc, start, lds, a, lda, b, m, n, prefetch = function.args
     height, lines = _tile_height(w, products.spare), w * products.bytes // CACHE_LINE  # of B that a step along K reads
     tiles = builder.sdiv(builder.add(m, INT64(height - 1)), INT64(height))
     part = builder.mul(builder.sdiv(n, INT64(products.group)), INT64(CACHE_LINE))
@@ -267,9 +267,9 @@ def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.Vecto
         of_a, of_s, of_c = (
             builder.add(first, builder.mul(ld, top)) for first, ld in ((a, lda), (start, lds), (c, ldc))
         )
-        # The first tiles fetch what lies ahead, each a line at a step.
-        fetches = builder.and_(several, builder.icmp_signed("<", i, INT64(lines)))
-        there = builder.add(ahead, builder.mul(i, part))
+        # The first tiles prefetch, each a line at a step.
+        prefetches = builder.and_(several, builder.icmp_signed("<", i, INT64(lines)))
+        there = builder.add(prefetch, builder.mul(i, part))
         after = builder.append_basic_block("tiled")
         switch = builder.switch(builder.add(low, builder.zext(is_higher, INT64)), after)
         for count in range(1, height + 1):
@@ -283,8 +283,8 @@ def _rows_in_tiles(module: ir.Module, name: str, products: Any, vector: ir.Vecto
             below = builder.mul(lds, INT64(count))  # where the next tile begins, which does not wait for its S then
             for row in rows[1]:
                 for line in range(0, w * vector.count * element_bytes(vector), CACHE_LINE):
-                    _fetch(builder, builder.add(builder.add(row, below), INT64(line)), near=3)
-            _emit_tile(builder, products, vector, w, rows[0], n, [(scale, b, *rows[1:])], (there, fetches))
+                    _prefetch(builder, builder.add(builder.add(row, below), INT64(line)), near=3)
+            _emit_tile(builder, products, vector, w, rows[0], n, [(scale, b, *rows[1:])], (there, prefetches))
             builder.branch(after)
         builder.position_at_end(after)
         return []

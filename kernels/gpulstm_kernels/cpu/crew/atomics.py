@@ -33,7 +33,7 @@ def fetch_add(typing: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def publish(typing: Any, address: Any, value: Any) -> Any:
-    """Write a number that others wait for: who sees it sees what was written before."""
+    """Write a number that others wait for: a thread that reads it sees what was written before."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.store_atomic(args[1], _word(builder, args[0]), "release", 8)

@@ -1,4 +1,4 @@
-"""Steps that come one after another, whose parts are claimed by whichever thread is there.
+"""Dynamic scheduling of steps that come one after another: threads claim their parts as they come to them.
 
 The claims of a step are a cache line for each thread that may come: how many parts of its share are taken, beside the
 number of the step. All are byte addresses.

@@ -22,26 +22,34 @@ import numpy as np
 
 from .. import tuning
 from .cores import available_cores, limited
-from .team import FAILED, OVERSUBSCRIBED, POSTED, TAKEN, attend, for_python, new_box, new_team, run_shares
+from .team import (
+    FAILED,
+    OVERSUBSCRIBED,
+    POSTED,
+    TAKEN,
+    new_box,
+    new_team,
+    post_python_task,
+    run_posted_shares,
+    run_shares,
+)
 
 _ALONE = new_team([])
 
 _libc = ctypes.PyDLL(None) if os.name == "posix" else None
-_core: Callable[[], int] = getattr(_libc, "sched_getcpu", lambda: -1)  # that the caller is on, where the system tells
+_core: Callable[[], int] = getattr(_libc, "sched_getcpu", lambda: -1)  # the caller's, where the system tells
 
 
 class Crew:
-    """Threads that are handed shares of one call; the calling thread takes the first share."""
+    """A pool of threads that are handed shares of one call at a time; the calling thread takes the first share."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # which tells whether the caller has it, whatever ended what it did
-        self._hands: tuple[list[_Worker], np.ndarray] = [], _ALONE  # the threads, and their team with the caller
+        self._lock = threading.RLock()  # which tells whether the calling thread has it
+        self._pool: tuple[list[_Worker], np.ndarray] = [], _ALONE  # the threads, and their team with the caller
         self._oversubscribed, self._pause = 0, tuning.current.alone_seconds
         self._alone_until = self._together_until = 0.0
-        self._oversubscribed_call: tuple[Any, float] = (
-            None,
-            0.0,
-        )  # the last one's kernel, and its seconds for a unit of work
+        # Of the last such call: its kernel, and its seconds for a unit of work.
+        self._oversubscribed_call: tuple[Any, float] = None, 0.0
         self.size = self._default_size()
 
     @staticmethod
@@ -69,7 +77,7 @@ class Crew:
         """End the threads; the next call starts new ones. Nothing happens in a signal's handler during a call."""
         if not self._owned:
             with self._lock:
-                (workers, _), self._hands = self._hands, ([], _ALONE)
+                (workers, _), self._pool = self._pool, ([], _ALONE)
                 for worker in workers:
                     worker.end()
                 for worker in workers:
@@ -78,7 +86,7 @@ class Crew:
     def after_fork(self) -> None:
         """Forget threads and lock: a forked child has neither."""
         self._lock = threading.RLock()
-        self._hands = [], _ALONE
+        self._pool = [], _ALONE
         _ALONE[:] = new_team([])  # another thread may be the main one now
 
     @property
@@ -100,20 +108,20 @@ class Crew:
             except RuntimeError:  # another thread has it
                 pass
 
-    def _hire(self, count: int) -> tuple[list[_Worker], np.ndarray]:
-        """``count`` threads or more, and the team with room for them."""
-        while len(self._hands[0]) < count:
-            workers = [*self._hands[0], _Worker(len(self._hands[0]) + 1)]
-            self._hands = workers, new_team([worker.box for worker in workers])
-        return self._hands
+    def _start_workers(self, count: int) -> tuple[list[_Worker], np.ndarray]:
+        """``count`` threads or more, and the team that they make with the caller."""
+        while len(self._pool[0]) < count:
+            workers = [*self._pool[0], _Worker(len(self._pool[0]) + 1)]
+            self._pool = workers, new_team([worker.box for worker in workers])
+        return self._pool
 
     def run(self, kernel: Any, key: Any, arguments: tuple[Any, ...], at_most: int, work: int = 0) -> None:
         """Run ``kernel(*arguments, rank, size, barrier)`` for each rank, on at most ``at_most`` threads.
 
         ``key``: what the types of the arguments follow from; arrays are C-contiguous. ``work``: of a call whose shares
-        wait for each other on the way, how much there is to do, in any unit. Where others want the cores too, they
-        would wait for a thread that does not run; once that was seen, such calls run alone for a while, unless that
-        turns out to be no faster.
+        wait for each other on the way, how much there is to do, in any unit. Where the cores are oversubscribed, they
+        would wait for a thread that does not run; once that was seen, such calls run on one thread for a while, unless
+        that turns out to be no faster.
 
         Signals' handlers run meanwhile. What one raises ends the call early; no thread is in it any more then.
 
@@ -123,7 +131,7 @@ class Crew:
         began = time.monotonic()
         alone = work > 0 and self.oversubscribed
         if at_most > 1 and not alone and not self._owned:
-            # A signal's handler may raise between any two instructions: hence the lock is given back whoever has it.
+            # A signal's handler may raise between any two instructions: hence the lock is released in any case.
             try:
                 if self._lock.acquire(blocking=False):
                     size = min(self.size, at_most)
@@ -132,7 +140,7 @@ class Crew:
                         if work:
                             if result & OVERSUBSCRIBED:
                                 self._oversubscribed_call = kernel, (time.monotonic() - began) / work
-                            self.look_back(bool(result & OVERSUBSCRIBED))
+                            self.note_oversubscription(bool(result & OVERSUBSCRIBED))
                         _check(kernel, result)
                         return
             finally:
@@ -145,7 +153,7 @@ class Crew:
             self._compare(kernel, (time.monotonic() - began) / work)
 
     def _run_together(self, kernel: Any, key: Any, arguments: tuple[Any, ...], size: int) -> int:
-        workers, team = self._hire(size - 1)
+        workers, team = self._start_workers(size - 1)
         try:
             for worker in workers[: size - 1]:
                 worker.announce()
@@ -153,44 +161,45 @@ class Crew:
             return run_shares(team, kernel, key, arguments)
         except BaseException:  # it could not be compiled, or a signal's handler raised: nothing comes any more
             for worker in workers[: size - 1]:
-                for_python(worker.box)
+                post_python_task(worker.box)
             raise
 
     def _compare(self, kernel: Any, seconds: float) -> None:
-        """A call ran alone, so fast for a unit of work: stay together for a while if it was no faster than crowded."""
-        crowded, slow = self._oversubscribed_call
-        if kernel is crowded and seconds > slow:
+        """A call ran alone, in ``seconds`` for a unit of work: use threads for a while if that was no faster."""
+        same, slow = self._oversubscribed_call
+        if kernel is same and seconds > slow:
             self._alone_until, self._together_until = 0.0, time.monotonic() + tuning.current.alone_seconds_at_most
 
-    def lend(self, rank: int, task: Callable[[np.ndarray, int], None]) -> None:
-        """Have the thread ``rank`` > 0 call ``task(counter, posted)`` when it can, and do not wait for it.
+    def start_task(self, rank: int, task: Callable[[np.ndarray, int], None]) -> None:
+        """Have the thread ``rank`` > 0 call ``task(counter, posted)`` when it is free, and do not wait for it.
 
         ``task`` must return as soon as ``counter[0]`` is above ``posted``: then a call wants the thread. Nothing
-        happens while a call has the crew, while it is crowded, or where the thread has not come to the task before.
+        happens while a call has the crew, while the cores are oversubscribed, or while the thread has a task that it
+        has not begun.
         """
         if rank >= self.size or self.oversubscribed:
             return
-        self._if_free(lambda: self._hire(rank)[0][rank - 1].lend(task))
+        self._if_free(lambda: self._start_workers(rank)[0][rank - 1].start_task(task))
 
-    def _recall(self) -> None:
-        """Have lent threads come back, unless a call has the crew, which has recalled them."""
+    def _end_tasks(self) -> None:
+        """End the tasks of all threads, unless a call has the crew, which has ended them."""
 
-        def recall() -> None:
-            for worker in self._hands[0]:
-                worker.recall()
+        def end_all() -> None:
+            for worker in self._pool[0]:
+                worker.end_task()
 
-        self._if_free(recall)
+        self._if_free(end_all)
 
-    def look_back(self, crowded: bool) -> None:
-        """Two crowded calls in a row, and threads are not used for a while: one may be bad luck."""
-        if not crowded or time.monotonic() < self._together_until:
+    def note_oversubscription(self, oversubscribed: bool) -> None:
+        """After two such calls in a row, threads are not used for a while; a single one may be bad luck."""
+        if not oversubscribed or time.monotonic() < self._together_until:
             self._oversubscribed, self._pause = 0, tuning.current.alone_seconds
             return
         self._oversubscribed += 1
         if self._oversubscribed > 1:
             self._alone_until = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, tuning.current.alone_seconds_at_most)
-            self._recall()
+            self._end_tasks()
 
 
 def _check(kernel: Any, result: int) -> None:
@@ -199,7 +208,7 @@ def _check(kernel: Any, result: int) -> None:
 
 
 class _Worker:
-    """A thread that attends to its box. It polls for a while after each share, since calls come in rows."""
+    """A thread that polls its box. It goes on polling for a while after each share, since calls come in rows."""
 
     def __init__(self, rank: int) -> None:
         self.box = new_box()
@@ -216,7 +225,7 @@ class _Worker:
             raise
 
     def announce(self) -> None:
-        """Wake the thread for a call or a task of Python's that is about to begin; what was before is over, or lent."""
+        """Wake the thread for a call or a task of Python's that is about to begin; a task that it runs must end."""
         self._task = None
         if self._caller != (core := _core()):
             self._avoid(core)
@@ -231,23 +240,23 @@ class _Worker:
                 os.sched_setaffinity(self._thread.native_id or 0, self._cores - {core})
             self._caller = core
 
-    def lend(self, task: Callable[[np.ndarray, int], None]) -> None:
-        """Run ``task(counter, posted)`` unless something waits to be run; see :meth:`Crew.lend`."""
+    def start_task(self, task: Callable[[np.ndarray, int], None]) -> None:
+        """Run ``task(counter, posted)`` unless something waits to be run; see :meth:`Crew.start_task`."""
         if not self._idle:
             return
         self.announce()
         self._task = functools.partial(task, self.box, int(self.box[POSTED // 8]))
-        for_python(self.box)
+        post_python_task(self.box)
 
-    def recall(self) -> None:
-        """End a task that was lent."""
+    def end_task(self) -> None:
+        """End the task that was started."""
         self.announce()
-        for_python(self.box)
+        post_python_task(self.box)
 
     def end(self) -> None:
         """Have the thread end, which is in no call."""
         self._ends = True
-        self.recall()
+        self.end_task()
 
     def join(self) -> None:
         """Wait until it has ended."""
@@ -262,7 +271,7 @@ class _Worker:
         if hasattr(os, "sched_setaffinity"):
             self._cores = os.sched_getaffinity(0)
         while not self._ends:
-            if attend(self.box, self._rank):
+            if run_posted_shares(self.box, self._rank):
                 task, self._task = self._task, None
                 if task is not None:
                     task()

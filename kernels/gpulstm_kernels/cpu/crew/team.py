@@ -1,22 +1,23 @@
-"""How the shares of a kernel reach the threads that run them, all in machine code, and the barrier they meet at.
+"""How the shares of a kernel reach the threads that run them, all in machine code, and the barriers they wait at.
 
 A kernel that threads share is a function ``f(..., rank, size, barrier)`` that returns nothing: each thread's share of
 the work. The calling thread writes down for every other one where the machine code and its arguments lie, and takes
-rank 0 itself. No other thread waits for Python's lock or looks at the arguments again.
+rank 0 itself. No other thread takes Python's lock or looks at the arguments again.
 
-A thread waits at its box, words of memory on cache lines of their own:
+A thread polls its box, words of memory on cache lines of their own:
 
 ========= ============ ==================================================================================
 POSTED    by the crew  number of the last call, announced before it begins: no thread sleeps until it has
 GO        by rank 0    number of the call that the words behind it are about
-TAKEN     by either    number of the last call that was taken; a share that its thread is late for is taken back
+TAKEN     by either    number of the last call that was taken: by the thread, or by rank 0 if the thread is late
 DONE      by thread    number of the last share that it ran
 ========= ============ ==================================================================================
 
 A team is an array: how many threads, which one Python's handlers of signals run in, the address of each one's box, and
-room for the words of a call. Those begin with its barriers, so that kernels know them by that name: each has a count,
-whether the call is aborted, and where the words begin. Whoever waits or works for long asks from time to time whether
-the call is aborted; the thread that Python called has Python run handlers before. One that raises aborts the call.
+space for the words of a call. Those begin with its barriers, and kernels are given their address as ``barrier``: each
+barrier has a count, whether the call is aborted, and where the words begin. A thread that waits or works for long asks
+from time to time whether the call is aborted; the one that Python called lets Python run handlers of signals before. A
+handler that raises aborts the call.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from .handlers import milliseconds, raise_pending, run_handlers, stay_apart, thr
 
 POSTED, GO, TAKEN, DONE = range(0, 4 * CACHE_LINE, CACHE_LINE)  # bytes from the beginning of a box
 _SHARE, _ARGUMENTS, _SIZE, _BARRIER, _FOR_PYTHON = range(GO + 16, GO + 56, 8)
-_ABORTED, _WORDS, _WAITED = 8, 16, CACHE_LINE  # bytes from a barrier's count; who waits writes another cache line
+_ABORTED, _WORDS, _WAITED = 8, 16, CACHE_LINE  # bytes from a barrier's count; the last one on a line of its own
 _LEADS = 24  # bytes from a call's words: the rank whose share is run by the thread that Python called
 BARRIER = 2 * CACHE_LINE  # bytes of one
 DIRECTIONS = 2  # of a layer: each may have a team of its own, with a barrier
@@ -73,14 +74,14 @@ def share(count, rank, size):
 
 @inline
 def _abort(words):
-    """Whoever waits goes on and ends."""
+    """Release all threads that wait at a barrier: their shares end early."""
     for d in range(BARRIERS):
         publish(words + d * BARRIER + _ABORTED, 1)
 
 
 @inline
-def _look(words):
-    """Have Python run the handlers of signals, if this is their thread and it is time; abort the call if one raises."""
+def _run_handlers_if_due(words):
+    """Let Python run handlers of signals, if this is their thread and it is time; abort the call if one raises."""
     stay_apart()
     if thread_ident() == read(words + _MAIN) and read(words + _RAISED) == 0:
         now = milliseconds()
@@ -95,13 +96,13 @@ def _look(words):
 
 @inline
 def is_aborted(barrier, rank, work):
-    """Whether a share is to end early: its call is aborted. ``work``: multiply-adds since this was asked last."""
+    """Whether the call is aborted, so that a share must end early; ``work``: multiply-adds since the last such call."""
     if read(barrier + _LEADS) == rank:
         left = read(barrier + _LEFT) - work
         publish(barrier + _LEFT, left)
         if left < 0:
             publish(barrier + _LEFT, _OFTEN)
-            _look(barrier)
+            _run_handlers_if_due(barrier)
     return read(barrier + _ABORTED) != 0
 
 
@@ -119,13 +120,13 @@ def wait_for(counter, n, words):
             began = began or clock()
             sleep()
             if words is not None:
-                _look(words)
+                _run_handlers_if_due(words)
     return clock() - began if began else 0
 
 
 @inline
 def barrier_wait(barrier, times, size):
-    """Wait until all ``size`` threads have been here ``times`` times; what they wrote before is then visible."""
+    """Wait until all ``size`` threads have come ``times`` times; what they wrote before is then visible to all."""
     if size > 1:
         fetch_add(barrier, 1)
         waited = wait_for(barrier, times * size, read(barrier + _WORDS))
@@ -135,7 +136,7 @@ def barrier_wait(barrier, times, size):
 
 @inline
 def of_all(barrier):
-    """The barrier of all threads of a call, whatever its directions."""
+    """The barrier that all threads of a call share, whatever its directions."""
     return barrier + DIRECTIONS * BARRIER
 
 
@@ -167,7 +168,7 @@ def _take(box, number):
 
 @intrinsic
 def _words_on_stack(typing: Any) -> Any:
-    """Byte address of room for the words of a call on the caller's stack."""
+    """Byte address of space for the words of a call on the caller's stack."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         place = cgutils.alloca_once(builder, ir.ArrayType(INT64, _SIZE_OF_WORDS // 8))
@@ -181,7 +182,7 @@ def _words_on_stack(typing: Any) -> Any:
 def _lead(team, function, arguments):
     """Run every share of a record, one on each thread of ``team``. FAILED, OVERSUBSCRIBED or 0; or _INTERRUPTED."""
     size, began = team[0], clock()
-    if size == 1:  # several threads may work alone at a time, and meet nobody
+    if size == 1:  # several callers may run alone at a time, and there is no barrier to wait at
         words = _words_on_stack()
         for at in (_ABORTED, _LEADS, _LEFT, _LOOKED, _RAISED):
             publish(words + at, 0)
@@ -263,10 +264,10 @@ def _prepare(function: Any, key: Any, arguments: tuple[Any, ...]) -> tuple[Calla
 
 
 @entry
-def attend(box, rank):
-    """Run the shares that come to a thread's ``box``.
+def run_posted_shares(box, rank):
+    """Run the shares that are posted to a thread's ``box``.
 
-    Returns True when Python has something for the thread, False when nothing came for some two hundred microseconds.
+    Returns True where a task of Python's was posted, False where nothing came for some two hundred microseconds.
     """
     at, polls = box.ctypes.data, 0
     while polls < SPINS:
@@ -287,8 +288,8 @@ def attend(box, rank):
 
 
 @entry
-def for_python(box):
-    """The call that was last announced at ``box`` is none, or one for Python."""
+def post_python_task(box):
+    """What was last announced at ``box`` is a task of Python's, or nothing: no share of a kernel."""
     at = box.ctypes.data
     publish(at + _FOR_PYTHON, read(at + POSTED))
     publish(at + GO, read(at + POSTED))

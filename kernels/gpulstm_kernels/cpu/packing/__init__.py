@@ -1,1 +1,1 @@
-"""Parameters in the order in which tiles read them, and the cache that keeps them so."""
+"""Parameters in the order in which tiles read them, and the cache of what was packed."""

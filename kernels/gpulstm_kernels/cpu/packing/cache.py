@@ -1,4 +1,4 @@
-"""What is made of parameters, kept until they change or are gone.
+"""The cache of packed weights: what is made of parameters, until they change or are gone.
 
 Parameters are plain arrays that an optimizer or a user may change in place at any time, so every use compares a digest
 of what they hold with that of what was made of them: reading them once costs little beside packing or multiplying.
@@ -129,7 +129,7 @@ def source_of(arrays: tuple[np.ndarray, ...]) -> Source:
 
 
 def _owner(array: np.ndarray) -> Any:
-    """What lives as long as the memory of ``array``; None where that cannot be said."""
+    """The object that lives as long as the memory of ``array``; None where that is not known."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     if array.base is None:
@@ -153,8 +153,8 @@ class _Entry(NamedTuple):
 class _Cache:
     """What was made, by where the arrays lie and how it is made.
 
-    It goes with any of the arrays that it was made of, whose memory then belongs to nobody or to others; what has no
-    owner here stays until :meth:`release`. The longest unused goes first where there is too much.
+    It goes with any of the arrays that it was made of, whose memory is then free or belongs to others; what has no
+    known owner stays until :meth:`release`. The longest unused goes first where there is too much.
     """
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ class _Cache:
     def _sweep(self) -> None:
         """Drop what has lost an owner, unless a thread has the lock: what it leaves, the next one finds."""
         while self._gone and not self._lock._is_owned():  # type: ignore[attr-defined]
-            # A signal's handler may raise between any two instructions: hence the lock is given back whoever has it.
+            # A signal's handler may raise between any two instructions: hence the lock is released in any case.
             try:
                 if not self._lock.acquire(blocking=False):
                     return
@@ -216,7 +216,7 @@ class _Cache:
                     pass
 
     def release(self) -> None:
-        """Drop what has no owner here."""
+        """Drop what has no known owner."""
         self._sweep()
         with self._lock:
             for key in [key for key, entry in self._entries.items() if not entry.owned]:
@@ -232,6 +232,6 @@ if hasattr(os, "register_at_fork"):
 def cached(source: Source, how: Hashable, make: Callable[[], Made]) -> Made:
     """``make()``, or what it gave before if the arrays it is made of lie where they did, are there and hold the same.
 
-    ``how``: all else that it depends on, the shapes of the arrays too. Nobody may write to what is returned.
+    ``how``: all else that it depends on, the shapes of the arrays too. What is returned must not be written to.
     """
     return _cache.get(source, how, make)

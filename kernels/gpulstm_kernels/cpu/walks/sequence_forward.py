@@ -58,8 +58,8 @@ def _project_chunk(cell, x, packed, gates, scratch, t0, n, b0, b1, p0, p1, barri
         panel = depth * gates.shape[2] * packed.ih.itemsize
         right = packed.ih.ctypes.data + p * panel
         for i in range(times):
-            row, at, ahead = left + i * next_a, to + i * next_c, right + panel
-            tile_rows(cell, x, packed.ih, scale, at, ldc, start, 0, row, lda, right, m, inputs, ahead)
+            row, at, following = left + i * next_a, to + i * next_c, right + panel
+            tile_rows(cell, x, packed.ih, scale, at, ldc, start, 0, row, lda, right, m, inputs, following)
 
 
 @expand

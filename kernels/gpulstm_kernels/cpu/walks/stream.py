@@ -168,18 +168,18 @@ class Stream:
         """
         result = self._run(x)
         if result & 3 != 1:
-            self._look_for_threads(result >> 2, bool(result & 2))
+            self._call_threads(result >> 2, bool(result & 2))
         return self._outputs[(result >> 2) & 1]
 
-    def _look_for_threads(self, number: int, waited: bool) -> None:
+    def _call_threads(self, number: int, waited: bool) -> None:
         """Have threads that are missing poll for the next steps, if steps come one after another."""
         if waited:
             if number - self._oversubscribed > tuning.current.stream_forgets:
-                crew.look_back(False)
-            crew.look_back(True)
+                crew.note_oversubscription(False)
+            crew.note_oversubscription(True)
             self._oversubscribed = number
         before, self._missed = self._missed, time.perf_counter_ns()
         if self._missed - before < tuning.current.stream_interval:
             for rank in range(1, self._threads):
                 if not self._shared[-1, rank, 0]:
-                    crew.lend(rank, functools.partial(self._serve, rank))
+                    crew.start_task(rank, functools.partial(self._serve, rank))
