@@ -5,7 +5,6 @@ Buffers are poisoned throughout, so an element that a kernel forgot to write is 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path

@@ -112,7 +112,7 @@ def test_a_quantized_layer_streams_on_a_backend_without_narrow_kernels() -> None
 
 @pytest.mark.usefixtures("shared_streams")
 def test_threads_that_look_out_for_steps_take_part_and_leave_for_calls() -> None:
-    """Streams of two Python threads, and calls between their steps, which end what the threads do for a stream: the same bits."""
+    """Streams of two Python threads, and calls between their steps, which take the threads back: the same bits."""
     layer = gpulstm.LSTM(40, 70, 2, seed=0)
     x = np.random.default_rng(0).standard_normal((400, 1, 40)).astype("f4")
     expected = [y.copy() for y in map(layer.stream(), x)]

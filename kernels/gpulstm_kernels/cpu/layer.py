@@ -20,10 +20,11 @@ from .codegen.vector import lanes
 from .crew.crew import crew
 from .packing import layouts
 from .packing.cache import Source, cached, source_of
-from .walks import sequence_backward, sequence_forward, step
+from .walks import sequence_backward, sequence_forward
 from .walks.arguments import Backward, Forward, Packed, Plan, Projection, ProjectionBack, Tape, Weights
 from .walks.few_rows import new_scratch
-from .walks.stream import Stream
+from .walks.single_step import step
+from .walks.stream_steps import Stream
 
 
 class LayerTape(NamedTuple):
@@ -106,7 +107,7 @@ def layer_forward(
     else:
         chunk = -(-steps // -(-steps * batch // max(batch, limits.chunk_rows)))
         gates = (sizes.padded // sizes.width, chunk * batch, sizes.gates * sizes.width)
-    quantized = row_bytes(own[0].ih, inputs) * max(1, chunk) + row_bytes(own[0].hh, sizes.outputs)
+    quantized_bytes = row_bytes(own[0].ih, inputs) * max(1, chunk) + row_bytes(own[0].hh, sizes.outputs)
     lengths = np.full(batch, steps, np.int64) if lengths is None else lengths
 
     ys = empty((steps + 2, batch, directions * sizes.outputs), dtype)
@@ -121,11 +122,8 @@ def layer_forward(
         if projected:
             hr = _packed_projection(weights[d], source)
             projections.append(Projection(hr, gemm.edges(at_most, dtype)))
-        scratch = (
-            empty(gates, dtype),
-            empty((at_most, quantized * batch), np.uint8) if quantized else _nothing(np.uint8),
-        )
-        walks.append(Forward(packed, tape, *scratch, plan))
+        quantized = empty((at_most, quantized_bytes * batch), np.uint8) if quantized_bytes else _nothing(np.uint8)
+        walks.append(Forward(packed, tape, empty(gates, dtype), quantized, plan))
 
     unpacked = None if packs else (own[0][:2], own[-1][:2])
     projection = (projections[0], projections[-1]) if projected else None
@@ -185,7 +183,7 @@ def _one_step(
         at_most = _threads_of_a_step(shape)
         read = ih, hh, own.get("bias_ih", no_bias), own.get("bias_hh", no_bias)
         written = states[d], new_h[d], new_scratch(cell, at_most), np.zeros(1, np.int64)
-        crew.run(step.step, (cell, x.dtype), (cell, x[0], state[0][d], read, *written), at_most)
+        crew.run(step, (cell, x.dtype), (cell, x[0], state[0][d], read, *written), at_most)
     y = np.concatenate(new_h, axis=1)[None]  # a copy, whatever the sizes: y and h share no memory
     return y, (new_h, *(states[:, k] for k in range(len(state) - 1)))
 
@@ -227,13 +225,8 @@ def layer_backward(
     scratch = packed, gemm.edges(at_most, dtype)
     projection = (projections[0], projections[-1]) if projected else None
     arguments = cell, x, dx, dy, tape.lengths, (walks[0], walks[-1]), projection, directions, *scratch
-    crew.run(
-        sequence_backward.backward,
-        (cell, dtype, projection is None),
-        arguments,
-        at_most,
-        steps * batch * own[0].hh.size,
-    )
+    key, work = (cell, dtype, projection is None), steps * batch * own[0].hh.size
+    crew.run(sequence_backward.backward, key, arguments, at_most, work)
 
     grads = []
     for d, walk in enumerate(walks):
