@@ -1,4 +1,4 @@
-"""The benchmark: what it times, whom it believes, and what it writes."""
+"""The benchmark: what it times, whom it believes, and what it measures beside."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 import gpulstm
 from bench import footprint, peak, pool, provenance, run
-from bench.command import main
-from bench.plot import plot
 from bench.problem import Problem
 from bench.registry import (
     BATCH,
@@ -26,7 +23,6 @@ from bench.registry import (
     NARROW,
     STEPS,
     TABLES,
-    TORCH_PROVIDERS,
     Case,
     Provider,
     Table,
@@ -34,16 +30,17 @@ from bench.registry import (
     select,
     timed_tables,
 )
-from bench.report import milliseconds, report, rows
+from bench.report import report
 from bench.timing import Spread, settle, turn
 from bench.verify import TOLERANCE, check
 
 TINY = Case(3, 5, 7)
+
+
 SETTINGS = run.Settings(threads=1, rounds=2, target=0.002)
+
+
 PEAKS = {"sgemm": {"numpy": 100.0}, "read": [[2**20, 200.0], [2**24, 50.0]]}
-
-
-# --- what is timed
 
 
 def test_grid_is_the_published_one() -> None:
@@ -116,17 +113,6 @@ def test_what_explain_prints_is_a_case_of_such_a_call(layer: Any, shape: tuple[i
     ]
 
 
-def test_a_layer_of_all_features_is_timed_beside_torch(tmp_path: Path) -> None:
-    case = parse_case("3,5,8,dtype=float64,inputs=6,layers=2,directions=2,projection=4,bias=0")
-    known = [CPU_PROVIDERS[name] for name in ("gpulstm", "torch", "jax")]
-    record = measured(known, tmp_path / "record.json", case=case)
-    rejected = {(cell["provider"], cell["mode"]): cell["rejected"] for cell in record["cells"]}
-    for mode in ("inference", "training"):
-        assert rejected["gpulstm", mode] is None
-        assert rejected["torch", mode] is None
-        assert "one plain LSTM layer" in rejected["jax", mode]
-
-
 def test_unknown_providers_are_told_the_known_ones() -> None:
     assert [p.name for p in select("torch, gpulstm", CPU_PROVIDERS)] == ["gpulstm", "torch"]
     for names in ("torch,tensorflow", ","):
@@ -153,9 +139,6 @@ def test_a_problem_is_the_same_in_every_process() -> None:
         assert this.dtype == np.float32
         assert wide.dtype == np.float64
     assert one.outputs("training")["dweight_ih_l0"] == (28, 7)
-
-
-# --- who is believed
 
 
 @pytest.fixture
@@ -327,9 +310,6 @@ def test_a_worker_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
     worker.close()
 
 
-# --- timing and arithmetic
-
-
 def test_a_turn_lasts_about_its_target() -> None:
     calls: list[float] = []
 
@@ -352,98 +332,6 @@ def test_a_turn_lasts_about_its_target() -> None:
 def test_spread_is_median_and_quartiles() -> None:
     assert Spread.of([5.0, 1.0, 2.0, 4.0, 3.0]) == Spread(3.0, 2.0, 4.0)
     assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)
-
-
-def cell(case: Case, provider: str, milliseconds: float | None, mode: str = "inference") -> dict[str, Any]:
-    seconds = milliseconds and milliseconds / 1e3
-    return {
-        "case": vars(case),
-        "mode": mode,
-        "provider": provider,
-        "error": 1e-7,
-        "rejected": None if seconds else "planted",
-        "turns": [],
-        "seconds": seconds and {"median": seconds, "q1": seconds * 0.9, "q3": seconds * 1.1},
-    }
-
-
-@pytest.fixture
-def record() -> dict[str, Any]:
-    one, two = Case(1, 1, 512), Case(16, 128, 256)
-    providers = [replace(p, requires=("numpy",)) for p in select("gpulstm,torch,jax", CPU_PROVIDERS)]
-    return run.new_record("cpu", SETTINGS, providers) | {
-        "finished": "then",
-        "peaks": PEAKS,
-        "cells": [
-            cell(one, "gpulstm", 0.2),
-            cell(one, "torch", 0.4),
-            cell(one, "jax", 0.1),
-            cell(two, "gpulstm", 40.0),
-            cell(two, "torch", 180.0),
-            cell(two, "jax", None),
-        ],
-    }
-
-
-def test_ratios_best_peer_and_geometric_means(record: dict[str, Any]) -> None:
-    small, large = rows(record, "inference")
-    assert small.ratio("torch") == pytest.approx(2)
-    assert small.ratio("jax") == pytest.approx(0.5)
-    assert (small.best_peer, large.best_peer) == ("jax", "torch")
-    assert large.ratio("jax") is None  # rejected: no figure
-    text = report(record)
-    lines = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if line[0:1] == "|"}
-    tidy = {name: [part.strip() for part in parts] for name, parts in lines.items()}
-    # the working set of (1,1,512) is 8 MiB, read at 50 GB/s: 0.168 of 0.2 ms; (16,128,256) computes
-    assert tidy["(1,1,512)"] == [
-        "0.200 ±10%", "0.400 ±10% 2.00×", "0.100 ±10% 0.50×", "0.50× jax", "21.0", "84% read",
-    ]  # fmt: skip
-    assert tidy["(16,128,256)"][2:] == ["-", "4.50× torch", "53.7", "54% sgemm"]
-    assert tidy["geometric mean"][:4] == ["", "3.00×", "0.50×", "1.50×"]
-    assert "training" not in text
-
-
-def table(text: str, title: str) -> dict[str, list[str]]:
-    """The cells of the table below ``title``, by the first of each line."""
-    lines = text[text.index(title) :].split("\n\n")[1].splitlines()
-    return {(parts := [part.strip() for part in line.split("|")[1:-1]])[0]: parts[1:] for line in lines}
-
-
-def test_narrow_weights_have_a_table_of_their_own(record: dict[str, Any]) -> None:
-    record["providers"] |= {"gpulstm_bf16": record["providers"]["gpulstm"]}
-    record["cells"] += [cell(Case(1, 1, 512), "gpulstm_bf16", 0.05), cell(Case(16, 128, 256), "gpulstm_bf16", 20.0)]
-    assert [row.best_peer for row in rows(record, "inference")] == ["jax", "torch"]
-    text = report(record)
-    assert "bf16" not in table(text, "inference, milliseconds")["B,T,H"]
-    assert table(text, "inference with weights in fewer bits")["(1,1,512)"] == ["0.0500", "2.00×", "4.00×"]
-    assert table(text, "inference with weights in fewer bits")["(16,128,256)"] == ["20.0", "9.00×", "2.00×"]
-    assert table(text, "inference with weights in fewer bits")["geometric mean"] == ["", "4.24×", "2.83×"]
-
-
-def test_cost_of_a_step(record: dict[str, Any]) -> None:
-    record["cells"] += [
-        cell(Case(1, 64, 128), "gpulstm", 0.128) | {"table": "steps"},
-        cell(Case(1, 64, 128), "torch", 0.64, "training") | {"table": "steps"},
-        cell(Case(64, 16, 128), "torch", 2.048) | {"table": "batch"},
-    ]
-    assert len(rows(record, "inference")) == 2
-    text = report(record)
-    assert table(text, "cost of more steps")["(1,64,128)"] == ["0.128", "2000", "-", "-", "-", "-", "0.640", "10000"]
-    assert table(text, "cost of more sequences")["(64,16,128)"] == ["2.05", "2000", "-", "-"]
-    assert "cost of more steps T (inference of one step by gpulstm: in its stream)" in text
-    assert "stream" not in report(record | {"kind": "torch"})
-
-
-def test_memory_of_training(record: dict[str, Any]) -> None:
-    case = vars(Case(16, 128, 256))
-    record["memory"] = [
-        {"case": case, "provider": "gpulstm", "bytes": 20 * 2**20},
-        {"case": case, "provider": "torch", "bytes": 30 * 2**20},
-        {"case": case, "provider": "jax", "bytes": None, "reason": "no such file"},
-    ]
-    text = report(record)
-    assert table(text, "peak memory of training")["(16,128,256)"] == ["12", "16", "20", "30 1.50×", "-"]
-    assert "jax, memory of (16,128,256): no such file" in text
 
 
 def test_the_least_that_training_holds() -> None:
@@ -486,64 +374,6 @@ def test_a_process_without_a_figure_says_why(tmp_path: Path, monkeypatch: pytest
     assert (found["bytes"], found["reason"]) == (None, "no answer in 0.5 s")
 
 
-@pytest.mark.slow
-def test_further_tables_are_timed_by_their_providers(tmp_path: Path) -> None:
-    providers = select("gpulstm,gpulstm_int8,torch", CPU_PROVIDERS)
-    record = run.new_record("cpu", SETTINGS, providers)
-    tables = [Table("grid", (TINY,)), Table("steps", (Case(1, 1, 8), Case(1, 4, 8)), ("gpulstm", "torch"))]
-    run.run_cpu(record, tmp_path / "record.json", tables, providers, SETTINGS, lambda line: None, (TINY,))
-    assert [(c["table"], c["provider"]) for c in record["cells"] if c["mode"] == "inference"] == [
-        ("grid", "gpulstm"), ("grid", "torch"), ("grid", "gpulstm_int8"),
-        ("steps", "gpulstm"), ("steps", "torch"), ("steps", "gpulstm"), ("steps", "torch"),
-    ]  # fmt: skip
-    assert not any(cell["rejected"] for cell in record["cells"])
-    assert [entry["provider"] for entry in record["memory"]] == ["gpulstm", "torch"]
-
-
-def test_records_of_before_the_further_tables_print_as_they_did(record: dict[str, Any]) -> None:
-    text = report(record)
-    del record["memory"]
-    assert report(record) == text
-    paths = list((pool.ROOT / "bench" / "results").glob("*/*.json"))
-    assert paths
-    for path in paths:
-        found = run.load(path)
-        lines = report(found).splitlines()
-        for cell in (cell for cell in found["cells"] if not cell["rejected"]):
-            shown = [line for line in lines if line.startswith(f"| {Case(**cell['case']).label} ")]
-            assert any(f" {milliseconds(cell['seconds']['median'])} " in line for line in shown)
-
-
-def test_a_wrong_gpulstm_fails_the_command(record: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    run.save(record, path)
-    assert CliRunner().invoke(main, ["report", str(path)]).exit_code == 0  # a peer alone is rejected
-    record["cells"].append(cell(Case(1, 1, 512), "gpulstm_bf16", None))
-    run.save(record, path)
-    result = CliRunner().invoke(main, ["report", str(path)])
-    assert result.exit_code == 1
-    assert "- gpulstm_bf16, inference (1,1,512), no figure: planted" in result.output
-
-
-def test_without_gpulstm_the_peers_are_still_shown(record: dict[str, Any]) -> None:
-    record["cells"] = [cell for cell in record["cells"] if cell["provider"] != "gpulstm"]
-    small, _ = rows(record, "inference")
-    assert small.shown == "jax"
-    assert "| jax |" in " ".join(report(record).split())
-
-
-def test_a_disturbed_run_says_so(record: dict[str, Any]) -> None:
-    assert "DISTURBED" not in report(record)
-    record["bystanders"] = 0.7
-    assert "other processes kept 0.70 cores busy" in report(record)
-
-
-def test_plot_without_figures_says_why(record: dict[str, Any], tmp_path: Path) -> None:
-    record["cells"] = []
-    assert str(plot(record, tmp_path / "plot.png")).startswith("no plot: ")
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_machine_is_described() -> None:
     described = provenance.describe()
     assert described["cores"] >= 1
@@ -562,96 +392,3 @@ def test_peaks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     ((size, rate),) = peak.read(2)
     assert size == 2**18
     assert rate > 0.1
-
-
-# --- the command
-
-
-@pytest.mark.slow
-def test_end_to_end_with_whatever_is_installed(tmp_path: Path) -> None:
-    installed = [name for name, provider in CPU_PROVIDERS.items() if not provenance.missing(provider)]
-    assert {"gpulstm", "torch"} <= set(installed)
-    arguments = ["run", "cpu", "--quick", "--case", "3,5,7", "--rounds", "2", "--out", str(tmp_path)]
-    result = CliRunner().invoke(main, [*arguments, "--providers", ",".join(installed)])
-    assert result.exit_code == 0, result.output
-    (path,) = tmp_path.glob("cpu-*.json")
-    record = json.loads(path.read_text())
-    assert record.keys() == {
-        "schema", "kind", "started", "finished", "command", "commit", "machine", "settings", "peaks",
-        "bystanders", "providers", "cells", "memory",
-    }  # fmt: skip
-    assert record["finished"]
-    assert set(record["providers"]) == set(installed)
-    assert len(record["cells"]) == sum(len(CPU_PROVIDERS[name].modes) for name in installed)
-    for entry in record["cells"]:
-        assert entry["case"] == vars(TINY)
-        assert entry["rejected"] is None
-        assert (entry["error"] > TOLERANCE["float32"]) == (entry["provider"] in NARROW)
-        assert len(entry["turns"]) == 2
-        assert all(turn.keys() == {"calls", "seconds", "settle"} for turn in entry["turns"])
-        assert 0 < entry["seconds"]["q1"] <= entry["seconds"]["median"] <= entry["seconds"]["q3"]
-    assert path.with_suffix(".md").read_text() in result.output
-    assert path.with_suffix(".png").exists() or "no plot: " in result.output
-
-    again = CliRunner().invoke(main, ["report", str(path)])
-    assert again.exit_code == 0
-    assert report(record) in again.output
-
-
-def test_tables_of_other_cases(tmp_path: Path) -> None:
-    arguments = ["run", "cpu", "--quick", "--case", "3,5,7", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
-    result = CliRunner().invoke(main, [*arguments, "--providers", "gpulstm,gpulstm_int8", "--tables", "memory,narrow"])
-    assert result.exit_code == 0, result.output
-    (path,) = tmp_path.glob("cpu-*.json")
-    record = json.loads(path.read_text())
-    assert [(c["provider"], c["mode"]) for c in record["cells"]] == [
-        ("gpulstm", "inference"), ("gpulstm_int8", "inference"),
-    ]  # fmt: skip
-    assert [(m["provider"], m["case"]) for m in record["memory"]] == [("gpulstm", vars(TINY))]
-    figures = {c["provider"]: c["seconds"]["median"] for c in record["cells"]}
-    shown = table(result.output, "inference with weights in fewer bits")["(3,5,7)"]
-    assert shown[1:] == ["-", f"{figures['gpulstm'] / figures['gpulstm_int8']:.2f}×"]
-
-
-@pytest.mark.slow
-def test_the_drop_in_is_timed_beside_torchs_module(tmp_path: Path) -> None:
-    arguments = [
-        "run",
-        "torch",
-        "--case",
-        "3,5,7",
-        "--rounds",
-        "1",
-        "--quick",
-        "--threads",
-        "1",
-        "--out",
-        str(tmp_path),
-    ]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    (path,) = tmp_path.glob("torch-*.json")
-    record = json.loads(path.read_text())
-    assert (record["kind"], len(record["cells"])) == ("torch", 6)
-    assert list(record["providers"]) == list(TORCH_PROVIDERS) == ["gpulstm", "torch", "arrays"]
-    for entry in record["cells"]:
-        assert entry["rejected"] is None
-        assert entry["seconds"]["median"] > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run", "cpu", "--providers", "caffe"], "known are gpulstm"),
-        (["run", "cpu", "--case", "1,2"], "expected three integers"),
-        (["run", "cpu", "--tables", "grid,plot"], "known are grid, narrow, scaling, memory"),
-        (["run", "cpu", "--tables", "grid", "--providers", "gpulstm_int8"], "unknown ['gpulstm_int8']"),
-        (["run", "cpu", "--dtype", "int8"], "float32"),
-        (["run", "cpu", "--threads", "0"], "threads"),
-        (["report", __file__], "JSON record"),
-    ],
-)
-def test_bad_arguments_are_named(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code != 0
-    assert message in result.output
