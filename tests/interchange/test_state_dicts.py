@@ -11,6 +11,9 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties import REPEATABLE
 from tolerances import assert_close
 
 import gpulstm
@@ -22,49 +25,52 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def _random(seed: int) -> tuple[str, Any, torch.nn.Module]:
-    rng = np.random.default_rng(seed)
-    kind = ("LSTM", "RNN")[seed % 2]
-    hidden = int(rng.integers(2, 20))
+@st.composite
+def modules(draw: st.DrawFn) -> tuple[str, Any, torch.nn.Module]:
+    """A recurrent module of torch's, its kind and its options."""
+    kind, hidden = draw(st.sampled_from(["LSTM", "RNN"])), draw(st.integers(2, 19))
     options: dict[str, Any] = {
-        "num_layers": int(rng.integers(1, 4)),
-        "bias": bool(rng.integers(3)),
-        "bidirectional": bool(rng.integers(2)),
-        "batch_first": bool(rng.integers(2)),
+        "num_layers": draw(st.integers(1, 3)),
+        **{name: draw(st.booleans()) for name in ("bias", "bidirectional", "batch_first")},
     }
-    if kind == "LSTM" and rng.integers(2):
-        options["proj_size"] = int(rng.integers(1, hidden))
-    torch.manual_seed(seed)
-    dtype = (torch.float32, torch.float64)[int(rng.integers(2))]
-    return kind, options, getattr(torch.nn, kind)(int(rng.integers(1, 20)), hidden, **options, dtype=dtype)
+    if kind == "LSTM" and draw(st.booleans()):
+        options["proj_size"] = draw(st.integers(1, hidden - 1))
+    torch.manual_seed(0)
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    return kind, options, getattr(torch.nn, kind)(draw(st.integers(1, 19)), hidden, **options, dtype=dtype)
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_configuration_is_inferred(seed: int, tmp_path: Path) -> None:
-    kind, options, module = _random(seed)
+@settings(REPEATABLE, max_examples=60)
+@given(drawn=modules(), way=st.sampled_from(["tensors", "arrays", "file"]))
+def test_configuration_is_inferred(
+    drawn: tuple[str, Any, torch.nn.Module], way: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    kind, options, module = drawn
     batch_first = options["batch_first"]
     state: Any = {f"encoder.{name}": value for name, value in module.state_dict().items()} | {
         "head.weight": torch.ones(3)
     }
-    way = seed % 3
-    if way == 1:
+    if way == "arrays":
         state = {name: value.numpy() for name, value in state.items()}
-    if way == 2:
-        safetensors.torch.save_file(state, tmp_path / "m.safetensors")
-        state = tmp_path / "m.safetensors"
+    if way == "file":
+        file = tmp_path_factory.mktemp("state") / "m.safetensors"
+        safetensors.torch.save_file(state, file)
+        state = file
     layer = io.load_torch(state, "encoder.", batch_first=batch_first)
     assert type(layer) is getattr(gpulstm, kind)
     found = {name: getattr(layer.config, name) for name in options}
     assert found == options
     dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
     shape = (2, 4) if batch_first else (4, 2)
-    x = np.random.default_rng(seed).standard_normal((*shape, layer.config.input_size)).astype(dtype)
+    x = np.random.default_rng(0).standard_normal((*shape, layer.config.input_size)).astype(dtype)
     assert_close(layer(x)[0], module(torch.from_numpy(x))[0].detach(), "torch", dtype)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_back_to_torch(seed: int, tmp_path: Path) -> None:
-    _, options, module = _random(seed)
+@settings(REPEATABLE, max_examples=20)
+@given(drawn=modules())
+def test_back_to_torch(drawn: tuple[str, Any, torch.nn.Module], tmp_path_factory: pytest.TempPathFactory) -> None:
+    _, options, module = drawn
+    tmp_path = tmp_path_factory.mktemp("state")
     layer = io.load_torch(module.state_dict(), batch_first=options["batch_first"])
     for parameter in module.parameters():
         torch.nn.init.zeros_(parameter)
