@@ -73,6 +73,16 @@ def test_cross_entropy_takes_every_integer(dtype: str) -> None:
     assert nn.cross_entropy(logits, targets.astype(dtype), ignore_index=-100)[0] == loss
 
 
+def test_unsigned_targets_are_ignored_alike() -> None:
+    """Of so many classes that -1 would wrap around to one of them."""
+    logits, targets = RNG.standard_normal((4, 300)), np.array([0, 4, 2, 4])
+    expected = nn.cross_entropy(logits, targets, ignore_index=4)
+    for dtype in ("uint8", "uint16", "uint64"):
+        loss, dlogits = nn.cross_entropy(logits, targets.astype(dtype), ignore_index=4)
+        assert loss == expected[0]
+        np.testing.assert_array_equal(dlogits, expected[1])
+
+
 def test_cross_entropy_is_stable() -> None:
     logits = np.array([[1e4, 0, -1e4], [-3e38, 0, 3e38]], np.float32)
     loss, dlogits = nn.cross_entropy(logits, np.array([0, 2]))

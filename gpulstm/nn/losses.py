@@ -49,8 +49,8 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int | None = None) ->
         count = np.count_nonzero(counted)
         if not count:
             raise ValueError(f"targets: expected at least one that is not ignore_index={ignore_index}, got none")
-        checks.indices(np.where(counted, ids, 0), "targets", classes, "the number of classes")
-        ids = library.indices(np.where(counted, ids, -1))
+        ids = checks.indices(np.where(counted, ids, 0), "targets", classes, "the number of classes")
+        ids = library.indices(np.where(counted, ids, -1))  # signed by now, whatever targets are
     arguments = logits.reshape(-1, classes), ids.reshape(-1), int(count)
     if device == "cuda":
         from . import losses_cuda
