@@ -263,7 +263,7 @@ def test_ragged_sequences_that_share_weights_become_one_batch() -> None:
 # --- programs that leave Python
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
 @functional
 def test_compile_without_a_graph_break(kind: str, options: dict[str, Any], dynamic: bool | None) -> None:
     ours, _, _ = twins(kind, **options)
