@@ -19,7 +19,6 @@ from tolerances import assert_close
 import gpulstm
 from gpulstm import nn, ops
 from gpulstm_kernels.cpu import gemm
-from gpulstm_kernels.cpu import layer as kernels
 from gpulstm_kernels.cpu.packing import cache
 
 # --- layouts ------------------------------------------------------------------------------------------------------
@@ -310,7 +309,7 @@ def test_nothing_is_copied_that_lies_well() -> None:
     """Of a parameter that may not be written to, a call reads the memory itself; so it does of x."""
     layer = gpulstm.LSTM(3, 4, seed=0)
     layer.params = {name: _read_only(value) for name, value in layer.params.items()}
-    (own,) = ops.weights_of(layer.config, layer.params, 0, kernels)
+    (own,) = ops.weights_of(layer.config, layer.params, 0, np.dtype("f4"), np.dtype("f4"))
     for name, value in own.items():
         assert value is layer.params[f"{name}_l0"]
     x = _read_only(np.ones((5, 4, 3), np.float32))
