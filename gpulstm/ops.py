@@ -193,7 +193,7 @@ def rnn_forward(
         lengths = library.lengths(checks.lengths(lengths, batch, steps))
     matrices = _dtype_of_matrices(params, dtype, training)
     shape = config.layer_shape(0, steps, batch, dtype, matrices, training, lengths is not None)
-    chosen = dispatch.select(shape, device, backend)[0].module
+    chosen = _select(params, shape, device, backend)[0].module
     if lengths is not None:
         x = library.clear_padding(x, lengths)
     if rng is not None:
@@ -281,15 +281,31 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
     matrices = _dtype_of_matrices(params, dtype)
     weights_of(config, params, 0, dtype, matrices)
     shape = config.layer_shape(0, steps, batch, dtype, matrices, False, False)
-    chosen, why = dispatch.select(shape, device, backend)
+    chosen, why = _select(params, shape, device, backend)
     how = chosen.module.describe(shape)
     lines = [f"{chosen.name}: {why}", f"  cell {config.cell.name}, {dtype.name}, first layer: {how}"]
     for name, reason in dispatch.backends().items():
         if name != chosen.name:
-            lines.append(f"{name}: not used" + (f"; cannot run here: {reason}" if reason else ""))
+            lines.append(f"{name}: not used{f'; cannot run here: {reason}' if reason else ''}")
     if device == "cpu" and (case := _benchmark_case(config, steps, batch, dtype)) is not None:
         lines.append(f"measure it: python -m bench run cpu --case {case}")
     return "\n".join(lines)
+
+
+def _select(
+    params: Mapping[str, Any], shape: LayerShape, device: str, backend: str | None
+) -> tuple[dispatch.Registered, str]:
+    """See :func:`gpulstm.dispatch.select`.
+
+    Raises:
+        TypeError: the parameters are quantized, and the backend for others has no kernels for them.
+    """
+    if shape.weights == shape.dtype:
+        return dispatch.select(shape, device, backend)
+    chosen, why = dispatch.select(None, device, backend)
+    if chosen.module.why_not(shape) is not None:
+        raise TypeError(f"{next(iter(params))}: expected floating-point parameters, got {shape.weights}")
+    return chosen, why
 
 
 def _benchmark_case(config: Config, steps: int, batch: int, dtype: np.dtype) -> str | None:
