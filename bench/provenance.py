@@ -75,7 +75,7 @@ def commit(root: Path) -> str | None:
         return None
 
 
-class Bystanders:
+class OtherLoad:
     """How busy other processes kept the machine since this was made: they disturb every figure (Linux)."""
 
     def __init__(self) -> None:

@@ -70,14 +70,14 @@ def run_cpu(
     Raises:
         ProviderError: the reference failed, so no figure could be believed.
     """
-    bystanders = provenance.Bystanders()
+    other_load = provenance.OtherLoad()
     say("measuring the machine's peaks")
     record["peaks"] = peak.measure(settings.threads)
     with ExitStack() as stack:
 
         @stack.callback
         def close_record() -> None:  # the last to be called: all workers have ended
-            record["bystanders"] = bystanders.share()
+            record["bystanders"] = other_load.share()
             save(record, path)
 
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))

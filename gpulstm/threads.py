@@ -8,7 +8,7 @@ from __future__ import annotations
 
 def get_num_threads() -> int:
     """How many threads a call may use."""
-    from gpulstm_kernels.cpu.crew.crew import crew
+    from gpulstm_kernels.cpu.crew.thread_pool import crew
 
     return crew.size
 
@@ -20,7 +20,7 @@ def set_num_threads(count: int) -> None:
         ValueError: ``count`` is not a whole number above 0.
     """
     from gpulstm_kernels.cpu.crew.cores import limited
-    from gpulstm_kernels.cpu.crew.crew import crew
+    from gpulstm_kernels.cpu.crew.thread_pool import crew
 
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count: expected a whole number above 0, got {count!r}")

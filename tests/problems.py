@@ -13,7 +13,7 @@ from gpulstm import cells
 from gpulstm_kernels.backend import LayerShape
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cpu import tuning
-from gpulstm_kernels.cpu.crew.crew import crew
+from gpulstm_kernels.cpu.crew.thread_pool import crew
 
 Arrays = dict[str, np.ndarray]
 

@@ -95,7 +95,7 @@ def test_limits(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("steps", "batch"), [(1, 3), (4, 3), (4, 20)])  # a step, rows where they lie, tiles
+@pytest.mark.parametrize(("steps", "batch"), [(1, 3), (4, 3), (4, 20)])  # a step, rows with weights in place, tiles
 def test_nan_and_infinities_stay_in_their_row(dtype: str, steps: int, batch: int) -> None:
     layer = gpulstm.LSTM(5, 9, dtype=dtype, seed=0)
     x = np.random.default_rng(0).standard_normal((steps, batch, 5)).astype(dtype)

@@ -56,7 +56,7 @@ def test_the_grid_is_whole_and_begins_spread_out() -> None:
     assert len(tasks) == len(cases) * 4
 
 
-class FakeHands:
+class FakeClient:
     """Answers as a process on a GPU would; ``trouble`` are exceptions by (dtype, mode, contender)."""
 
     def __init__(self, trouble: dict[tuple[str, str, str], Exception] | None = None) -> None:
@@ -105,17 +105,17 @@ def begun() -> dict[str, Any]:
     return made
 
 
-def filled(record: dict[str, Any], path: Path, hands: FakeHands, budget: float = 100.0, **options: Any) -> None:
-    run.run_gpu(record, path, small(), hands, budget, lambda line: None, clock=lambda: hands.now, **options)  # type: ignore[arg-type]
+def filled(record: dict[str, Any], path: Path, client: FakeClient, budget: float = 100.0, **options: Any) -> None:
+    run.run_gpu(record, path, small(), client, budget, lambda line: None, clock=lambda: client.now, **options)  # type: ignore[arg-type]
 
 
 def test_everything_is_measured_once(record: dict[str, Any], tmp_path: Path) -> None:
-    path, hands = tmp_path / "gpu-1.json", FakeHands()
-    filled(record, path, hands, tests=lambda seconds: {"passed": True, "seconds": 1.0, "output": "3 passed"})
+    path, client = tmp_path / "gpu-1.json", FakeClient()
+    filled(record, path, client, tests=lambda seconds: {"passed": True, "seconds": 1.0, "output": "3 passed"})
     assert record == json.loads(path.read_text())
     assert record["finished"]
-    assert [(c["case"]["dtype"], c["mode"], c["provider"]) for c in record["cells"]] == hands.asked
-    assert len(hands.asked) == len(small())
+    assert [(c["case"]["dtype"], c["mode"], c["provider"]) for c in record["cells"]] == client.asked
+    assert len(client.asked) == len(small())
     assert record["probes"] == {
         "launch overhead": {"launch": 2.0},
         "cluster of 16": {"failed": "CUDADriverError: no such cluster"},
@@ -130,7 +130,7 @@ def test_everything_is_measured_once(record: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_the_budget_ends_a_run_and_the_next_goes_on(record: dict[str, Any], tmp_path: Path) -> None:
-    path, first, second = tmp_path / "gpu-1.json", FakeHands(), FakeHands()
+    path, first, second = tmp_path / "gpu-1.json", FakeClient(), FakeClient()
     filled(record, path, first, budget=7.5, tests=None)
     assert record["finished"] is None
     assert 0 < len(first.asked) < len(small())
@@ -158,8 +158,8 @@ def test_another_gpu_or_other_sources_begin_anew(record: dict[str, Any], tmp_pat
 
 
 def test_a_contender_that_fails_is_a_row(record: dict[str, Any], tmp_path: Path) -> None:
-    hands = FakeHands({("float16", "training", "torch"): ProviderError("RuntimeError: no cuDNN")})
-    filled(record, tmp_path / "gpu-1.json", hands, tests=None)
+    client = FakeClient({("float16", "training", "torch"): ProviderError("RuntimeError: no cuDNN")})
+    filled(record, tmp_path / "gpu-1.json", client, tests=None)
     assert record["finished"]
     (failed,) = (cell for cell in record["cells"] if cell["rejected"])
     assert (failed["provider"], failed["rejected"]) == ("torch", "RuntimeError: no cuDNN")
@@ -167,9 +167,9 @@ def test_a_contender_that_fails_is_a_row(record: dict[str, Any], tmp_path: Path)
 
 
 def test_without_a_process_the_run_stops_and_nothing_is_made_up(record: dict[str, Any], tmp_path: Path) -> None:
-    hands = FakeHands({("float16", "training", "torch"): run.NoProcess("the GPU fell off the bus")})
+    client = FakeClient({("float16", "training", "torch"): run.NoProcess("the GPU fell off the bus")})
     with pytest.raises(run.NoProcess):
-        filled(record, tmp_path / "gpu-1.json", hands, tests=None)
+        filled(record, tmp_path / "gpu-1.json", client, tests=None)
     kept = json.loads((tmp_path / "gpu-1.json").read_text())
     assert kept["finished"] is None
     assert len(kept["cells"]) == 5
@@ -178,10 +178,10 @@ def test_without_a_process_the_run_stops_and_nothing_is_made_up(record: dict[str
 
 def test_who_is_missing_is_not_asked(record: dict[str, Any], tmp_path: Path) -> None:
     record["providers"]["torch"]["missing"] = "not installed: torch"
-    hands = FakeHands()
-    filled(record, tmp_path / "gpu-1.json", hands, tests=None)
+    client = FakeClient()
+    filled(record, tmp_path / "gpu-1.json", client, tests=None)
     assert record["finished"]
-    assert not [task for task in hands.asked if task[2] == "torch"]
+    assert not [task for task in client.asked if task[2] == "torch"]
     assert "- torch: not installed: torch" in report(record)
 
 
@@ -193,7 +193,7 @@ def test_tests_that_were_cut_are_run_again(record: dict[str, Any], tmp_path: Pat
         return {"passed": None if len(given) == 1 else False, "seconds": seconds, "output": "1 failed"}
 
     for _ in range(3):
-        filled(record, tmp_path / "gpu-1.json", FakeHands(), budget=100.0, tests=cut)
+        filled(record, tmp_path / "gpu-1.json", FakeClient(), budget=100.0, tests=cut)
     assert given == [pytest.approx(30)] * 2
     assert "tests on this device: FAILED: 1 failed" in report(record)
     assert run.outcome({"passed": None, "seconds": 3.0, "output": ""}) == "not finished after 3 s: no output"
@@ -225,10 +225,10 @@ def test_the_tests_are_run_for_a_while(
 def test_a_contender_that_hangs_is_left_alone(record: dict[str, Any], tmp_path: Path) -> None:
     hang = ProviderError("process ended with status -9")
     tasks = {(dtype, mode, "torch"): hang for dtype in ("float16", "float32") for mode in MODES}
-    hands = FakeHands(tasks)
-    filled(record, tmp_path / "gpu-1.json", hands, tests=None)
+    client = FakeClient(tasks)
+    filled(record, tmp_path / "gpu-1.json", client, tests=None)
     assert record["finished"]
-    assert len([task for task in hands.asked if task[2] == "torch"]) == 3
+    assert len([task for task in client.asked if task[2] == "torch"]) == 3
     assert record["providers"]["torch"]["missing"] == "given up after 3 times: process ended with status -9"
 
 
@@ -263,11 +263,11 @@ class FakeProcess:
 def test_a_process_is_replaced_when_it_is_lost(message: str, replaced: bool) -> None:
     first, second = FakeProcess(ProviderError(message), {"from": 1}), FakeProcess({"from": 2})
     waiting = iter([first, second])
-    hands = run.Hands(lambda: next(waiting))  # type: ignore[arg-type, return-value]
+    client = run.WorkerClient(lambda: next(waiting))  # type: ignore[arg-type, return-value]
     with pytest.raises(ProviderError, match=r"process ended|illegal|expected shape"):
-        hands.ask("measure", 1.0)
+        client.ask("measure", 1.0)
     assert first.closed == replaced
-    assert hands.ask("measure", 1.0) == {"from": 2 if replaced else 1}
+    assert client.ask("measure", 1.0) == {"from": 2 if replaced else 1}
 
 
 # --- what is written
@@ -275,7 +275,7 @@ def test_a_process_is_replaced_when_it_is_lost(message: str, replaced: bool) -> 
 
 @pytest.fixture
 def complete(record: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    filled(record, tmp_path / "gpu-1.json", FakeHands(), tests=None)
+    filled(record, tmp_path / "gpu-1.json", FakeClient(), tests=None)
     return record
 
 
@@ -317,25 +317,25 @@ def test_the_plot_is_drawn_or_says_why_not(complete: dict[str, Any], record: dic
 
 
 def test_the_command_goes_on_where_it_was_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def start(hands: FakeHands) -> Any:
-        return lambda: (hands, nullcontext())
+    def start(client: FakeClient) -> Any:
+        return lambda: (client, nullcontext())
 
     arguments = ["--no-tests", "--out", str(tmp_path), "--providers", "torch", "--dtypes", "float16"]
-    assert command.main([*arguments, "--budget", "0"], start(FakeHands())) == 1
-    assert command.main(arguments, start(hands := FakeHands())) == 0
-    assert len(hands.asked) == 5 * 8 * 2
+    assert command.main([*arguments, "--budget", "0"], start(FakeClient())) == 1
+    assert command.main(arguments, start(client := FakeClient())) == 0
+    assert len(client.asked) == 5 * 8 * 2
     (path,) = (path for path in tmp_path.glob("gpu-*.json") if "walks" not in path.name)
     assert path.with_suffix(".walks.json").exists()
     assert "going on with" in capsys.readouterr().err
     assert path.with_suffix(".md").read_text() == report(json.loads(path.read_text()))
     again = ["--no-tests", "--resume", str(path), "--dtypes", "float16", "--providers"]
-    assert command.main([*again, "torch"], start(hands := FakeHands())) == 0
-    assert not hands.asked
-    command.main([*again, "torch,haste"], start(hands := FakeHands()))  # not in the record yet
+    assert command.main([*again, "torch"], start(client := FakeClient())) == 0
+    assert not client.asked
+    command.main([*again, "torch,haste"], start(client := FakeClient()))  # not in the record yet
     assert "haste" in json.loads(path.read_text())["providers"]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sources": "other"}))
     with pytest.raises(SystemExit):
-        command.main([*again, "torch"], start(FakeHands()))
+        command.main([*again, "torch"], start(FakeClient()))
     assert "another GPU or other sources" in capsys.readouterr().err
 
 
@@ -373,8 +373,8 @@ def test_a_wrong_walk_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(provenance, "missing", lambda contender: None)
     arguments = ["--no-tests", "--out", str(tmp_path), "--dtypes", "float16", "--providers", "gpulstm step,torch"]
     for name, status in (("gpulstm step", 1), ("torch", 0)):
-        hands = FakeHands({("float16", "inference", name): ProviderError("y: relative error")})
-        assert command.main(["--fresh", *arguments], lambda hands=hands: (hands, nullcontext())) == status  # type: ignore[misc]
+        client = FakeClient({("float16", "inference", name): ProviderError("y: relative error")})
+        assert command.main(["--fresh", *arguments], lambda client=client: (client, nullcontext())) == status  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

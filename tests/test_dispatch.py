@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import pytest
 import gpulstm
 from gpulstm import dispatch
 from gpulstm_kernels import reference
+from gpulstm_kernels.cpu import tuning
+from gpulstm_kernels.cpu.crew.thread_pool import crew
 
 X = np.zeros((3, 2, 4), np.float32)
 
@@ -311,13 +314,31 @@ def test_explain(monkeypatch: pytest.MonkeyPatch) -> None:
         gpulstm.explain(gpulstm.nn.Linear(4, 5), X)  # type: ignore[arg-type]
 
 
-def test_explain_names_threads_and_their_split() -> None:
+def test_explain_names_threads_and_their_split(monkeypatch: pytest.MonkeyPatch) -> None:
     lstm, x = gpulstm.LSTM(4, 300, seed=0), np.zeros((5, 40, 4), np.float32)
+    monkeypatch.setattr(crew, "_alone_until", 0.0)
     with problems.threads(2, "batch"):
         assert "packed into register tiles, 2 threads over the batch" in gpulstm.explain(lstm, x)
     with problems.threads(2, "units"):
         assert "2 threads over the units" in gpulstm.explain(lstm, x)
-        assert "few rows" in gpulstm.explain(lstm, x[:1, :3])
+        assert "read in place (few rows)" in gpulstm.explain(lstm, x[:1, :3])
+
+
+def test_explain_says_that_shares_which_wait_run_on_one_thread_where_cores_are_oversubscribed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lstm, x = gpulstm.LSTM(4, 300, seed=0), np.zeros((5, 40, 4), np.float32)
+    monkeypatch.setattr(crew, "_alone_until", math.inf)
+    with problems.threads(2, "units"):
+        assert "tiles, one thread (the cores are oversubscribed), " in gpulstm.explain(lstm, x)
+    with problems.threads(2, "batch"):  # nothing waits
+        assert "2 threads over the batch" in gpulstm.explain(lstm, x)
+    with problems.threads(1, "units"):
+        assert "tiles, one thread, " in gpulstm.explain(lstm, x)
+    with problems.threads(2), tuning.replaced(step_per_thread=1):
+        assert "one step, weights read in place (few rows), 2 threads over the units" in gpulstm.explain(
+            lstm, x[:1, :3]
+        )
 
 
 def test_importing_imports_little() -> None:

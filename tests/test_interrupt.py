@@ -23,8 +23,8 @@ import gpulstm
 from gpulstm import arrays
 from gpulstm_kernels.cpu import layer
 from gpulstm_kernels.cpu.crew.atomics import pause
-from gpulstm_kernels.cpu.crew.crew import Crew, crew
 from gpulstm_kernels.cpu.crew.team import barrier_wait, is_aborted, of_all
+from gpulstm_kernels.cpu.crew.thread_pool import Crew, crew
 from gpulstm_kernels.cpu.packing.cache import _Cache, cached, source_of
 
 LIMIT = 3  # seconds; each call would take several times as long
@@ -166,7 +166,7 @@ def _uneven(slow, turns, rank, size, barrier):
 
 
 @pytest.mark.parametrize("slow", [0, 1])
-def test_who_waits_keeps_no_signal_from_who_works(slow: int) -> None:
+def test_handlers_run_while_either_thread_waits_for_the_other(slow: int) -> None:
     own = Crew()
     own.resize(2)
     own.run(_uneven, None, (slow, 1), 2)
@@ -266,7 +266,7 @@ def test_what_could_not_be_packed_is_not_kept() -> None:
 def test_ctrl_c_while_the_process_ends_prints_nothing() -> None:
     script = """
         import signal
-        from gpulstm_kernels.cpu.crew.crew import _Worker, crew
+        from gpulstm_kernels.cpu.crew.thread_pool import _Worker, crew
 
         crew.resize(2)
         crew._start_workers(1)

@@ -74,7 +74,7 @@ def test_ordinary_rows_beside_extreme_ones(cell: str, dtype: str, hidden: int, p
                         np.testing.assert_array_equal(found[name][steps], expected[name][steps], where)
 
 
-# 21 rows are read by packed weights; 9, without a projection, by weights where they lie
+# 21 rows are read by packed weights; 9, without a projection, by weights in place
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", ["lstm", "rnn"])
 @pytest.mark.parametrize(

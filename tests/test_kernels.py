@@ -59,7 +59,7 @@ def computed(p: Problem) -> Arrays:
 
 @pytest.fixture(params=["step by step", "in chunks", "few rows"])
 def rows(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Weights packed into tiles, for the input of a step or of several; or read where they lie: at any size."""
+    """Weights packed into tiles, for the input of a step or of several; or read in place: at any size."""
     packs_from = 1 << 62 if request.param == "few rows" else 1
     fused_from = 1 if request.param == "step by step" else 1 << 62
     with tuning.replaced(packs_from=packs_from, fused_from=fused_from, block_rows=5):
@@ -69,7 +69,7 @@ def rows(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_equals_the_reference_whoever_computes(cell: str, dtype: str, shape: str, rows: str) -> None:
+def test_equals_the_reference_on_any_number_of_threads(cell: str, dtype: str, shape: str, rows: str) -> None:
     """Within tolerance, and the same bits for every number of threads, every split, every call, tape or none."""
     p, expected = solved(cell, dtype, shape)
     first: Arrays = {}
@@ -100,7 +100,7 @@ def test_input_is_projected_in_chunks(cell: str, dtype: str, chunk_rows: int, sh
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_are_taken_in_chunks(cell: str, dtype: str, chunk_rows: int, shape: str) -> None:
-    """The same bits whoever computes."""
+    """The same bits on any number of threads."""
     p, expected = solved(cell, dtype, shape)
     first: Arrays = {}
     for count, split in SPLITS[:3]:

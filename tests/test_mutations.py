@@ -29,7 +29,7 @@ from gpulstm_kernels import reference
 from gpulstm_kernels.cells import lstm as lstm_maths
 from gpulstm_kernels.cells import rnn as rnn_maths
 from gpulstm_kernels.cpu import layer, tuning
-from gpulstm_kernels.cpu.crew import crew, team
+from gpulstm_kernels.cpu.crew import team, thread_pool
 from gpulstm_kernels.cpu.walks import sequence_backward
 
 
@@ -232,24 +232,24 @@ def test_every_step_of_the_kernels_layer() -> None:
     hunt(layer, "layer_backward", kernels_agree, 8, without_a_statement)
 
 
-# What is written in sequence_backward.py, and the same without a term where the kernel reads its number: KEEP is 0,
+# What is written in sequence_backward.py, and the same without a term where the kernel reads its number: FACTOR is 0,
 # NOW is false, ON does not run. Numbers count from 1; 0 is the original.
 TERMS = [
     (
         "load(ys, element_address(dh, 0, b, unit), n) + of_y",
-        "KEEP * load(ys, element_address(dh, 0, b, unit), n) + of_y",
+        "FACTOR * load(ys, element_address(dh, 0, b, unit), n) + of_y",
     ),
-    ("n) + of_y", "n) + KEEP * of_y"),
+    ("n) + of_y", "n) + FACTOR * of_y"),
     (
         "dh_total = load(ys, element_address(dh, 0, b, unit), n)\n",
-        "dh_total = KEEP * load(ys, element_address(dh, 0, b, unit), n)\n",
+        "dh_total = FACTOR * load(ys, element_address(dh, 0, b, unit), n)\n",
     ),
     ("store_tuple(da, ", "ON store_tuple(da, "),
     ("store_tuple(dprevious, at, dstride)", "ON store_tuple(dprevious, at, dstride)"),
     ("dgates[slot, b, first + valid : first + width] = 0", "ON dgates[slot, b, first + valid : first + width] = 0"),
-    ("= dh[0, b, j] + dy[", "= KEEP * dh[0, b, j] + dy["),
-    ("dh[0, b, j] + dy[", "dh[0, b, j] + KEEP * dy["),
-    ("j] if t < lengths[b] else 0", "j] if t < lengths[b] else 0.0 / KEEP"),
+    ("= dh[0, b, j] + dy[", "= FACTOR * dh[0, b, j] + dy["),
+    ("dh[0, b, j] + dy[", "dh[0, b, j] + FACTOR * dy["),
+    ("j] if t < lengths[b] else 0", "j] if t < lengths[b] else 0.0 / FACTOR"),
     ("hidden, False, flat", "hidden, not NOW, flat"),
     ("multiply_panels(\n                        dhidden", "ON multiply_panels(\n                        dhidden"),
     ("dgates[slot, b, p * across :", "ON dgates[slot, b, p * across :"),
@@ -270,7 +270,7 @@ def walk_with_terms() -> ModuleType:
     source = inspect.getsource(sequence_backward)
     for number, (old, new) in enumerate(TERMS, 1):
         assert source.count(old) == 1, f"no such term to mutate: {old}"
-        new = new.replace("KEEP", f"(1.0 if mutant != {number} else 0.0)").replace("NOW", f"mutant != {number}")
+        new = new.replace("FACTOR", f"(1.0 if mutant != {number} else 0.0)").replace("NOW", f"mutant != {number}")
         source = source.replace(old, new.replace("ON ", f"if mutant != {number}: "))
     tree = ast.parse(source)
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -293,7 +293,7 @@ def test_every_term_of_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
 
         alone = team.new_team([])
         alone[1] = number  # in the place of the thread in which handlers of signals run
-        monkeypatch.setattr(crew, "_ALONE", alone)
+        monkeypatch.setattr(thread_pool, "_ALONE", alone)
         return kernels_agree()
 
     for case in WALKS:

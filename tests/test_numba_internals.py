@@ -101,10 +101,14 @@ def test_no_other_file_uses_them() -> None:
         "_overload_func",
         "numba_adapt_",
         "rtsys",
+        ".compile(",
+        "._cache",
+        ".entry_point",
+        "llvm_func_name",
     ]
     for path in CPU.rglob("*.py"):
         if path.name != "numba_internals.py":
-            source = path.read_text(encoding="utf-8")
+            source = path.read_text(encoding="utf-8").replace("re.compile(", "")
             assert [word for word in words if word in source] == [], path
 
 

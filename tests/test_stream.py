@@ -16,7 +16,7 @@ from tolerances import assert_close
 import gpulstm
 from gpulstm_kernels.cpu import tuning
 from gpulstm_kernels.cpu.codegen import features
-from gpulstm_kernels.cpu.crew.crew import crew
+from gpulstm_kernels.cpu.crew.thread_pool import crew
 
 LAYERS: dict[str, Any] = {
     "lstm": lambda dtype: gpulstm.LSTM(5, 9, 3, dtype=dtype, seed=0),
@@ -111,7 +111,7 @@ def test_a_quantized_layer_streams_on_a_backend_without_narrow_kernels() -> None
 
 
 @pytest.mark.usefixtures("shared_streams")
-def test_threads_that_look_out_for_steps_take_part_and_leave_for_calls() -> None:
+def test_threads_that_poll_for_steps_take_part_and_leave_for_calls() -> None:
     """Streams of two Python threads, and calls between their steps, which take the threads back: the same bits."""
     layer = gpulstm.LSTM(40, 70, 2, seed=0)
     x = np.random.default_rng(0).standard_normal((400, 1, 40)).astype("f4")

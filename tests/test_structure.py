@@ -144,7 +144,7 @@ def test_kernels_know_nothing_of_the_library() -> None:
 
 
 # the rooms of gpulstm_kernels.cpu, each of which imports from those before it alone
-FLOORS = ["codegen", "crew", "packing", "gemm", "walks", "layer"]
+FLOORS = ["codegen", "tuning", "crew", "packing", "gemm", "walks", "layer"]
 
 
 def test_floors_of_the_cpu_kernels() -> None:
@@ -185,6 +185,32 @@ def test_no_two_files_of_one_name() -> None:
                 if pattern not in places.setdefault(file.name, []):
                     places[file.name].append(pattern)
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+# --- the quick tests ----------------------------------------------------------------------------------------------
+
+
+def _quick() -> dict[str, str]:
+    """QUICK of conftest.py, whose name is no module's: folders below have a conftest.py too."""
+    tree = ast.parse((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"))
+    values = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node).startswith("QUICK =")
+    ]
+    found: dict[str, str] = ast.literal_eval(values[0])
+    return found
+
+
+@pytest.mark.parametrize(("name", "pattern"), _quick().items())
+def test_patterns_of_quick_tests_match_something(name: str, pattern: str) -> None:
+    """Each word of a pattern is written in the file, or in a helper that it imports its parameters from."""
+    file = ROOT / "tests" / name
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert any(test.startswith("test_") for test in names)
+    helpers = [ROOT / "tests" / f"{other}.py" for other in imported(file, "tests", {})]
+    texts = [path.read_text(encoding="utf-8") for path in (file, *filter(Path.is_file, helpers))]
+    words = re.findall(r"[a-z][a-z0-9_ ]*", re.sub(r"\\.", "|", pattern))
+    assert [word for word in words if not any(word in text for text in texts)] == []
 
 
 # --- packages -----------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ import gpulstm
 from gpulstm_kernels.cpu.crew import cores, team
 from gpulstm_kernels.cpu.crew.atomics import fetch_add
 from gpulstm_kernels.cpu.crew.cores import available_cores
-from gpulstm_kernels.cpu.crew.crew import Crew, crew
 from gpulstm_kernels.cpu.crew.team import barrier_wait
+from gpulstm_kernels.cpu.crew.thread_pool import Crew, crew
 
 ROOT = Path(__file__).parent.parent
 
@@ -225,7 +225,7 @@ def _networks() -> list[problems.Network]:
 
 @pytest.mark.parametrize("split", ["batch", "units"])
 def test_calls_from_many_threads_give_the_same_bits(split: str) -> None:
-    """Whoever finds the crew busy computes alone: the same sums in the same order."""
+    """A call that finds the crew busy runs alone: the same sums in the same order."""
     networks = _networks()
     expected = [_everything(n) for n in networks]
     with problems.threads(3, split), ThreadPoolExecutor(6) as pool:
@@ -269,49 +269,49 @@ def test_a_thread_leaves_its_callers_core_to_the_caller() -> None:
     assert cores == max(1, len(os.sched_getaffinity(0)) - 1)
 
 
-# --- lent threads -------------------------------------------------------------------------------------------------
+# --- tasks of threads ---------------------------------------------------------------------------------------------
 
 
-def _look_out(events: list[str], counter: np.ndarray, posted: int) -> None:
+def _poll(events: list[str], counter: np.ndarray, posted: int) -> None:
     events.append("came")
     while counter[0] <= posted:
         time.sleep(1e-4)
     events.append("left")
 
 
-def test_a_lent_thread_leaves_for_a_call() -> None:
+def test_a_task_ends_for_a_call() -> None:
     own = Crew()
     own.resize(2)
     events: list[str] = []
-    own.start_task(1, functools.partial(_look_out, events))
+    own.start_task(1, functools.partial(_poll, events))
     while not events:
         time.sleep(1e-3)
-    own.start_task(2, functools.partial(_look_out, events))  # there is no such thread
+    own.start_task(2, functools.partial(_poll, events))  # there is no such thread
     for _ in range(2):
-        assert note(own, 2, raiser=9) == [2, 2]  # who meets the thread knows that it has left
-    own.start_task(1, functools.partial(_look_out, events))
+        assert note(own, 2, raiser=9) == [2, 2]  # by then the thread has left its task
+    own.start_task(1, functools.partial(_poll, events))
     own.close()
     assert events in (["came", "left"], ["came", "left"] * 2)  # closed before it came, or after
 
 
-def test_nothing_is_lent_by_a_busy_or_oversubscribed_crew() -> None:
+def test_a_busy_or_oversubscribed_crew_starts_no_task() -> None:
     own = Crew()
     own.resize(2)
-    lent: list[Any] = []
+    started: list[Any] = []
     with own._lock:
-        own.start_task(1, lambda *posted: lent.append(posted))
+        own.start_task(1, lambda *posted: started.append(posted))
     own.note_oversubscription(True)
     own.note_oversubscription(True)
-    own.start_task(1, lambda *posted: lent.append(posted))
+    own.start_task(1, lambda *posted: started.append(posted))
     own.close()
-    assert not lent
+    assert not started
 
 
 def test_a_crew_that_becomes_oversubscribed_ends_their_tasks() -> None:
     own = Crew()
     own.resize(2)
     events: list[str] = []
-    own.start_task(1, functools.partial(_look_out, events))
+    own.start_task(1, functools.partial(_poll, events))
     while not events:
         time.sleep(1e-3)
     own.note_oversubscription(True)
@@ -326,7 +326,7 @@ def test_a_crew_that_becomes_oversubscribed_ends_their_tasks() -> None:
 
 @pytest.mark.parametrize("raiser", [0, 1, 2])
 def test_an_error_in_a_share_is_raised_and_the_crew_goes_on(raiser: int, size: int) -> None:
-    """Whoever waits at the barrier for the share that failed is let go."""
+    """Waiters at the barrier of the failed share are released."""
     crew.resize(3)
     with pytest.raises(RuntimeError, match="_note: a share of the kernel ended with an error"):
         note(crew, 3, raiser=raiser)
@@ -449,7 +449,7 @@ def test_an_oversubscribed_crew_works_alone_for_a_while(monkeypatch: pytest.Monk
             assert note(crew, 2, 1, waited=1 << 62) == [2, 2]
             now += pause - 0.01
             assert note(crew, 2, 1) == [1]
-            assert note(crew, 2, 0) == [2, 2]  # who waits for nobody is not slowed down
+            assert note(crew, 2, 0) == [2, 2]  # shares without a barrier are not slowed down
             now += 0.02
         assert note(crew, 2, 1) == [2, 2]
         assert note(crew, 2, 1, waited=1 << 62) == [2, 2]

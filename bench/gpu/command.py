@@ -18,11 +18,11 @@ from .grid import CONTENDERS, DTYPES, cases, tasks
 from .json_record import alike, measured_table, new_record, unfinished
 from .plot import plot
 from .report import report
-from .run import Hands, device_tests, in_process, run_gpu
+from .run import WorkerClient, device_tests, in_process, run_gpu
 
 _PATIENCE = 30.0  # seconds for what only looks
 
-Begin = Callable[[], tuple[Hands, AbstractContextManager[object]]]
+Begin = Callable[[], tuple[WorkerClient, AbstractContextManager[object]]]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str], begin: Begin = in_process) -> int:
     if unknown := sorted(set(dtypes) - set(DTYPES)):
         parser().error(f"--dtypes: unknown {unknown}; known are {', '.join(DTYPES)}")
     started = time.monotonic()
-    hands, context = begin()
+    client, context = begin()
     with context:
         try:
-            device = hands.ask("describe", _PATIENCE)
+            device = client.ask("describe", _PATIENCE)
         except ProviderError as error:
             say(f"no GPU can be measured here: {error}")
             return 1
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str], begin: Begin = in_process) -> int:
         budget = options.budget - (time.monotonic() - started)
         try:
             grid = tasks(cases(dtypes), contenders)
-            run_gpu(record, path, list(grid), hands, budget, say, None if options.no_tests else device_tests)
+            run_gpu(record, path, list(grid), client, budget, say, None if options.no_tests else device_tests)
         except KeyboardInterrupt:
             say("interrupted")
         except ProviderError as error:

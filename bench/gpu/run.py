@@ -36,7 +36,7 @@ class NoProcess(ProviderError):
     """The process that computes does not start."""
 
 
-class Hands:
+class WorkerClient:
     """The process that computes, started when first needed and again after each death.
 
     Args:
@@ -80,13 +80,13 @@ def _lost(process: Process, error: ProviderError) -> bool:
     return process.ended or str(error).startswith(_ENDED) or any(word in str(error) for word in _STICKY)
 
 
-def in_process() -> tuple[Hands, ExitStack]:
+def in_process() -> tuple[WorkerClient, ExitStack]:
     """The computing process on this machine's GPU, and what ends it."""
     stack = ExitStack()
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    hands = Hands(lambda: Process("gpu", [MODULE], provenance.cores(), scratch))
-    stack.enter_context(closing(hands))
-    return hands, stack
+    client = WorkerClient(lambda: Process("gpu", [MODULE], provenance.cores(), scratch))
+    stack.enter_context(closing(client))
+    return client, stack
 
 
 def device_tests(seconds: float) -> Record:
@@ -116,7 +116,7 @@ def run_gpu(
     record: Record,
     path: Path,
     tasks: Sequence[Task],
-    hands: Hands,
+    client: WorkerClient,
     budget: float,
     say: Say,
     tests: Callable[[float], Record] | None = device_tests,
@@ -128,7 +128,7 @@ def run_gpu(
         record: as :func:`bench.gpu.json_record.new_record` or an earlier run left it; what is in it is not done again.
         path: where it is written after each figure.
         tasks: in the order to measure them.
-        hands: what computes.
+        client: what computes.
         budget: seconds; nothing is begun after them.
         say: hears a line for each figure.
         tests: what runs the device's tests, None to leave them out.
@@ -148,11 +148,11 @@ def run_gpu(
         record["tests"] = tests(budget * _TESTS_SHARE)
         save(record, path)
         say(f"tests: {outcome(record['tests'])}")
-    for name in hands.ask("probes", _LONGEST)["names"]:
+    for name in client.ask("probes", _LONGEST)["names"]:
         if name in record["probes"] or left() <= 0:
             continue
         try:
-            record["probes"][name] = hands.ask("probe", _LONGEST, name=name)
+            record["probes"][name] = client.ask("probe", _LONGEST, name=name)
         except NoProcess:
             raise
         except ProviderError as error:
@@ -166,7 +166,7 @@ def run_gpu(
             continue
         if left() <= 0:
             return
-        record["cells"].append(cell := measured(task, hands, _LONGEST))
+        record["cells"].append(cell := measured(task, client, _LONGEST))
         if sum(_died(each) for each in record["cells"] if each["provider"] == name) == _DEATHS:
             record["providers"][name]["missing"] = f"given up after {_DEATHS} times: {cell['rejected']}"
         save(record, path)
@@ -180,7 +180,7 @@ def _died(cell: Record) -> bool:
     return str(cell["rejected"]).startswith(_ENDED)
 
 
-def measured(task: Task, hands: Hands, patience: float) -> Record:
+def measured(task: Task, client: WorkerClient, patience: float) -> Record:
     """A cell of the record: figures, or why there are none."""
     case, mode, contender = task
     cell: Record = {
@@ -193,7 +193,7 @@ def measured(task: Task, hands: Hands, patience: float) -> Record:
         "seconds": None,
     }
     try:
-        answer = hands.ask(
+        answer = client.ask(
             "measure", patience, case=asdict(case), mode=mode, contender=contender.name, seconds=_SECONDS
         )
     except NoProcess:

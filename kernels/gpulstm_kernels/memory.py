@@ -79,7 +79,7 @@ def also_release(release_more: Callable[[], None]) -> None:
 
 
 def release() -> None:
-    """Hand every block that no array uses back to the system, and the packed weights of layers that are gone."""
+    """Hand every block that no array uses back to the system, and packed weights whose owner is not known."""
     for release_more in _releases:
         release_more()
     _idle.release()

@@ -104,7 +104,7 @@ class Step(NamedTuple):
 
 
 class LayerTape(NamedTuple):
-    """What :func:`layer_forward` keeps for :func:`layer_backward`."""
+    """What :func:`layer_forward` hands to :func:`layer_backward`."""
 
     cell: Cell
     x: Array

@@ -50,7 +50,7 @@ def walk(device: Device, problem: LayerShape, backward: bool = False, **options:
     return select.choose(device, problem, backward, WALKS, **options).walk
 
 
-def problems() -> Iterator[LayerShape]:
+def shapes() -> Iterator[LayerShape]:
     for dtype, tf32 in (("float32", False), ("float32", True), ("float16", False), (BFLOAT16, False)):
         for hidden in (1, 8, 33, 80, 128, 129, 256, 520, 1024, 2048, 4096):
             for batch in (1, 8, 9, 64, 1000, 5000):
@@ -62,7 +62,7 @@ def problems() -> Iterator[LayerShape]:
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
 def test_what_is_chosen_fits_the_device(device: Device) -> None:
-    for problem in problems():
+    for problem in shapes():
         for backward in (False, True):
             chosen = walk(device, problem, backward)
             if chosen == "step":
@@ -79,7 +79,7 @@ def test_what_is_chosen_fits_the_device(device: Device) -> None:
 def test_a_cooperative_launch_is_never_larger_than_what_is_resident(device: Device) -> None:
     """One block a multiprocessor is certain; the kernels are compiled for that many registers."""
     planned = 0
-    for problem in problems():
+    for problem in shapes():
         for backward in (False, True):
             plan = grid_host.plan(device, problem, backward)
             if not isinstance(plan, str):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import coupled_cell
@@ -47,3 +50,23 @@ def test_a_cell_without_cuda() -> None:
     assert numba_layer.why_not(problems.layer_shape(cell)) is None
     with pytest.raises(ValueError, match=re.escape(f"cell: {reason}")):
         source.source_text(Kernel("walks/step/kernels", "step_backward", (np.dtype("float32"), cell, 1)))
+
+
+def test_a_cell_of_a_python_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("typed_in")  # of no file, as __main__ is there
+    module.__dict__.update(forward=coupled_cell.forward, backward=coupled_cell.backward)
+    monkeypatch.setitem(sys.modules, "typed_in", module)
+    cell = Cell("coupled", ("i", "g", "o"), ("c",), 3, "typed_in")
+    expected = "struct CoupledCell in a .cuh file beside its Python module, but 'typed_in' is in no file"
+    assert source.why_not(cell) == f"'coupled' has no CUDA C++: expected {expected}"
+
+
+def test_a_cuda_file_that_is_written_later_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = ModuleType("written")
+    module.__dict__.update(forward=coupled_cell.forward, backward=coupled_cell.backward)
+    module.__file__ = str(tmp_path / "written.py")
+    monkeypatch.setitem(sys.modules, "written", module)
+    cell = Cell("coupled", ("i", "g", "o"), ("c",), 3, "written")
+    assert source.why_not(cell) is not None
+    (tmp_path / "written.cuh").touch()
+    assert source.why_not(cell) is None

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from gpulstm import arrays, cells
 from gpulstm.torch import LSTM, RNN, autograd, equations, operator
-from gpulstm_kernels.cpu.crew.crew import crew
+from gpulstm_kernels.cpu.crew.thread_pool import crew
 
 torch.set_num_threads(1)  # for problems this small its pool only spins against ours
 

@@ -1,8 +1,8 @@
 """The Numba CPU backend. A module imports from those above it in this list alone.
 
 ======== ==========================================================================================================
-tuning   every threshold, with what it was measured on
 codegen  what kernels are made of: vector registers, tiles (the inner loop of every product), activations; compilation
+tuning   every threshold, with what it was measured on
 crew     a pool of threads, and how the shares of a call reach them
 packing  weights in the order in which tiles read them, and the cache of packed weights
 gemm     matrix products

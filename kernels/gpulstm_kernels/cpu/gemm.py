@@ -19,8 +19,8 @@ from .codegen.compilation import inline, kernel
 from .codegen.features import CACHE_LINE
 from .codegen.tile import ROWS, WIDTH, tile_rows
 from .codegen.vector import lanes, load, store, transpose
-from .crew.crew import crew
 from .crew.team import barrier_wait, is_aborted, of_all, share
+from .crew.thread_pool import crew
 from .packing import layouts
 
 DEPTH, OUTER_DEPTH, _BLOCK = tuning.current.depth, tuning.current.outer_depth, tuning.current.gemm_block_rows

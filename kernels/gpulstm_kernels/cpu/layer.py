@@ -17,7 +17,7 @@ from .codegen.features import REGISTER_BYTES
 from .codegen.narrow import group, row_bytes
 from .codegen.tile import WIDTH, panel_vectors
 from .codegen.vector import lanes
-from .crew.crew import crew
+from .crew.thread_pool import crew
 from .packing import layouts
 from .packing.cache import Source, cached, source_of
 from .walks import sequence_backward, sequence_forward
@@ -97,11 +97,11 @@ def layer_forward(
     dtype, directions, projected, training = shape.dtype, shape.directions, shape.projected, shape.training
     own = [_matrices(w) for w in weights]
     sizes = sizes_of(shape)
-    wide = shape.weights == NARROW["bf16"] and group(shape.weights) == 1 and batch >= tuning.current.widened_from
+    limits = tuning.current
+    wide = shape.weights == NARROW["bf16"] and group(shape.weights) == 1 and batch >= limits.widened_from
     at_most, by_batch = thread_split(shape, oversubscribed=crew.oversubscribed)
     team = 1 if at_most < directions else at_most // directions
     rows = -(-batch // team) if by_batch else batch
-    limits = tuning.current
     if not packs or (by_batch and rows >= limits.fused_from and own[0].ih.nbytes <= limits.fused_to):
         chunk, gates = 0, (at_most, min(rows, limits.block_rows), sizes.gates * sizes.width)
     else:
@@ -305,19 +305,21 @@ def tape_of(
 def describe(shape: LayerShape) -> str:
     """See :class:`gpulstm_kernels.backend.Backend`."""
     packs = _packs(shape)
-    rows = "packed into register tiles" if packs else "read where they lie (few rows)"
+    rows = "packed into register tiles" if packs else "read in place (few rows)"
     if _is_one_step(shape, packs):
-        walk, at_most, over = "one step", min(crew.size, _threads_of_a_step(shape)), "units"
+        walk, at_most, over, barriers = "one step", min(crew.size, _threads_of_a_step(shape)), "units", False
     else:
         (at_most, by_batch), walk = thread_split(shape, oversubscribed=crew.oversubscribed), "sequence walk"
-        over = "batch" if by_batch else "units"
+        over, barriers = ("batch", False) if by_batch else ("units", True)
     split = f"{at_most} threads over the {over}" if at_most > 1 else "one thread"
+    if at_most > 1 and barriers and crew.oversubscribed:
+        split = "one thread (the cores are oversubscribed)"
     return f"{walk}, weights {rows}, {split}, {REGISTER_BYTES * 8}-bit vectors"
 
 
 def stream(shape: LayerShape, layers: Sequence[Mapping[str, np.ndarray]]) -> Stream | None:
     """See :class:`gpulstm_kernels.backend.Backend`: for layers without a projection."""
-    return None if shape.projected else Stream(shape.cell, layers, shape.batch, shape.dtype)
+    return None if shape.projected else Stream(shape, layers)
 
 
 @functools.cache

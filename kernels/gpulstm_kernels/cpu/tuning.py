@@ -3,7 +3,7 @@
 A threshold changes how fast a call is, and no result by more than the order of some sums. Code reads :data:`current`
 at each call; tests use :func:`replaced`. What decides which instructions are generated (the width and height of tiles,
 unrolling, independent sums) is no threshold and stays beside the code that generates them: :mod:`.codegen.tile`,
-:mod:`.codegen.narrow`, :mod:`.codegen.amx`, :mod:`.packing.cache`.
+:mod:`.codegen.dots`, :mod:`.codegen.narrow`, :mod:`.codegen.amx`, :mod:`.packing.cache`.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ current = Tuning()
 
 @contextmanager
 def replaced(**values: Any) -> Iterator[Tuning]:
-    """For tests: other values for all threads of the process.
+    """For tests, from one thread at a time: other values for all threads of the process.
 
     Raises:
         ValueError: kernels were compiled with that value.

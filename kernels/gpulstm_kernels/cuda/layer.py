@@ -27,7 +27,7 @@ _COLUMNS, _ROWS = 32, 8  # the block of sum_rows
 
 
 class LayerTape(NamedTuple):
-    """What :func:`layer_forward` keeps for :func:`layer_backward`."""
+    """What :func:`layer_forward` hands to :func:`layer_backward`."""
 
     runtime: Runtime
     shape: LayerShape
@@ -54,16 +54,14 @@ def layer_forward(
     dtype, sums, directions = shape.dtype, shape.accumulate, shape.directions
     hidden, outputs, rows = shape.hidden, shape.outputs, shape.rows
 
-    slots = steps + 1 if training else 1
+    slots, saves = steps + 1 if training else 1, training and cell.saved > 0
     buffers = Buffers(
         weight_hh=_stacked(runtime, [w["weight_hh"] for w in weights]),
         weight_hr=_stacked(runtime, [w["weight_hr"] for w in weights]) if shape.projected else None,
         lengths=_on_device(runtime, lengths),
         ys=runtime.empty((steps + 2, batch, directions * outputs), dtype),
         states=runtime.empty((len(cell.states), directions, slots, batch, hidden), sums) if cell.states else None,
-        saved=runtime.empty((directions, steps, batch, cell.saved * hidden), dtype)
-        if training and cell.saved
-        else None,
+        saved=runtime.empty((directions, steps, batch, cell.saved * hidden), dtype) if saves else None,
         hidden=runtime.empty((directions, steps if training else 1, batch, hidden), dtype) if shape.projected else None,
         gates=runtime.empty((directions, steps, batch, rows), sums),
     )
@@ -74,7 +72,7 @@ def layer_forward(
             _convert(runtime, dtype, initial[d], buffers.states[k, d, steps if d and training else 0])
         gates = buffers.gates[d].reshape(steps * batch, rows)
         runtime.gemm(x.reshape(steps * batch, inputs), w["weight_ih"], gates, transpose_b=True, tf32=shape.tf32)
-    if "bias_ih" in weights[0]:
+    if shape.bias:
         buffers.bias = runtime.empty((directions, rows), sums)
         for d, w in enumerate(weights):
             arguments = (w["bias_ih"], w["bias_hh"], buffers.bias[d], rows)
@@ -137,7 +135,7 @@ def layer_backward(
         flat = x.reshape(count, inputs)
         runtime.gemm(dgates, flat, grad["weight_ih"], transpose_a=True, tf32=shape.tf32)
         runtime.gemm(dgates, before, grad["weight_hh"], transpose_a=True, tf32=shape.tf32)
-        if "bias_ih" in w:
+        if shape.bias:
             sum_rows(runtime, dgates, grad["bias_ih"])
             runtime.copy(grad["bias_hh"], grad["bias_ih"])
         if shape.projected:

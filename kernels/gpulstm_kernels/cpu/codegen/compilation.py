@@ -37,6 +37,7 @@ from .numba_internals import (
     NOT_FROM_C,
     NOT_FROM_PYTHON,
     NumbaError,
+    compile_for,
     constant_attributes,
     set_cache,
     type_calls,
@@ -174,7 +175,7 @@ def _maths_of(typ: CellType, name: str, *arguments: types.Type) -> Any:
     """A function of a cell's maths, as a part of the kernels that call it for arguments of these types."""
     function = always_inline(getattr(typ.cell.module, name))
     try:
-        function.compile(arguments)
+        compile_for(function, arguments)
     except NumbaError as error:  # of a hundred lines, were it left to the kernels that are compiled around it
         lines = [line.strip() for line in str(error).splitlines() if line and not line.startswith("Failed in")]
         call = re.search(r">>> (.+)", str(error))

@@ -90,8 +90,17 @@ def compile_options(function: Any) -> dict[str, Any]:
     return function.targetoptions
 
 
-def _compiled(function: Any, arguments: tuple[types.Type, ...]) -> Any:
+def compile_for(function: Any, arguments: tuple[types.Type, ...]) -> None:
+    """Compile a function for arguments of these types, unless it is.
+
+    Raises:
+        NumbaError: it cannot be compiled.
+    """
     function.compile(arguments)
+
+
+def _compiled(function: Any, arguments: tuple[types.Type, ...]) -> Any:
+    compile_for(function, arguments)
     return function.overloads[arguments]
 
 

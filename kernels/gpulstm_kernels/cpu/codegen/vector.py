@@ -93,6 +93,11 @@ def suffix(typ: ir.VectorType) -> str:
     return f"v{typ.count}f{32 if isinstance(typ.element, ir.FloatType) else 64}"
 
 
+def multiply_add(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+    """a·b + c, fused where the machine can."""
+    return llvm_call(builder, f"fmuladd.{suffix(c.type)}", c.type, a, b, c)
+
+
 # --- arithmetic -------------------------------------------------------------------------------------------------
 
 

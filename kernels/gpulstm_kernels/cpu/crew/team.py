@@ -51,8 +51,8 @@ BARRIERS = DIRECTIONS + 1  # in a team: the last one is for all
 # the thread that these run in, and whether one raised.
 _LEFT, _LOOKED, _MAIN, _RAISED = range(BARRIERS * BARRIER, BARRIERS * BARRIER + 32, 8)
 _SIZE_OF_WORDS = BARRIERS * BARRIER + CACHE_LINE
-_OFTEN, _EVERY = tuning.current.signals_work, tuning.current.signals_interval
-_TOO_LONG = tuning.current.oversubscribed_part
+_SIGNALS_WORK, _SIGNALS_INTERVAL = tuning.current.signals_work, tuning.current.signals_interval
+_OVERSUBSCRIBED_PART = tuning.current.oversubscribed_part
 FAILED, OVERSUBSCRIBED, _INTERRUPTED = 1, 2, 4  # what a call returns, added up
 
 
@@ -87,7 +87,7 @@ def _run_handlers_if_due(words):
         now = milliseconds()
         if read(words + _LOOKED) == 0:
             publish(words + _LOOKED, now)
-        elif now - read(words + _LOOKED) >= _EVERY:
+        elif now - read(words + _LOOKED) >= _SIGNALS_INTERVAL:
             if run_handlers():
                 publish(words + _RAISED, 1)
                 _abort(words)
@@ -101,7 +101,7 @@ def is_aborted(barrier, rank, work):
         left = read(barrier + _LEFT) - work
         publish(barrier + _LEFT, left)
         if left < 0:
-            publish(barrier + _LEFT, _OFTEN)
+            publish(barrier + _LEFT, _SIGNALS_WORK)
             _run_handlers_if_due(barrier)
     return read(barrier + _ABORTED) != 0
 
@@ -217,7 +217,7 @@ def _lead(team, function, arguments):
     for at in range(words, words + BARRIERS * BARRIER, BARRIER):
         failed |= read(at + _ABORTED)
         waited = max(waited, read(at + _WAITED))
-    return FAILED * failed + OVERSUBSCRIBED * (waited > _TOO_LONG * (clock() - began))
+    return FAILED * failed + OVERSUBSCRIBED * (waited > _OVERSUBSCRIBED_PART * (clock() - began))
 
 
 @intrinsic

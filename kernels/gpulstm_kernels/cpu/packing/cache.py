@@ -26,8 +26,8 @@ from ..codegen.features import REGISTER_BYTES
 from ..codegen.numba_internals import cgutils
 from ..codegen.vector import INT64, counted_loop
 from ..crew.atomics import fetch_add
-from ..crew.crew import crew
 from ..crew.team import is_aborted
+from ..crew.thread_pool import crew
 
 _CHAINS = 4  # independent registers of a digest, so that its multiplications overlap
 _FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: a bijection of 64-bit words (Knuth's multiplicative hashing)
@@ -78,18 +78,18 @@ def _mix(typing: Any, address: Any, size: Any, start: Any) -> Any:
 
 
 @intrinsic
-def _places(typing: Any, arrays: Any) -> Any:
+def _address_ranges(typing: Any, arrays: Any) -> Any:
     """(address, bytes) of each of ``arrays``, of any kinds."""
     pair = types.UniTuple(types.int64, 2)
     result = types.UniTuple(pair, len(arrays))
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        places = []
+        ranges = []
         for typ, value in zip(arrays, cgutils.unpack_tuple(builder, args[0]), strict=True):
             array = context.make_array(typ)(context, builder, value)
             parts = [builder.ptrtoint(array.data, INT64), builder.mul(array.nitems, array.itemsize)]
-            places.append(context.make_tuple(builder, pair, parts))
-        return context.make_tuple(builder, result, places)
+            ranges.append(context.make_tuple(builder, pair, parts))
+        return context.make_tuple(builder, result, ranges)
 
     return result(arrays), codegen
 
@@ -97,9 +97,9 @@ def _places(typing: Any, arrays: Any) -> Any:
 @kernel
 def _digest(arrays, found, segment, rank, size, barrier):
     """The address of every array in ``found[0]``; the numbers of its segments are added to ``found[1]``."""
-    turn, places = 0, _places(arrays)
-    for n in range(len(places)):
-        address, length = places[n]
+    turn, ranges = 0, _address_ranges(arrays)
+    for n in range(len(ranges)):
+        address, length = ranges[n]
         found[0, n] = address
         for start in range(0, length, segment):
             if turn % size == rank:
@@ -113,7 +113,7 @@ def _digest(arrays, found, segment, rank, size, barrier):
 class Source(NamedTuple):
     """Where some arrays lie and of which kinds they are, and a digest of what they hold."""
 
-    place: tuple[Any, ...]
+    location: tuple[Any, ...]
     digest: bytes
     arrays: tuple[np.ndarray, ...]
 
@@ -168,7 +168,7 @@ class _Cache:
     def get(self, source: Source, how: Hashable, make: Callable[[], Made]) -> Made:
         if self._gone:
             self._sweep()
-        key = *source.place, how
+        key = *source.location, how
         found: Any = self._found(key, source.digest)
         if found is not None:
             return found

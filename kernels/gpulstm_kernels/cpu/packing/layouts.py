@@ -18,8 +18,8 @@ from ..codegen.compilation import kernel
 from ..codegen.narrow import group, packed_depth
 from ..codegen.tile import WIDTH
 from ..codegen.vector import lanes, load, store
-from ..crew.crew import crew
 from ..crew.team import is_aborted, share
+from ..crew.thread_pool import crew
 
 _ELEMENT = tuning.current.pack_cost
 

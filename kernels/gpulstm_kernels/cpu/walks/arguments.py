@@ -39,10 +39,11 @@ class Weights(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Packed parameters of one direction (:mod:`.packing`), flat; ih and hh are empty where they are not read.
+    """Packed parameters of one direction, flat; ih and hh are empty where they are not read.
 
-    ``bias`` (Hp·G,) is the sum of both, in panels. ih and hh may be bfloat16 (as uint16) or int8; then ``scale_ih``
-    and ``scale_hh`` (Hp·G,), in panels, are the factors of the matrices' rows.
+    :mod:`gpulstm_kernels.cpu.packing.layouts` has the orders. ``bias`` (Hp·G,) is the sum of both, in panels. ih and
+    hh may be bfloat16 (as uint16) or int8; then ``scale_ih`` and ``scale_hh`` (Hp·G,), in panels, are the factors of
+    the matrices' rows.
     """
 
     ih: np.ndarray

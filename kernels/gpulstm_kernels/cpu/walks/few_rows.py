@@ -1,7 +1,7 @@
 """A few units of one step for a handful of rows: the products and the cell, as single steps and streams compute them.
 
 What costs here is reading the weights once, and getting to the kernel at all. So float weights and biases are read
-where they lie, without packing, and threads claim a few units after another (dynamic scheduling). A layer is a row of
+in place, without packing, and threads claim a few units after another (dynamic scheduling). A layer is a row of
 numbers, its *program*: sizes and byte addresses, which kernels take apart without looking at arrays.
 """
 
@@ -16,9 +16,10 @@ from numba.extending import overload
 from ...cells import Cell
 from ...memory import contiguous, empty
 from ..codegen.compilation import always_inline, cell_forward, inline
+from ..codegen.dots import dots
 from ..codegen.features import REGISTER_BYTES
 from ..codegen.narrow import packed_depth
-from ..codegen.tile import dots, panel_vectors, tile_row, tile_rows, units
+from ..codegen.tile import panel_vectors, tile_row, tile_rows, units
 from ..codegen.vector import lanes, load, load_gates, load_states, store, store_tuple
 
 # Columns of a program: I, H, then byte addresses of arrays, 0 for one that is not there, and bytes of scratch a thread.
@@ -27,7 +28,7 @@ from ..codegen.vector import lanes, load, load_gates, load_states, store, store_
 
 @inline
 def dot_gates(cell, like, to, stride, x, inputs, h, outputs, ih, hh, hidden, unit):
-    """A register of each gate of one row, from ``unit`` on: W_ih·x + W_hh·h, weights read where they lie.
+    """A register of each gate of one row, from ``unit`` on: W_ih·x + W_hh·h, weights read in place.
 
     ``to``, ``x``, ``h``, ``ih``, ``hh``: byte addresses; ``stride``: bytes from gate to gate.
     """

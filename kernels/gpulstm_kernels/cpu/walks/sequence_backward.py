@@ -52,7 +52,7 @@ def _apply_cell_backward(cell, dy, dh, dstates, dgates, tape, plan, t, slot, bef
         da, dprevious = cell_backward(cell, dh_total, load_states(cell, ys, at, dstride), h, saved, states, previous)
         store_tuple(da, element_address(dgates, slot, b, p * width * cell.n_gates + u), width * size)
         store_tuple(dprevious, at, dstride)
-    # Products run over whole panels, where a NaN in a lane past the last unit would survive the zeros that it meets.
+    # Products run over whole panels, where a NaN in a lane past the last unit would survive multiplication by zero.
     for g in range(cell.n_gates):
         first = (p * cell.n_gates + g) * width
         dgates[slot, b, first + valid : first + width] = 0

@@ -1,6 +1,6 @@
 """Streams: a stack of layers that is kept ready to be stepped again and again.
 
-The threads of the crew that are lent to a stream poll for its steps, and compute a part of each.
+Threads of the crew that have a task for a stream poll for its steps, and compute a part of each.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ...backend import LayerShape
 from ...cells import Cell
 from ...memory import zeros
 from .. import tuning
@@ -22,8 +23,8 @@ from ..codegen.tile import panel_vectors
 from ..codegen.vector import lanes, load, store
 from ..crew.atomics import fetch_add, publish
 from ..crew.claims import claim, next_step, open_claims
-from ..crew.crew import crew
 from ..crew.team import wait_for
+from ..crew.thread_pool import crew
 from ..packing import layouts
 from .few_rows import (
     HIDDEN,
@@ -106,19 +107,17 @@ class Stream:
     """A stack of unidirectional layers without projections, stepped in place: nothing is allocated at a step.
 
     Args:
-        cell: of every layer.
-        layers: their weights, by the names that a layer has them under. Float weights are read where they lie, at every
+        shape: of a step of the first layer; the others have as many units, and take its output.
+        layers: their weights, by the names that a layer has them under. Float weights are read in place, at every
             step; narrow ones are packed here.
-        batch: rows B.
-        dtype: of the input and the states.
     """
 
-    def __init__(self, cell: Cell, layers: Sequence[Mapping[str, np.ndarray]], batch: int, dtype: np.dtype) -> None:
-        self._cell = cell
-        like = layers[0]["weight_hh"]
-        inputs, hidden = layers[0]["weight_ih"].shape[1], like.shape[1]
-        self._weights = [dict(weights) if like.dtype == dtype else _pack(cell, weights, dtype) for weights in layers]
-        size = sum(weights["weight_ih"].size + weights["weight_hh"].size for weights in layers)
+    def __init__(self, shape: LayerShape, layers: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self._cell = cell = shape.cell
+        batch, inputs, hidden, dtype = shape.batch, shape.inputs, shape.hidden, shape.dtype
+        narrow, like = shape.weights != dtype, layers[0]["weight_hh"]
+        self._weights = [_pack(cell, weights, dtype) if narrow else dict(weights) for weights in layers]
+        size = shape.rows * (inputs + hidden + 2 * hidden * (len(layers) - 1))
         threads = max(1, min(crew.size, size // tuning.current.stream_per_thread))
         self._x = zeros((batch, inputs), dtype)
         self._h = [[zeros((batch, hidden), dtype) for _ in layers] for _ in range(2)]  # of even steps, and of odd ones

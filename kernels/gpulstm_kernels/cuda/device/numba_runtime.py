@@ -115,9 +115,11 @@ class NumbaRuntime(Runtime):
         return self._base.pointer(value) if value is None or _is_array(value) else value
 
     def occupancy(self, kernel: Kernel, threads: int, shared: int) -> int:
+        """Not known: the base could answer for the C++ kernel of the same name alone, which takes other registers."""
         raise NotImplementedError("occupancy: no walk asks it of the Numba kernels")
 
     def attributes(self, kernel: Kernel) -> Attributes:
+        """Not known, as :meth:`occupancy`."""
         raise NotImplementedError("attributes: no walk asks them of the Numba kernels")
 
     def gemm(
@@ -168,7 +170,9 @@ def _configured(dispatcher: Any, grid: Shape3, block: Shape3, shared: int, strea
     from numba import cuda
 
     queue = cuda.external_stream(stream) if stream else 0
-    with _quiet:  # warnings.catch_warnings is not safe among threads
+    # warnings.catch_warnings is not safe among threads. This switch is the process's, too: kernels of others that are
+    # configured meanwhile in another thread are not warned of either.
+    with _quiet:
         before, cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS, 0
         try:
             return dispatcher[grid, block, queue, shared]

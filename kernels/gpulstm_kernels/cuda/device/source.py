@@ -42,13 +42,13 @@ def struct_name(cell: Cell) -> str:
     return "".join(word.capitalize() for word in cell.name.split("_")) + "Cell"
 
 
-@functools.lru_cache(maxsize=64)
 def why_not(cell: Cell) -> str | None:
     """In words, why there is no CUDA C++ of ``cell``; None where there is."""
-    path = _path(cell)
-    if path.is_file():
-        return None
-    return f"{cell.name!r} has no CUDA C++: expected struct {struct_name(cell)} in {path.name} beside its Python module"
+    try:
+        _path(cell)
+    except FileNotFoundError as error:
+        return str(error)
+    return None
 
 
 def source_text(kernel: Kernel) -> str:
@@ -76,8 +76,21 @@ def _text(source: str, cell: Cell | None) -> str:
     return "".join(parts)
 
 
+@functools.lru_cache(maxsize=64)
 def _path(cell: Cell) -> Path:
-    return Path(str(cell.module.__file__)).with_suffix(".cuh")
+    """The file with the CUDA C++ of ``cell``; one that is missing is looked for again at the next call.
+
+    Raises:
+        FileNotFoundError: there is none, or the cell's maths is in no file, as what is typed into a Python prompt.
+    """
+    expected = f"{cell.name!r} has no CUDA C++: expected struct {struct_name(cell)} in"
+    file = getattr(cell.module, "__file__", None)
+    if file is None:
+        raise FileNotFoundError(f"{expected} a .cuh file beside its Python module, but {cell.maths!r} is in no file")
+    path = Path(file).with_suffix(".cuh")
+    if not path.is_file():
+        raise FileNotFoundError(f"{expected} {path.name} beside its Python module")
+    return path
 
 
 def _inlined(path: Path, included: set[Path]) -> str:

@@ -8,7 +8,7 @@
 //   forward:  first_y(c), first_state(k, c)   what the walk begins with;  state(p, k, c)   after the step
 //   backward: dy(p, c);  last_state(k, c)   after the last step of time;  state_before(p, k, c)   before the step
 //   carried(k, c)      in an array (S, D, B, H)
-// A sequence that has ended (t >= its length) keeps its h and states, and has no gradient.
+// Where a sequence has ended (t >= its length), h and states pass unchanged, and there is no gradient.
 #pragma once
 #include "tile.cuh"
 

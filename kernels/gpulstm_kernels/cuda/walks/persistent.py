@@ -10,6 +10,7 @@ import numpy as np
 from ...backend import LayerShape
 from ..device.runtime import Device
 
+# tile.cuh has the same two.
 COLUMNS = 8  # sequences a tile
 CHUNK = 64  # bytes of a row that a slice is cut into
 
@@ -39,6 +40,11 @@ def cannot_persist(device: Device, shape: LayerShape) -> str | None:
         kind = "TF32" if shape.tf32 else "bfloat16"
         return f"tensor cores multiply {kind} from compute capability 8.0 on, this is {device.capability / 10}"
     return None
+
+
+def reason_in(found: Plan | str) -> str | None:
+    """In words, why no plan was found; None where one was."""
+    return found if isinstance(found, str) else None
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)

@@ -13,7 +13,7 @@ from ....backend import LayerShape
 from ...buffers import Buffers
 from ...device.kernel import Kernel
 from ...device.runtime import Device, Runtime
-from ..persistent import CHUNK, COLUMNS, Plan, cannot_persist, planned
+from ..persistent import CHUNK, COLUMNS, Plan, cannot_persist, planned, reason_in
 
 _SOURCE = "walks/grid/kernels"
 UNITS = 8  # a block
@@ -102,8 +102,7 @@ def plan(device: Device, shape: LayerShape, backward: bool) -> GridPlan | str:
 
 def why_not(device: Device, shape: LayerShape, backward: bool) -> str | None:
     """In words, why a device cannot walk so; None where it can."""
-    found = plan(device, shape, backward)
-    return found if isinstance(found, str) else None
+    return reason_in(plan(device, shape, backward))
 
 
 def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:

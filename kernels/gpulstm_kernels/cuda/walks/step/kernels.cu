@@ -7,7 +7,7 @@
 //   gates (D, T, B, G·H) of A; bias (D, G·H) of A; lengths (B,); h (D, B, P), the operand of the next product;
 //   ys (T+2, B, D·P); states (S, D, slots, B, H) of A; saved (D, T, B, saved·H); hidden (D, T or 1, B, H).
 // Gates lie one after another in the cell's order. In training the cell's saved values and the states of all steps are kept.
-// A sequence that has ended (t >= its length) keeps its h and states, and has no gradient.
+// Where a sequence has ended (t >= its length), h and states pass unchanged, and there is no gradient.
 // Launch: a thread takes UNITS neighbouring units of one sequence; grid (⌈B·⌈H/UNITS⌉ / 128⌉, 1, D), 128 threads.
 // UNITS is 4 where H is a multiple of 4 (one vector access a value), else 1.
 #include "numeric.cuh"
