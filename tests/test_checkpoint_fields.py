@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = _trainer(settings, folder / "out")
     trainer.optimizer.advance(trainer.task.model.params)
     trainer.step, trainer.loss, trainer.validation = 2, 5.5, {"loss": 5.25, "bits_per_char": 8.0}
-    trainer.early_stopping.look(5.25, 2)
+    trainer.early_stopping.update(5.25, 2)
     trainer._elapsed, trainer._timed_seconds = 1.5, 0.5
     trainer.state = ((np.zeros((2, 2, 3), np.float32), np.zeros((2, 2, 3), np.float32)),)
     trainer.task.batches.next()

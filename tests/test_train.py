@@ -325,6 +325,14 @@ def test_an_absurd_loss_ends_the_run(tmp_path):
     with pytest.raises(TrainingDiverged, match="after step 4: the loss is 201, expected at most 200, 100 times that"):
         trainer.run(steps=10)
     assert checkpoint.load(tmp_path).step == 4
+
+    def both(number: int, loss: float, gradient: Any) -> Any:
+        gradient[0, 0, 0] = math.inf
+        return 201.0, gradient
+
+    task.on_loss = both
+    with pytest.raises(TrainingDiverged, match=r"the norm of the gradient is (nan|inf), the loss 201, expected"):
+        make(None, task).run(steps=1)
     trainer = make(None, task, validate_every=1)
     task.on_loss, task.validations = None, [201.0]
     with pytest.raises(TrainingDiverged, match="after step 1: the validation loss is 201, expected at most 200"):
@@ -788,6 +796,27 @@ def test_a_batch_may_hold_more_arrays():
     again = make(None, other, optim.Constant(0.01))
     again.run(steps=30)
     assert_same(everything(trainer), everything(again))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "error", "message"),
+    [
+        ({"x": np.ones((2, 3))}, {}, ValueError, r"tokens: expected a number where no .*, got arrays named \['x'\]"),
+        ({"inputs": np.ones(3)}, {}, ValueError, "tokens: expected a number where no array is called 'inputs'"),
+        ({"x": np.ones(3)}, {"tokens": -1}, ValueError, "tokens: expected an integer >= 0, got -1"),
+        ({"x": np.ones(3)}, {"tokens": 1.5}, TypeError, "tokens: expected an integer >= 0, got 1.5"),
+        ([np.ones((2, 3))], {}, TypeError, "arrays: expected a dict of arrays, got list"),
+        ({0: np.ones((2, 3))}, {}, TypeError, "arrays: expected strings as keys, got 0"),
+    ],
+)
+def test_a_batch_that_is_none(arrays, options, error, message):
+    with pytest.raises(error, match=message):
+        Batch(arrays, **options)
+
+
+def test_a_batch_without_inputs():
+    assert Batch({"x": np.ones((2, 3))}, tokens=6).tokens == 6
+    assert Batch({"x": np.ones((2, 3))}, tokens=0).tokens == 0
 
 
 def test_a_task_that_lacks_a_part():

@@ -8,7 +8,6 @@ long when that is used.
 from __future__ import annotations
 
 import pkgutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 TASKS = {"text": "gpulstm.tasks.text:TextTask"}
 """Where the class of each task is, a :class:`gpulstm.tasks.base.CommandTask`."""
-_UNNAMED = "text"  # what a checkpoint is of that names no task
 
 
 def named(name: str) -> type[CommandTask]:
@@ -42,13 +40,15 @@ def load(path: str | Path) -> tuple[type[CommandTask], Checkpoint]:
     saved = checkpoint.load(path)
     try:
         config = parsing.Fields(saved.record, "record").fields("config").value
-        name = config.get("task", _UNNAMED)
+        known = " or ".join(map(repr, TASKS))
+        if "task" not in config:
+            raise ValueError(f"record.config.task: missing; expected {known}")
+        name = config["task"]
         if not isinstance(name, str) or name not in TASKS:
-            known = " or ".join(map(repr, TASKS))
             raise ValueError(f"record.config: task is {checks.shown(name)}, expected {known}")
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{saved.path / RECORD}: {error}") from error
-    return named(name), replace(saved, record=saved.record | {"config": config | {"task": name}})
+    return named(name), saved
 
 
 def restored(path: str | Path, device: str = "cpu") -> Any:

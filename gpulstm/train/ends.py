@@ -10,11 +10,22 @@ from typing import Any
 from .. import checks
 
 _ABSURD = 100.0  # times the loss of chance; even at 300 times a good learning rate a run that recovers stays below 5
-_LONGEST = "(0, 1e15]"  # of any limit: more would overflow, and no run gets there
+LONGEST = "(0, 1e15]"  # of any limit: more would overflow, and no run gets there
 
 
 class TrainingDiverged(ArithmeticError):
     """The loss, the gradient or a parameter became NaN, infinite or absurd; the last checkpoint is from before."""
+
+
+def whole_steps(value: Any, name: str) -> int:
+    """``value``, how many steps a run may have.
+
+    Raises:
+        ValueError, TypeError: it is no integer, or outside :data:`LONGEST`.
+    """
+    steps = checks.integer(value, name)
+    checks.real(steps, name, LONGEST)
+    return steps
 
 
 @dataclass(frozen=True)
@@ -34,14 +45,10 @@ class Limit:
         if len(given) != 1:
             raise ValueError(f"limit: expected one of steps, epochs and minutes, got {given or 'none'}")
         if steps is not None:
-            steps = checks.integer(steps, "steps")
-            checks.real(steps, "steps", _LONGEST)
+            return cls(whole_steps(steps, "steps"), None)
         if epochs is not None:
-            epochs = checks.real(epochs, "epochs", _LONGEST)
-            steps = max(1, round(epochs * steps_per_epoch))
-        if minutes is not None:
-            minutes = checks.real(minutes, "minutes", _LONGEST)
-        return cls(steps, minutes)
+            return cls(max(1, round(checks.real(epochs, "epochs", LONGEST) * steps_per_epoch)), None)
+        return cls(None, checks.real(minutes, "minutes", LONGEST))
 
     def progress(self, step: int, elapsed: float) -> float:
         """The share of the run that is over after ``elapsed`` seconds; 1 or more at its end."""
@@ -63,7 +70,7 @@ class EarlyStopping:
         self.best: float | None = None
         self.best_step = self.waited = 0
 
-    def look(self, loss: float, step: int) -> None:
+    def update(self, loss: float, step: int) -> None:
         """Record the loss of the validation at ``step``."""
         if self.best is None or loss < self.best:
             self.best, self.best_step, self.waited = loss, step, 0
@@ -89,13 +96,15 @@ class EarlyStopping:
         self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
 
 
-def complaint(name: str, loss: float, chance: float | None) -> tuple[str, str] | None:
+def divergence_cause(name: str, loss: float, norm: float, chance: float | None) -> tuple[str, str] | None:
     """Why training that has reached ``loss`` (``name`` says which) has diverged, and what was expected; None if not.
 
-    ``chance``: see :attr:`gpulstm.train.Task.chance`.
+    ``norm`` is the gradient's, 0 where there is none; ``chance``: see :attr:`gpulstm.train.Task.chance`.
     """
     if not math.isfinite(loss):
         return f"the {name} is {loss}", "a finite value"
+    if not math.isfinite(norm):
+        return f"the norm of the gradient is {norm}, the {name} {loss:.4g}", "a finite value"
     if chance is not None and loss > (limit := _ABSURD * chance):
         expected = f"at most {limit:.4g}, {_ABSURD:.0f} times that of a model that knows nothing"
         return f"the {name} is {loss:.4g}", expected

@@ -20,11 +20,11 @@ import numpy as np
 from .. import arrays, checks, optim
 from ..files import FolderLock
 from . import checkpoint, stored
-from .ends import EarlyStopping, Limit, TrainingDiverged, complaint
+from .ends import EarlyStopping, Limit, TrainingDiverged, divergence_cause
 from .folder import RunFolder
 from .metrics import FORMATS, Log
 from .progress import Progress
-from .signals import Noted
+from .signals import StopSignals
 from .task import Task, checked
 from .update import Update
 
@@ -140,7 +140,7 @@ class Trainer:
                 steps=limit.steps, minutes=limit.minutes, step=self.step, elapsed=self._elapsed, shown=self.shown
             )
             stack.enter_context(closing(bar))
-            stop = stack.enter_context(Noted())
+            stop = stack.enter_context(StopSignals())
             reason = self._train(limit, log, bar, stop)
             if self.folder is not None:
                 self.folder.save_with(log, self.step)
@@ -161,10 +161,10 @@ class Trainer:
         measured = ["epoch", "loss", "gradient_norm", "lr", "tokens_per_second", "seconds"]
         return ["step", *measured, "validation_loss", f"validation_{self.task.metric}"]
 
-    def _train(self, limit: Limit, log: Log, bar: Progress, stop: Noted) -> str:
+    def _train(self, limit: Limit, log: Log, bar: Progress, stop: StopSignals) -> str:
         """Update the model until the limit or a signal ("finished"), or until early stopping ("stopped early")."""
         bar.wait("compiling kernels")
-        begun: float | None = None  # the clock stands still until the first step has ended
+        begun: float | None = None  # the clock does not run until the first step has ended
         first, validated, looked = self.step, False, self._elapsed
         while True:
             if begun is not None:
@@ -272,14 +272,12 @@ class Trainer:
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below, with a message that helps
             outcome = self._update(batch, state, self.rng)
         loss, norm = float(outcome.loss), float(outcome.norm)
-        self._check_sense("loss", loss)
-        if not math.isfinite(norm):
-            raise self._diverged(f"the norm of the gradient is {norm}, the loss {loss:.4g}")
+        self._check_loss("loss", loss, norm)
         self.state, self.loss = outcome.state, loss
         self.step += 1
-        seconds = time.perf_counter() - started
+        seconds, tokens = time.perf_counter() - started, batch.tokens or 0
         if warm:
-            self._timed_tokens += batch.tokens
+            self._timed_tokens += tokens
             self._timed_seconds += seconds
         return {
             "step": self.step,
@@ -287,15 +285,15 @@ class Trainer:
             "loss": self.loss,
             "gradient_norm": norm,
             "lr": float(self.optimizer.lr),
-            "tokens_per_second": round(batch.tokens / seconds, 1),
+            "tokens_per_second": round(tokens / seconds, 1),
         }
 
     def _validate(self) -> dict[str, float]:
         self.validation = self.task.validate()
         loss = self.validation["loss"]
-        self._check_sense("validation loss", loss)
+        self._check_loss("validation loss", loss)
         self.schedule.update(loss)
-        self.early_stopping.look(loss, self.step)
+        self.early_stopping.update(loss, self.step)
         return {f"validation_{name}": value for name, value in self.validation.items() if math.isfinite(value)}
 
     def _result_path(self) -> Path | None:
@@ -306,8 +304,8 @@ class Trainer:
             return path
         return checkpoint.path_of(self.folder.path, self.step)
 
-    def _check_sense(self, name: str, loss: float) -> None:
-        if (found := complaint(name, loss, self._chance)) is not None:
+    def _check_loss(self, name: str, loss: float, norm: float = 0.0) -> None:
+        if (found := divergence_cause(name, loss, norm, self._chance)) is not None:
             raise self._diverged(*found)
 
     def _diverged(self, cause: str, expected: str = "a finite value") -> TrainingDiverged:

@@ -1,9 +1,9 @@
-"""What every task's run can be told, apart from the task's own settings."""
+"""The settings of every task's run, apart from the task's own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import attrs
 
 from .. import optim
 from ..files import FolderLock
+from .ends import LONGEST, whole_steps
 from .fields import Choice, Choices, Integer, Real, Text, field
 from .loop import Trainer
 from .metrics import FORMATS
@@ -20,8 +21,20 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 LIMITS = ("steps", "epochs", "minutes")
-SCHEDULES = ("constant", "cosine", "plateau")
+MINUTES = 5.0  # of a run without a limit
 DEVICES = ("auto", "cpu", "cuda")
+SCHEDULES: dict[str, Callable[[Options], optim.Schedule]] = {
+    "constant": lambda options: optim.Constant(options.lr),
+    "cosine": lambda options: optim.Cosine(options.lr, warmup=options.warmup),
+    "plateau": lambda options: optim.Plateau(options.lr),
+}
+
+
+class Steps(Integer):
+    """How many steps a run has."""
+
+    def check(self, value: Any, name: str) -> int:
+        return whole_steps(value, name)
 
 
 @attrs.frozen(kw_only=True)
@@ -34,16 +47,16 @@ class Options:
         ValueError, TypeError: a value out of its range or of another type.
     """
 
-    steps: int | None = field(None, Integer(1), "Train for so many updates.")
-    epochs: float | None = field(None, Real("(0, inf)"), "Train for so many passes over the data.")
+    steps: int | None = field(None, Steps(), "Train for so many updates.")
+    epochs: float | None = field(None, Real(LONGEST), "Train for so many passes over the data.")
     minutes: float | None = field(
-        None, Real("(0, inf)"), "Train for so long (not reproducible bit for bit). [default: 5]"
+        None, Real(LONGEST), f"Train for so long (not reproducible bit for bit). [default: {MINUTES:g}]"
     )
     optimizer: str = field("adam", Choice(tuple(optim.OPTIMIZERS)), "How gradients become updates.", fixed=True)
     lr: float = field(3e-3, Real("(0, inf)"), "Learning rate.")
     momentum: float | None = field(None, Real("[0, 1)"), "Of sgd and rmsprop.")
     weight_decay: float | None = field(None, Real("[0, inf)"), "Decoupled with adamw, an L2 penalty otherwise.")
-    schedule: str = field("cosine", Choice(SCHEDULES), "Of the learning rate.")
+    schedule: str = field("cosine", Choice(tuple(SCHEDULES)), "Of the learning rate.")
     warmup: float = field(0.02, Real("[0, 1)"), "Share of the run in which a cosine schedule rises.")
     clip: float = field(1.0, Real("(0, inf]"), "Largest norm of the gradient.")
     seed: int = field(0, Integer(0), "Of parameters, data order and dropout.", fixed=True)
@@ -85,9 +98,9 @@ class Options:
         return stored | {"metrics": list(self.metrics), "clip": self.clip if self.clip < math.inf else None}
 
     def limits(self) -> dict[str, Any]:
-        """The limits that are set; by default five minutes."""
+        """The limits that are set; by default :data:`MINUTES`."""
         given = {"steps": self.steps, "epochs": self.epochs, "minutes": self.minutes}
-        return {name: value for name, value in given.items() if value is not None} or {"minutes": 5.0}
+        return {name: value for name, value in given.items() if value is not None} or {"minutes": MINUTES}
 
     def changed(self, **given: Any) -> Self:
         """These settings with those ``given``; a limit takes the place of all others."""
@@ -102,9 +115,7 @@ class Options:
 
     def make_schedule(self) -> optim.Schedule:
         """The schedule named, around ``lr``."""
-        if self.schedule == "cosine":
-            return optim.Cosine(self.lr, warmup=self.warmup)
-        return optim.Plateau(self.lr) if self.schedule == "plateau" else optim.Constant(self.lr)
+        return SCHEDULES[self.schedule](self)
 
     def make_trainer(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 REASONS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
-class Noted:
+class StopSignals:
     """In its ``with`` block the first signal sets ``reason``; a second one has the effect that it had before the block.
 
     Does nothing outside the main thread. Ctrl-C is left alone where it is ignored (as under nohup), SIGTERM where the
@@ -21,7 +21,7 @@ class Noted:
 
     reason: str | None = None
 
-    def __enter__(self) -> Noted:
+    def __enter__(self) -> StopSignals:
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in REASONS:
