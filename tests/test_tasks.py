@@ -18,10 +18,11 @@ from click.testing import CliRunner
 from gpulstm import nn, ops, parsing, tasks
 from gpulstm.cells import LSTM
 from gpulstm.cli import cli, flags
+from gpulstm.cli.uses import UseCommand
 from gpulstm.data import Batch
 from gpulstm.tasks.base import CommandTask
 from gpulstm.tasks.text import Settings, Sizes, TextTask, build
-from gpulstm.train import CheckpointError, checkpoint
+from gpulstm.train import Checkpoint, CheckpointError, checkpoint
 from gpulstm.train.ends import Limit
 from gpulstm.train.fields import Choice, Choices, Integer, Real, field
 from gpulstm.train.options import Options
@@ -210,12 +211,18 @@ class Numbers:
         self.position = parsing.Fields(state, "state").integer("position")
 
 
+@attrs.frozen
+class PredictOptions:
+    number: float = field(1.0, Real("[0, 1]"), "Every number of the sequence.")
+
+
 class AddingTask(CommandTask):
     """Adds numbers."""
 
     name = "adding"
     settings_class = AddingSettings
     figures: ClassVar = ("mae",)
+    uses: ClassVar = {"predict": PredictOptions}
     metric = "mae"
 
     def __init__(self, settings: AddingSettings, data: Any) -> None:
@@ -258,6 +265,11 @@ class AddingTask(CommandTask):
     def show(self) -> str:
         return "1 + 1 is about 2"
 
+    @classmethod
+    def use(cls, name: str, saved: Checkpoint, options: PredictOptions, device: str) -> str:
+        y, _ = cls.restored(saved, device)(np.full((2, 1, 1), options.number, np.float32))
+        return f"{name}: {options.number:g} + {options.number:g} is {y[-1].item():.3f}"
+
 
 def test_a_further_task_has_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tasks.TASKS, "adding", f"{__name__}:AddingTask")
@@ -291,5 +303,9 @@ def test_a_further_task_has_its_command(tmp_path: Path, monkeypatch: pytest.Monk
     refused = invoke("sample", "--checkpoint", tmp_path / "half")
     assert refused.exit_code == 1
     assert "a model of 'adding', which cannot be sampled" in refused.output
+    predict = UseCommand("predict", tasks.Use("Predict a sum.", "predicted", "adding"))
+    predicted = CliRunner().invoke(predict, ["--checkpoint", str(tmp_path / "half"), "--number", "0.5"])
+    assert "predict: 0.5 + 0.5 is " in predicted.output
+    assert "Every number of the sequence." in CliRunner().invoke(predict, ["--help"]).output
     written = invoke("convert", tmp_path / "half", tmp_path / "adding.safetensors")
     assert "Sequential(LSTM(1, 4), Linear)" in written.output

@@ -14,13 +14,14 @@ from typing import Any
 
 import click
 
-from .. import __version__, checks, dispatch, get_num_threads, tasks
+from .. import __version__, dispatch, get_num_threads, tasks
 from ..train import checkpoint
-from . import mistakes
-from .training import TaskCommands, kernels
+from . import errors
+from .training import TaskCommands
+from .uses import UseCommand
 
 
-@click.group(cls=mistakes.Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=errors.Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gpulstm")
 def cli() -> None:
     """Train, sample and inspect LSTMs.
@@ -35,21 +36,8 @@ def train() -> None:
     """Train a model on a task."""
 
 
-@cli.command()
-@click.option("--checkpoint", "path", metavar="DIR", required=True, help="A checkpoint, or a run (its last is taken).")
-@click.option("--prompt", default="", help="What the text begins with.")
-@click.option("--length", type=int, default=500, show_default=True, help="Bytes to write.")
-@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the likeliest every time.")
-@click.option("--top-k", type=int, help="Draw from the k likeliest bytes only.")
-@click.option("--seed", type=int, help="The same seed gives the same text.")
-@click.option("--backend", help="Kernels to use, see gpulstm info.")
-def sample(path: str, backend: str | None, **options: Any) -> None:
-    """Let a trained character model go on from a prompt."""
-    task, saved = tasks.load(checks.path(path, "checkpoint"))
-    with kernels("auto", backend):
-        # one step at a time is a CPU's work, unless a backend is asked for
-        device = dispatch.choose_device("auto") if backend else "cpu"
-        click.echo(task.sample(saved, device, options))
+for name, use in tasks.USES.items():
+    cli.add_command(UseCommand(name, use))
 
 
 @cli.command()
@@ -112,5 +100,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not where it is captured, or None
             stream.reconfigure(errors="replace")  # a sample may hold what the terminal cannot show
-    mistakes.watch_callbacks()
+    errors.watch_callbacks()
     cli()

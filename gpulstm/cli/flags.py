@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
@@ -9,11 +10,10 @@ import attrs
 import click
 
 from ..train.fields import Choice, Choices, Integer, Kind, Real
-from ..train.options import Options
 
 
 class _Integer(click.IntRange):
-    """Integers whose range is told and checked as the field's."""
+    """Integers whose range is shown and checked as the field's."""
 
     name = "integer"
 
@@ -26,7 +26,7 @@ class _Integer(click.IntRange):
 
 
 class _Real(click.FloatRange):
-    """Numbers whose range is told and checked as the field's."""
+    """Numbers whose range is shown and checked as the field's."""
 
     name = "float"
 
@@ -72,9 +72,17 @@ def _(kind: Choice | Choices) -> click.ParamType:
     return _Choice(list(kind.known))
 
 
-def of(settings: type[Options]) -> list[click.Parameter]:
-    """An option for every field of ``settings``, the task's own first; one that is not given is None or ()."""
-    return [_option(field) for field in settings.described()]
+def of(settings: type) -> list[click.Parameter]:
+    """An option for every field of the attrs class ``settings``, its own before those that it inherits.
+
+    One that is not given is None or (); see :func:`given`.
+    """
+    return [_option(field) for field in sorted(attrs.fields(settings), key=lambda field: field.inherited)]
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``options`` that were given on the command line."""
+    return {name: value for name, value in options.items() if value not in (None, ())}
 
 
 def _option(field: attrs.Attribute[Any]) -> click.Option:
@@ -86,5 +94,5 @@ def _option(field: attrs.Attribute[Any]) -> click.Option:
         type=_type(kind),
         multiple=several,
         metavar=field.metadata["metavar"],
-        help=field.metadata["help"] + ("" if default is None else f" [default: {shown}]"),
+        help=field.metadata["help"] + ("" if default in (None, "") else f" [default: {shown}]"),
     )

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
 import click
 
-from .. import dispatch, tasks
+from .. import tasks
 from ..files import FolderLock
 from ..tasks.base import CommandTask
 from ..train import Result, TrainingDiverged, checkpoint
 from ..train.checkpoint import Checkpoint
 from ..train.progress import Bytes
 from . import flags, runs
-from .mistakes import INTERRUPTED, TERMINATED
+from .backends import backend_context
+from .errors import INTERRUPTED, TERMINATED
 
 _STOPPED = {"interrupted": INTERRUPTED, "terminated": TERMINATED}
 
@@ -31,13 +32,6 @@ class TaskCommands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return _command(tasks.named(cmd_name)) if cmd_name in tasks.TASKS else None
-
-
-def kernels(device: str, backend: str | None) -> AbstractContextManager[Any]:
-    """The context in which ``backend`` is in use, where one is asked for."""
-    if device != "auto":
-        dispatch.check_device(device)
-    return nullcontext() if backend is None else dispatch.use_backend(backend)
 
 
 def _command(task: type[CommandTask]) -> click.Command:
@@ -55,7 +49,7 @@ def _command(task: type[CommandTask]) -> click.Command:
 
 def _train(task: type[CommandTask], out: str | None, resume: bool, as_json: bool, **options: Any) -> None:
     """Train as the command line asks, and say how it ended."""
-    given = {name: value for name, value in options.items() if value not in (None, ())}
+    given = flags.given(options)
     with ExitStack() as stack:
         saved = None
         if resume:
@@ -65,7 +59,7 @@ def _train(task: type[CommandTask], out: str | None, resume: bool, as_json: bool
         else:
             settings = task.settings_class(**given)
             lock = runs.new_folder(out, task.name, stack)
-        stack.enter_context(kernels(settings.device, settings.backend))
+        stack.enter_context(backend_context(settings.device, settings.backend))
         with closing(Bytes("reading")) as bar:
             data = task.read(settings, bar)
         if saved is not None:

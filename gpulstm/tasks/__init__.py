@@ -8,6 +8,7 @@ long when that is used.
 from __future__ import annotations
 
 import pkgutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,22 @@ if TYPE_CHECKING:
 
 TASKS = {"text": "gpulstm.tasks.text:TextTask"}
 """Where the class of each task is, a :class:`gpulstm.tasks.base.CommandTask`."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A command for what a user does with a trained model: its help, and what it does in a participle.
+
+    ``task`` is the name of the one that has it, in :attr:`gpulstm.tasks.base.CommandTask.uses`.
+    """
+
+    help: str
+    participle: str
+    task: str
+
+
+USES = {"sample": Use("Let a trained character model go on from a prompt.", "sampled", "text")}
+"""The commands for trained models, by name."""
 
 
 def named(name: str) -> type[CommandTask]:

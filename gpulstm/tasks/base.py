@@ -42,9 +42,11 @@ class CommandTask(Task):
     name: ClassVar[str]
     """Of the command, in :data:`gpulstm.tasks.TASKS`, and in checkpoints."""
     settings_class: ClassVar[type[Options]]
-    """What the command can be told; ``data`` says where the data is."""
+    """The settings of the command; ``data`` says where the data is."""
     figures: ClassVar[tuple[str, ...]]
     """Which of the numbers that :meth:`evaluate` gives the command's JSON holds."""
+    uses: ClassVar[Mapping[str, type]] = {}
+    """The options of commands for its trained models, classes of fields, by the names in :data:`gpulstm.tasks.USES`."""
 
     def __init__(self, settings: Any, data: Any) -> None:
         raise NotImplementedError
@@ -152,10 +154,6 @@ class CommandTask(Task):
         raise NotImplementedError
 
     @classmethod
-    def sample(cls, saved: Checkpoint, device: str, options: Mapping[str, Any]) -> str:
-        """What ``gpulstm sample`` prints, whose ``options`` are given; a task whose models make something defines it.
-
-        Raises:
-            CheckpointError: models of this task make nothing.
-        """
-        raise CheckpointError(f"{saved.path}: a model of {cls.name!r}, which cannot be sampled")
+    def use(cls, name: str, saved: Checkpoint, options: Any, device: str) -> str:
+        """What the command ``name`` prints of a trained model; ``options`` is one of ``uses[name]``."""
+        raise NotImplementedError

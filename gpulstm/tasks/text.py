@@ -19,7 +19,7 @@ from ..data.text import SEPARATOR, VOCABULARY, Corpus, read
 from ..data.utf8 import Writer, is_utf8
 from ..nn.recurrent import INITS
 from ..train.checkpoint import MODEL, Checkpoint
-from ..train.fields import Choice, Integer, Path, Real, field
+from ..train.fields import Choice, Integer, Path, Real, Text, field
 from ..train.options import Options
 from .base import BytesDone, CommandTask, Shape
 
@@ -28,7 +28,7 @@ _DIVERGED = 2.0  # times the loss of chance
 
 @attrs.frozen
 class Settings(Options):
-    """What ``gpulstm train text`` can be told besides a run's options."""
+    """The settings of ``gpulstm train text`` besides a run's options."""
 
     data: str | None = field(
         None, Path(), "Text to learn. [default: Python's standard library]", metavar="FILE|DIR", fixed=True
@@ -43,6 +43,21 @@ class Settings(Options):
     seq_len: int = field(128, Integer(1), "Steps that gradients go back.", fixed=True)
     batch: int = field(32, Integer(1), "Sequences side by side.", fixed=True)
     validate_bytes: int = field(65536, Integer(1), "Bytes of held-out text that a validation looks at.")
+
+
+@attrs.frozen(kw_only=True)
+class SampleOptions:
+    """The options of ``gpulstm sample``."""
+
+    prompt: str = field("", Text(), "What the text begins with.")
+    length: int = field(500, Integer(0), "Bytes to write.")
+    temperature: float = field(0.8, Real("[0, inf)"), "0 takes the likeliest every time.")
+    top_k: int | None = field(None, Integer(1), "Draw from the k likeliest bytes only.")
+    seed: int | None = field(None, Integer(0), "The same seed gives the same text.")
+
+    def __attrs_post_init__(self) -> None:
+        if self.top_k is not None and self.top_k > VOCABULARY:
+            raise ValueError(f"top_k: expected at most {VOCABULARY}, the number of bytes, got {self.top_k}")
 
 
 def build(config: Mapping[str, Any], device: str = "cpu") -> nn.Sequential:
@@ -108,6 +123,7 @@ class TextTask(CommandTask):
     name = "text"
     settings_class = Settings
     figures: ClassVar = ("bits_per_char",)
+    uses: ClassVar = {"sample": SampleOptions}
     metric = "bits_per_char"
     chance = math.log(VOCABULARY)  # the loss of a model that takes every byte for equally likely
 
@@ -197,21 +213,11 @@ class TextTask(CommandTask):
         return f"--- sample\n{sample(self.model, rng=self._seed, utf8=self.utf8)}\n---"
 
     @classmethod
-    def sample(cls, saved: Checkpoint, device: str, options: Mapping[str, Any]) -> str:
+    def use(cls, name: str, saved: Checkpoint, options: SampleOptions, device: str) -> str:
         model = cls.restored(saved, device)
         stored = saved.record.get("settings")  # without "utf8" in checkpoints of older versions
         utf8 = isinstance(stored, dict) and stored.get("utf8") is True
-        prompt, length, seed = options["prompt"], options["length"], options["seed"]
-        written = sample(
-            model,
-            prompt,
-            length,
-            temperature=options["temperature"],
-            top_k=options["top_k"],
-            rng=seed,
-            utf8=utf8,
-        )
-        return prompt + written
+        return options.prompt + _written(model, options, arrays.generator(options.seed), utf8)
 
 
 def evaluate(
@@ -282,22 +288,23 @@ def sample(
     Raises:
         ValueError, TypeError: a negative length or temperature, a top_k outside 1..256, or logits that are not finite.
     """
-    checks.integer(length, "length", 0)
-    checks.real(temperature, "temperature", "[0, inf)")
-    if top_k is not None and checks.integer(top_k, "top_k") > VOCABULARY:
-        raise ValueError(f"top_k: expected at most {VOCABULARY}, the number of bytes, got {top_k}")
-    rng = arrays.generator(rng)
-    ids = np.frombuffer(SEPARATOR + prompt.encode("utf-8", "surrogateescape"), np.uint8)
+    options = SampleOptions(prompt=prompt, length=length, temperature=temperature, top_k=top_k)
+    return _written(model, options, arrays.generator(rng), utf8)
+
+
+def _written(model: Any, options: SampleOptions, rng: np.random.Generator, utf8: bool) -> str:
+    """What ``model`` writes after the prompt; ``rng`` draws, the seed of ``options`` is not looked at."""
+    ids = np.frombuffer(SEPARATOR + options.prompt.encode("utf-8", "surrogateescape"), np.uint8)
     logits, state = model(ids[:, None])
     written = bytearray()
     writer = Writer()
-    while len(written) < length:
+    while len(written) < options.length:
         last = arrays.on_host(logits[-1:, 0], "logits")[0].astype(np.float64)
         for codes in writer.impossible() if utf8 else ():
             last[codes] = -math.inf
         if not math.isfinite(last.max()):  # minus infinity is a byte that never comes
             raise ValueError("model: expected finite logits, got NaN or infinity: was its training diverging?")
-        written.append(_draw(last, temperature, top_k, rng))
+        written.append(_draw(last, options.temperature, options.top_k, rng))
         writer.add(written[-1])
         logits, state = model(np.array([[written[-1]]], np.uint8), state)
     return bytes(written).replace(SEPARATOR, b"\n").decode("utf-8", errors="ignore" if utf8 else "replace")

@@ -73,12 +73,6 @@ class Options:
             raise ValueError(f"limit: expected one of steps, epochs and minutes, got {self.limits()}")
 
     @classmethod
-    def described(cls) -> list[attrs.Attribute[Any]]:
-        """The fields: the task's own, then those that all tasks have."""
-        shared = attrs.fields_dict(Options)
-        return sorted(attrs.fields(cls), key=lambda each: each.name in shared)
-
-    @classmethod
     def fixed(cls) -> tuple[str, ...]:
         """The fields that a run cannot change when it is resumed."""
         return tuple(each.name for each in attrs.fields(cls) if each.metadata["fixed"])
