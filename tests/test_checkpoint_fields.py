@@ -77,7 +77,7 @@ def _resumed(out: Path) -> None:
     """What ``gpulstm train text --resume`` does, and one step."""
     saved = runs.last(runs.folder_to_resume(str(out), "text"), TextTask)
     settings: Any = runs.merged({}, saved, TextTask)
-    runs.check_data(read(settings.data), saved)
+    runs.check_data(read(settings.data), saved, settings)
     trainer = _trainer(settings)
     trainer.resume(saved)
     trainer.run(steps=saved.step + 1)

@@ -51,6 +51,7 @@ def test_a_registered_task_has_its_parts(name: str) -> None:
     assert task.name == name
     assert issubclass(task.settings_class, Options)
     assert {"data", "seed", "optimizer"} <= set(task.settings_class.fixed())
+    assert task.settings_class.digested() == ("data",)
     assert task.metric in task.figures
     assert name in invoke("train", "--help").output
 
@@ -183,7 +184,7 @@ def test_settings_make_the_trainer(tmp_path: Path) -> None:
 
 @attrs.frozen
 class AddingSettings(Options):
-    data: str | None = field(None, Choice(("small", "large")), "Which numbers.", fixed=True)
+    data: str | None = field(None, Choice(("small", "large")), "Which numbers.", digested=True)
     hidden: int = field(4, Integer(1), "Units.", fixed=True)
 
 
@@ -222,6 +223,7 @@ class AddingTask(CommandTask):
     name = "adding"
     settings_class = AddingSettings
     figures: ClassVar = ("mae",)
+    unit = "numbers"
     uses: ClassVar = {"predict": PredictOptions}
     metric = "mae"
 
@@ -283,7 +285,7 @@ def test_a_further_task_has_its_command(tmp_path: Path, monkeypatch: pytest.Monk
     options: list[Any] = ["--data", "large", "--schedule", "constant"]
     whole = train("whole", "--steps", 7, *options)
     assert whole.exit_code == 0, whole.output
-    for part in ("large numbers", "off by", "1 + 1 is about 2"):
+    for part in ("large numbers", "off by", " numbers/s", "1 + 1 is about 2"):
         assert part in whole.output
     train("half", "--steps", 3, *options)
     resumed = train("half", "--resume", "--steps", 7)

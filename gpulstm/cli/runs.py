@@ -65,7 +65,7 @@ def merged(given: dict[str, Any], saved: Checkpoint, task: type[CommandTask]) ->
     """The checkpoint's settings with those given now, which may not change the model or what it learns from."""
     stored = task.settings_of(saved)
     for name in stored.fixed():
-        if name != "data" and name in given and given[name] != getattr(stored, name):
+        if name not in stored.digested() and name in given and given[name] != getattr(stored, name):
             raise CheckpointError(
                 f"{name}: {given[name]!r} contradicts {getattr(stored, name)!r} of {saved.path}; "
                 f"expected the same, or a new --out"
@@ -73,12 +73,13 @@ def merged(given: dict[str, Any], saved: Checkpoint, task: type[CommandTask]) ->
     return stored.changed(**given)
 
 
-def check_data(data: Data, saved: Checkpoint) -> None:
+def check_data(data: Data, saved: Checkpoint, settings: Options) -> None:
     """The data may have moved, but not changed."""
-    before = saved.record["config"]["data"]
-    if data.digest != before:
-        raise CheckpointError(
-            f"data: {data.source} has SHA-256 {data.digest:.12}, but {saved.path} was trained on "
-            f"{saved.record['settings'].get('source')} with {before:.12}; expected the same files, unchanged"
-            + "".join(f" ({note}, which earlier versions did not)" for note in data.notes)
-        )
+    for name in settings.digested():
+        before = saved.record["config"][name]
+        if data.digest != before:
+            raise CheckpointError(
+                f"{name}: {data.source} has SHA-256 {data.digest:.12}, but {saved.path} was trained on "
+                f"{saved.record['settings'].get('source')} with {before:.12}; expected the same files, unchanged"
+                + "".join(f" ({note}, which earlier versions did not)" for note in data.notes)
+            )

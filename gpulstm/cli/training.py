@@ -16,7 +16,7 @@ from ..files import FolderLock
 from ..tasks.base import CommandTask
 from ..train import Result, TrainingDiverged, checkpoint
 from ..train.checkpoint import Checkpoint
-from ..train.progress import Bytes
+from ..train.progress import Reading
 from . import flags, runs
 from .backends import backend_context
 from .errors import INTERRUPTED, TERMINATED
@@ -60,10 +60,10 @@ def _train(task: type[CommandTask], out: str | None, resume: bool, as_json: bool
             settings = task.settings_class(**given)
             lock = runs.new_folder(out, task.name, stack)
         stack.enter_context(backend_context(settings.device, settings.backend))
-        with closing(Bytes("reading")) as bar:
+        with closing(Reading("reading", task.reading_unit)) as bar:
             data = task.read(settings, bar)
         if saved is not None:
-            runs.check_data(data, saved)
+            runs.check_data(data, saved, settings)
         click.echo(data.describe())
         learner = task(settings, data)
         stored = settings.as_json() | {"source": data.source, **learner.notes()}
@@ -98,13 +98,13 @@ def _warn_of_versions(saved: Checkpoint) -> None:
 
 def _measured(learner: CommandTask, result: Result) -> Mapping[str, float]:
     """Measure the model at the end of a run, print the result, and show what the model makes."""
-    with closing(Bytes("measuring")) as bar:
+    with closing(Reading("measuring", learner.reading_unit)) as bar:
         quality = learner.evaluate(bar)
     if (cause := learner.diverged(result.loss, quality["loss"])) is not None:
         raise TrainingDiverged(cause)
     click.echo(
         f"{result.reason} at step {result.step}: {learner.summary(quality)}, "
-        f"{result.tokens_per_second:,.0f} tokens/s, {result.seconds:,.0f} s"
+        f"{result.tokens_per_second:,.0f} {learner.unit}/s, {result.seconds:,.0f} s"
     )
     click.echo(f"checkpoint {result.checkpoint}")
     click.echo(learner.show())

@@ -11,7 +11,7 @@ from ..train.options import Options
 from ..train.task import Task
 
 Shape = tuple[int, ...]
-BytesDone = Callable[[int, int], None]  # is told how many of how many bytes are done
+Done = Callable[[int, int], None]  # is called with how many of how many units of reading are done
 
 
 class Data(Protocol):
@@ -42,9 +42,11 @@ class CommandTask(Task):
     name: ClassVar[str]
     """Of the command, in :data:`gpulstm.tasks.TASKS`, and in checkpoints."""
     settings_class: ClassVar[type[Options]]
-    """The settings of the command; ``data`` says where the data is."""
+    """The settings of the command; a field that is ``digested`` says where the data is."""
     figures: ClassVar[tuple[str, ...]]
     """Which of the numbers that :meth:`evaluate` gives the command's JSON holds."""
+    reading_unit: ClassVar[str] = "B"
+    """What is counted while data is read and looked at, as people are shown it."""
     uses: ClassVar[Mapping[str, type]] = {}
     """The options of commands for its trained models, classes of fields, by the names in :data:`gpulstm.tasks.USES`."""
 
@@ -52,7 +54,7 @@ class CommandTask(Task):
         raise NotImplementedError
 
     @classmethod
-    def read(cls, settings: Any, progress: BytesDone | None = None) -> Any:
+    def read(cls, settings: Any, progress: Done | None = None) -> Any:
         """The :class:`Data` that ``settings`` ask for."""
         raise NotImplementedError
 
@@ -121,7 +123,7 @@ class CommandTask(Task):
             settings = cls.settings_class.of(stored)
             for name in settings.fixed():
                 expected, found = parsing.Fields(config, "record.config").take(name), getattr(settings, name)
-                if name != "data" and found != expected:  # there a digest, here a path
+                if name not in settings.digested() and found != expected:
                     raise ValueError(f"{name}: {checks.shown(found)}, but record.config has {checks.shown(expected)}")
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{file}: record.settings: {error}") from error
@@ -131,13 +133,13 @@ class CommandTask(Task):
     def config_of(cls, settings: Any, data: Data) -> dict[str, Any]:
         """What must be the same for a run to be resumed: the task, the fixed settings, and the data's digest."""
         fixed = {name: getattr(settings, name) for name in settings.fixed()}
-        return {"task": cls.name, **fixed, "data": data.digest}
+        return {"task": cls.name, **fixed, **dict.fromkeys(settings.digested(), data.digest)}
 
     def notes(self) -> dict[str, Any]:
         """JSON that the checkpoint keeps with the settings, for those who use the model."""
         return {}
 
-    def evaluate(self, progress: BytesDone | None = None) -> dict[str, float]:
+    def evaluate(self, progress: Done | None = None) -> dict[str, float]:
         """As :meth:`validate`, on all that is held out."""
         raise NotImplementedError
 

@@ -21,7 +21,7 @@ from ..nn.recurrent import INITS
 from ..train.checkpoint import MODEL, Checkpoint
 from ..train.fields import Choice, Integer, Path, Real, Text, field
 from ..train.options import Options
-from .base import BytesDone, CommandTask, Shape
+from .base import CommandTask, Done, Shape
 
 _DIVERGED = 2.0  # times the loss of chance
 
@@ -31,7 +31,7 @@ class Settings(Options):
     """The settings of ``gpulstm train text`` besides a run's options."""
 
     data: str | None = field(
-        None, Path(), "Text to learn. [default: Python's standard library]", metavar="FILE|DIR", fixed=True
+        None, Path(), "Text to learn. [default: Python's standard library]", metavar="FILE|DIR", digested=True
     )
     embed: int = field(128, Integer(1), "Features a byte is embedded in.", fixed=True)
     hidden: int = field(320, Integer(1), "Units of every LSTM layer.", fixed=True)
@@ -146,7 +146,7 @@ class TextTask(CommandTask):
         self._seed, self._validate_bytes = settings.seed, settings.validate_bytes
 
     @classmethod
-    def read(cls, settings: Settings, progress: BytesDone | None = None) -> Corpus:
+    def read(cls, settings: Settings, progress: Done | None = None) -> Corpus:
         return read(settings.data, progress)
 
     @classmethod
@@ -185,7 +185,7 @@ class TextTask(CommandTask):
         """Loss and bits per character on a sample of the held-out part."""
         return self._measure(limit=self._validate_bytes)
 
-    def evaluate(self, progress: BytesDone | None = None) -> dict[str, float]:
+    def evaluate(self, progress: Done | None = None) -> dict[str, float]:
         """The same on the whole held-out part; ``progress`` is told how many bytes of how many were looked at."""
         return self._measure(progress=progress)
 

@@ -88,7 +88,9 @@ class Path(Kind):
         return value
 
 
-def field(default: Any, kind: Kind, help: str, *, metavar: str | None = None, fixed: bool = False) -> Any:
+def field(
+    default: Any, kind: Kind, help: str, *, metavar: str | None = None, fixed: bool = False, digested: bool = False
+) -> Any:
     """A field of a class of settings.
 
     Args:
@@ -98,12 +100,14 @@ def field(default: Any, kind: Kind, help: str, *, metavar: str | None = None, fi
         metavar: what the help of the command line calls a value.
         fixed: whether a run cannot change it when it is resumed: it makes the model, what the model learns from, or
             what the checkpoint holds the state of.
+        digested: whether it says where the data is, which may move, so that checkpoints hold the data's digest in its
+            place; it is fixed too.
     """
     return attrs.field(
         default=default,
         validator=attrs.validators.optional(kind) if default is None else kind,
         converter=_as_tuple if isinstance(default, tuple) else None,
-        metadata={"kind": kind, "help": help, "metavar": metavar, "fixed": fixed},
+        metadata={"kind": kind, "help": help, "metavar": metavar, "fixed": fixed or digested, "digested": digested},
     )
 
 

@@ -92,6 +92,7 @@ class Trainer:
         if patience is not None and validate_every == 0:
             raise ValueError(f"patience: {patience} needs validation, expected validate_every above 0, got 0")
         self.task = checked(task, validated=validate_every > 0)
+        checks.text(task.unit, "task: unit")
         if not isinstance(optimizer, optim.Optimizer):
             raise TypeError(f"optimizer: expected one of gpulstm.optim, got {checks.shown(optimizer)}")
         if not isinstance(schedule, (optim.Schedule, type(None))):
@@ -184,7 +185,7 @@ class Trainer:
                     begun += time.perf_counter() - now
                     validated = True
             log.write(row)
-            shown = {"loss": self.loss, "tokens/s": row["tokens_per_second"]}
+            shown = {"loss": self.loss, f"{self.task.unit}/s": row["tokens_per_second"]}
             if self.validation:
                 shown[self.task.metric] = self.validation[self.task.metric]
             bar.update(self.step, self._elapsed, shown)

@@ -78,6 +78,11 @@ class Options:
         return tuple(each.name for each in attrs.fields(cls) if each.metadata["fixed"])
 
     @classmethod
+    def digested(cls) -> tuple[str, ...]:
+        """The fields that say where the data is."""
+        return tuple(each.name for each in attrs.fields(cls) if each.metadata["digested"])
+
+    @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
         """Settings from what :meth:`as_json` gave, maybe by another version, whose further fields are left out."""
         known = {each.name for each in attrs.fields(cls)}

@@ -12,7 +12,7 @@ _DELAY = 0.5  # seconds that work may take before a bar appears for it
 
 
 class Progress:
-    """A bar over ``steps``, or over ``minutes`` of time, with loss, tokens/s and time left; it begins at the
+    """A bar over ``steps``, or over ``minutes`` of time, with loss, speed and time left; it begins at the
     step and second at which a run is resumed. Silent when stderr is no terminal or ``shown`` is False.
     """
 
@@ -57,12 +57,12 @@ class Progress:
             self._bar.close()
 
 
-class Bytes:
-    """A bar over bytes that are read or looked at, on a terminal, where that takes more than a moment: call it with how
-    many of how many are done."""
+class Reading:
+    """A bar over data that is read or looked at, on a terminal, where that takes more than a moment: call it with how
+    many of how many ``unit`` are done."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, unit: str) -> None:
+        self._what, self._unit = what, unit
         self._bar: Any = None
         self._shown = sys.stderr is not None and sys.stderr.isatty()
 
@@ -73,7 +73,13 @@ class Bytes:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total, desc=self._what, unit="B", unit_scale=True, leave=False, delay=_DELAY, file=sys.stderr
+                total=total,
+                desc=self._what,
+                unit=self._unit,
+                unit_scale=True,
+                leave=False,
+                delay=_DELAY,
+                file=sys.stderr,
             )
         self._bar.update(min(done, total) - self._bar.n)
 

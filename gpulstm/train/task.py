@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any, Protocol
 
 from .. import checks
@@ -21,6 +22,9 @@ class Batches(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+_UNSET: Any = None  # of a part that every task sets
+
+
 class Task:
     """Base of what a :class:`gpulstm.train.Trainer` trains: a model, its data, what is minimised and measured.
 
@@ -28,13 +32,15 @@ class Task:
     defines :meth:`validate`.
     """
 
-    metric: str
+    metric: str = _UNSET
     """What :meth:`validate` measures beside the loss."""
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = _UNSET
     """JSON that must be the same for a run to be resumed: the model's sizes, the data's digest."""
-    model: Any
+    model: Any = _UNSET
     """Has ``params``, ``device``, ``load_state_dict`` and ``vjp(x, state, lengths=, rng=)`` as ``nn.Sequential``."""
-    batches: Batches
+    batches: Batches = _UNSET
+    unit: str = "tokens"
+    """What :attr:`gpulstm.data.Batch.tokens` counts, as people are shown it."""
     chance: float | None = None
     """The loss of a model that knows nothing, if that is known: a hundred times as much ends the run as diverged."""
 
@@ -63,7 +69,14 @@ def checked(task: Any, *, validated: bool) -> Task:
     needed = ("model", "loss", "batches", "metric", "config", *(["validate"] if validated else []))
     if not isinstance(task, Task):
         raise TypeError(f"task: expected a gpulstm.train.Task with {', '.join(needed)}, got {checks.shown(task)}")
-    own = {name for of in type(task).__mro__ if of is not Task for name in vars(of)} | vars(task).keys()
-    if missing := [name for name in needed if name not in own]:
+    lacks = {
+        "model": task.model is _UNSET,
+        "loss": task.loss == MethodType(Task.loss, task),
+        "batches": task.batches is _UNSET,
+        "metric": task.metric is _UNSET,
+        "config": task.config is _UNSET,
+        "validate": task.validate == MethodType(Task.validate, task),
+    }
+    if missing := [name for name in needed if lacks[name]]:
         raise TypeError(f"task: expected one with {', '.join(needed)}, got {type(task).__name__} without {missing}")
     return task
