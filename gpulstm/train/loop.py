@@ -103,7 +103,7 @@ class Trainer:
         self._chance = None if task.chance is None else checks.real(task.chance, "task: chance", "(0, inf]")
         self.schedule = optim.Constant(optimizer.lr) if schedule is None else schedule
         formats = [checks.choice(name, "metrics", FORMATS) for name in checks.texts(metrics, "metrics")]
-        self.folder = None if out is None else RunFolder(checks.path(out, "out"), self._save, formats, lock)
+        self.folder = None if out is None else RunFolder(checks.path(out, "out"), formats, lock)
         self.settings = {} if settings is None else dict(checks.named(settings, "settings", "JSON values"))
         self.shown = checks.flag(shown, "shown")
         self.rng = arrays.generator(seed, "seed")
@@ -136,7 +136,7 @@ class Trainer:
             if self.folder is not None:
                 stack.enter_context(self.folder.held())
                 stack.enter_context(closing(log))
-                self.folder.open(log, self.step)
+                self.folder.open(log, self.step, self._save)
             bar = Progress(
                 steps=limit.steps, minutes=limit.minutes, step=self.step, elapsed=self._elapsed, shown=self.shown
             )
@@ -144,7 +144,7 @@ class Trainer:
             stop = stack.enter_context(StopSignals())
             reason = self._train(limit, log, bar, stop)
             if self.folder is not None:
-                self.folder.save_with(log, self.step)
+                self.folder.save_with(log, self.step, self._save)
             reason = stop.reason or reason  # which may have come in the last step, or while it was saved
         return Result(
             reason,
@@ -193,9 +193,9 @@ class Trainer:
                 continue
             if self._elapsed - looked >= _LOOK:
                 looked = self._elapsed
-                self.folder.look_after(log, self.step)
+                self.folder.recreate_if_removed(log, self.step, self._save)
             if self.early_stopping.protected == self.step or (self.save_every and self.step % self.save_every == 0):
-                self.folder.save_with(log, self.step)
+                self.folder.save_with(log, self.step, self._save)
 
     def save(self) -> Path:
         """Write a checkpoint of this step to ``out``, from which :meth:`resume` continues exactly.
@@ -207,7 +207,7 @@ class Trainer:
         """
         if self.folder is None:
             raise ValueError("out: None; expected a directory to save to")
-        return self.folder.save(self.step)
+        return self.folder.save(self.step, self._save)
 
     def _save(self) -> Path:
         params = {name: arrays.on_host(value, name) for name, value in self.task.model.params.items()}
@@ -216,7 +216,6 @@ class Trainer:
                 raise self._diverged(f"parameter {name!r} is not finite")
         record = stored.Record(
             config=dict(self.task.config),
-            settings=self.settings,
             rng=self.rng.bit_generator.state,
             data=self.task.batches.state_dict(),
             early_stopping=self.early_stopping.state_dict(),
@@ -225,13 +224,12 @@ class Trainer:
             loss=self.loss,
             validation=self.validation,
         )
+        written = record.as_json() | {"settings": self.settings}
         training = stored.training(self.optimizer, self.schedule, self.state)
         best = self.early_stopping.protected
         protect = [] if best is None else [best]
         assert self.folder is not None
-        return checkpoint.save(
-            self.folder.path, self.step, params, training, record.as_json(), keep=self.keep, protect=protect
-        )
+        return checkpoint.save(self.folder.path, self.step, params, training, written, keep=self.keep, protect=protect)
 
     def resume(self, saved: checkpoint.Checkpoint, *, schedule: bool = True) -> None:
         """Continue from ``saved``: parameters, optimizer, dropout's generator, data position, carried state, and
@@ -250,7 +248,7 @@ class Trainer:
         self.state = self._loaded(state)
         self.step = saved.step
         if self.folder is not None:
-            self.folder.saved = saved.step
+            self.folder.resumed(saved.step)
         self.loss, self.validation = record.loss, record.validation
         self.early_stopping.load_state_dict(record.early_stopping)
         self._elapsed = record.elapsed

@@ -20,10 +20,9 @@ _DEEPEST = 100  # tuples inside each other in a state
 
 @dataclass(frozen=True)
 class Record:
-    """What :meth:`gpulstm.train.Trainer.save` writes as JSON."""
+    """What :meth:`gpulstm.train.Trainer.save` writes as JSON, but for the caller's settings."""
 
     config: dict[str, Any]
-    settings: Any
     rng: Any
     data: dict[str, Any]
     early_stopping: dict[str, Any]
@@ -38,26 +37,25 @@ class Record:
         Raises:
             ValueError, TypeError: a field is missing or not what was written; the message names it.
         """
-        of = parsing.Fields(record, "record")
-        early = of.fields("early_stopping")
-        validation = of.fields("validation", ("loss", metric) if of.take("validation") else ())
-        timed = of.take("timed")
+        whole = parsing.Fields(record, "record")
+        early = whole.fields("early_stopping")
+        validation = whole.fields("validation", ("loss", metric) if whole.take("validation") else ())
+        timed = whole.take("timed")
         if not isinstance(timed, list) or len(timed) != 2:
             raise TypeError(f"record.timed: expected tokens and seconds, got {checks.shown(timed)}")
         pair = parsing.Fields({"tokens": timed[0], "seconds": timed[1]}, "record.timed")
         return cls(
-            config=of.fields("config").value,
-            settings=record.get("settings"),
-            rng=of.take("rng"),
-            data=of.fields("data").value,
+            config=whole.fields("config").value,
+            rng=whole.take("rng"),
+            data=whole.fields("data").value,
             early_stopping={
                 "best": None if early.take("best") is None else early.real("best"),
                 "best_step": early.integer("best_step"),
                 "waited": early.integer("waited"),
             },
-            elapsed=of.real("elapsed", "[0, inf)"),
+            elapsed=whole.real("elapsed", "[0, inf)"),
             timed=(pair.integer("tokens"), pair.real("seconds", "[0, inf)")),
-            loss=math.nan if of.take("loss") is None else of.real("loss"),
+            loss=math.nan if whole.take("loss") is None else whole.real("loss"),
             validation={
                 name: math.nan if value is None else validation.real(name) for name, value in validation.value.items()
             },
