@@ -24,7 +24,7 @@ def memory_limit(process: Path = cgroups.SELF) -> int | None:
 
 
 def _limits(process: Path) -> Iterator[int]:
-    with suppress(OSError, ValueError):  # another system, or one that tells in another way
+    with suppress(OSError, ValueError):  # another system, or one that reports it elsewhere
         for folder in cgroups.folders("memory", process):
             for name in _LIMITS:
                 with suppress(OSError, ValueError):  # another version, or "max"

@@ -24,8 +24,8 @@ from gpulstm.tasks.base import CommandTask
 from gpulstm.tasks.text import Settings, Sizes, TextTask, build
 from gpulstm.train import Checkpoint, CheckpointError, checkpoint
 from gpulstm.train.ends import Limit
-from gpulstm.train.fields import Choice, Choices, Integer, Real, field
 from gpulstm.train.options import Options
+from gpulstm.train.settings_fields import Choice, Choices, Integer, Real, field
 
 SMALL = ["--embed=2", "--hidden=3", "--batch=2", "--seq-len=8", "--validate-every=0"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import click
 
-from ..train.fields import Choice, Choices, Integer, Kind, Real
+from ..train.settings_fields import Choice, Choices, Integer, Kind, Real
 
 
 class _Integer(click.IntRange):

@@ -38,7 +38,7 @@ def _command(task: type[CommandTask]) -> click.Command:
     out = f"Where checkpoints and metrics go. [default: {runs.RUNS}/{task.name}-N, a new one]"
     params = [
         click.Option(["--out"], metavar="DIR", help=out),
-        click.Option(["--resume"], is_flag=True, help="Go on from the last checkpoint in --out, with its settings."),
+        click.Option(["--resume"], is_flag=True, help="Continue from the last checkpoint in --out, with its settings."),
         *flags.of(task.settings_class),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object as the last line."),
     ]

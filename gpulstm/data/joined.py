@@ -1,4 +1,4 @@
-"""Documents end to end, without a copy: a ring of bytes that is read piece by piece where the documents lie."""
+"""Documents end to end, without a copy: a ring of bytes that is read in place, piece by piece."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Lanes:
 
     Each epoch shuffles the documents, joins them with ``separator``, starts the ring so made at a random byte
     and cuts it into ``batch`` lanes; the order depends on ``seed`` and the epoch's number alone. The documents are
-    read where they lie, a few million bytes at a time, and ``check`` is called before.
+    read in place, a few million bytes at a time, and ``check`` is called before.
 
     Raises:
         ValueError: ``batch`` or ``seq_len`` below 1, ``seed`` below 0, or less data than one batch takes.

@@ -19,8 +19,8 @@ from ..data.text import SEPARATOR, VOCABULARY, Corpus, read
 from ..data.utf8 import Writer, is_utf8
 from ..nn.recurrent import INITS
 from ..train.checkpoint import MODEL, Checkpoint
-from ..train.fields import Choice, Integer, Path, Real, Text, field
 from ..train.options import Options
+from ..train.settings_fields import Choice, Integer, Path, Real, Text, field
 from .base import CommandTask, Done, Shape
 
 _DIVERGED = 2.0  # times the loss of chance

@@ -63,7 +63,7 @@ class Log:
 def _not_written(error: OSError, file: Path) -> MetricsError:
     return MetricsError(
         f"{error.filename or file}: metrics could not be written: {error.strerror or error}; "
-        f"checkpoints are untouched, --resume goes on from the last one"
+        f"checkpoints are untouched, --resume continues from the last one"
     )
 
 

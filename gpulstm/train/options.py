@@ -12,9 +12,9 @@ import attrs
 from .. import optim
 from ..files import FolderLock
 from .ends import LONGEST, whole_steps
-from .fields import Choice, Choices, Integer, Real, Text, field
 from .loop import Trainer
 from .metrics import FORMATS
+from .settings_fields import Choice, Choices, Integer, Real, Text, field
 from .task import Task
 
 if TYPE_CHECKING:

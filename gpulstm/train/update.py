@@ -108,7 +108,7 @@ class Update:
             captured = _Captured(current().capture(enqueue), held_batch, held, words)
         except Exception as error:  # whatever a layer does that a graph cannot hold: it still works without
             self.why_not = f"the training step could not be captured in a CUDA graph: {error}"
-            logger.warning("%s; going on without", self.why_not)
+            logger.warning("%s; training continues without", self.why_not)
             return None
         self._seen[key] = captured
         return captured
