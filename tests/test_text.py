@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from gpulstm import nn
-from gpulstm.data import Lanes, mapped, read, utf8
+from gpulstm.data import Lanes, mapped, utf8
 from gpulstm.data import lanes as lanes_module
+from gpulstm.data.text import read
 from gpulstm.tasks.text import Settings, TextTask, build, evaluate, sample
 
 PROSE = "The quick brown fox jumps over the lazy dog; größer, schöner, weiter. Ĵaŭdo → 中文.\n"
@@ -415,7 +416,7 @@ def test_a_long_file_takes_little_memory(tmp_path):
     """Reading, a batch from everywhere in the file, all of it once, and a validation."""
     size = 1 << 26
     code = f"""
-from gpulstm.data import read
+from gpulstm.data.text import read
 from gpulstm.tasks.text import Settings, TextTask, evaluate
 import numpy as np
 def peak():

@@ -6,6 +6,5 @@ the other modules are shared.
 
 from .batch import Batch
 from .lanes import Lanes
-from .text import Corpus, read
 
-__all__ = ["Batch", "Corpus", "Lanes", "read"]
+__all__ = ["Batch", "Lanes"]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import checks, parsing
 from ..train import checkpoint
 from ..train.checkpoint import RECORD, Checkpoint, CheckpointError
+from .base import CommandTask, Data
 
-if TYPE_CHECKING:
-    from .base import CommandTask
+__all__ = ["TASKS", "USES", "CommandTask", "Data", "Use", "load", "named", "restored"]
 
 TASKS = {"text": "gpulstm.tasks.text:TextTask"}
 """Where the class of each task is, a :class:`gpulstm.tasks.base.CommandTask`."""
