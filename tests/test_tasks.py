@@ -20,12 +20,10 @@ from gpulstm.cells import LSTM
 from gpulstm.cli import cli, flags
 from gpulstm.cli.uses import UseCommand
 from gpulstm.data import Batch
-from gpulstm.tasks.base import CommandTask
+from gpulstm.tasks import CommandTask
 from gpulstm.tasks.text import Settings, Sizes, TextTask, build
-from gpulstm.train import Checkpoint, CheckpointError, checkpoint
+from gpulstm.train import Checkpoint, CheckpointError, Choice, Choices, Integer, Options, Real, checkpoint, field
 from gpulstm.train.ends import Limit
-from gpulstm.train.options import Options
-from gpulstm.train.settings_fields import Choice, Choices, Integer, Real, field
 
 SMALL = ["--embed=2", "--hidden=3", "--batch=2", "--seq-len=8", "--validate-every=0"]
 

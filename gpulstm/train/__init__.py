@@ -4,14 +4,21 @@ A task is a :class:`Task`; one with a command of its own is a :class:`gpulstm.ta
 class of :func:`field` that inherits :class:`Options`.
 """
 
+from __future__ import annotations
+
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
 from ..files import FolderInUse
 from .checkpoint import Checkpoint, CheckpointError
 from .ends import TrainingDiverged
 from .loop import Result, Trainer
 from .metrics import MetricsError
-from .options import Options
-from .settings_fields import Choice, Choices, Integer, Kind, Path, Real, Text, field
 from .task import Batches, Task
+
+if TYPE_CHECKING:
+    from .options import Options
+    from .settings_fields import Choice, Choices, Integer, Kind, Path, Real, Text, field
 
 __all__ = [
     "Batches",
@@ -33,3 +40,11 @@ __all__ = [
     "TrainingDiverged",
     "field",
 ]
+_SETTINGS = {"Options": "options"}  # what is imported when it is asked for, since it needs attrs, and where it is
+_SETTINGS |= dict.fromkeys(("Choice", "Choices", "Integer", "Kind", "Path", "Real", "Text", "field"), "settings_fields")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SETTINGS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return pkgutil.resolve_name(f"{__name__}.{_SETTINGS[name]}:{name}")
