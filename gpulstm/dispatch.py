@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpulstm_kernels.backend import Backend, LayerShape
 
@@ -45,24 +45,42 @@ class BackendUnavailable(RuntimeError):
     """A backend that was asked for cannot run here; the message says why."""
 
 
-def _probe(module: str, function: str = "why_not") -> str | None:
-    """Why what a module holds cannot run here, by its ``function``; None where it can."""
-    reason: str | None = getattr(importlib.import_module(module), function)()
-    return reason
+def _why_not_cupy() -> str | None:
+    from gpulstm_kernels.cuda.device import process
+
+    return process.why_not()
 
 
-_KERNELS = "gpulstm_kernels"
-_CUDA = f"{_KERNELS}.cuda.device.process"
-# In the order of automatic choice.
+def _why_not_numba_cuda() -> str | None:
+    from gpulstm_kernels.cuda.device import process
+
+    return process.numba_why_not()
+
+
+def _why_not_numba_cpu() -> str | None:
+    from gpulstm_kernels import cpu
+
+    return cpu.why_not()
+
+
+# In the order of automatic choice. Nothing of a backend, its probe included, is imported before it is asked.
 _BACKENDS = {
-    name: Registered(name, device, f"{_KERNELS}.{module}", probe)
+    name: Registered(name, device, f"gpulstm_kernels.{module}", probe)
     for name, device, module, probe in (
-        ("cupy", "cuda", "cuda.layer", functools.partial(_probe, _CUDA)),
-        ("numba_cuda", "cuda", "cuda.numba_layer", functools.partial(_probe, _CUDA, "numba_why_not")),
-        ("numba_cpu", "cpu", "cpu.layer", functools.partial(_probe, f"{_KERNELS}.cpu")),
+        ("cupy", "cuda", "cuda.layer", _why_not_cupy),
+        ("numba_cuda", "cuda", "cuda.numba_layer", _why_not_numba_cuda),
+        ("numba_cpu", "cpu", "cpu.layer", _why_not_numba_cpu),
         ("reference", "cpu", "reference", lambda: None),
     )
 }
+
+if TYPE_CHECKING:  # that each of the modules above is a backend
+    from gpulstm_kernels import reference
+    from gpulstm_kernels.cpu import layer as _cpu_layer
+    from gpulstm_kernels.cuda import layer as _cuda_layer
+    from gpulstm_kernels.cuda import numba_layer
+
+    _MODULES: tuple[Backend, ...] = (_cuda_layer, numba_layer, _cpu_layer, reference)
 
 
 @functools.cache
@@ -81,12 +99,12 @@ def backends() -> dict[str, str | None]:
     return {name: _why_not(name) for name in _BACKENDS}
 
 
-def check_backend(name: str, shape: LayerShape | None = None) -> Registered:
-    """The backend called ``name``; with ``shape`` to compute such a call.
+def check_backend(name: str) -> Registered:
+    """The backend called ``name``.
 
     Raises:
         ValueError: no such backend; the message lists the known ones.
-        BackendUnavailable: it cannot run here, or not such a call; the message says why.
+        BackendUnavailable: it cannot run here; the message says why.
     """
     if not isinstance(name, str) or name not in _BACKENDS:
         raise ValueError(f"backend: unknown backend {name!r}; known backends: {', '.join(sorted(_BACKENDS))}")
@@ -94,11 +112,20 @@ def check_backend(name: str, shape: LayerShape | None = None) -> Registered:
     if reason is not None:
         others = ", ".join(other for other in sorted(_BACKENDS) if _why_not(other) is None)
         raise BackendUnavailable(f"backend: {name!r} cannot run here: {reason}; expected one that can: {others}")
-    found = _BACKENDS[name]
-    reason = None if shape is None else found.module.why_not(shape)
+    return _BACKENDS[name]
+
+
+def module_for(chosen: Registered, shape: LayerShape) -> Backend:
+    """What computes calls of such a ``shape``.
+
+    Raises:
+        BackendUnavailable: it cannot; the message says why.
+    """
+    module = chosen.module
+    reason = module.why_not(shape)
     if reason is not None:
-        raise BackendUnavailable(f"backend: {name!r} cannot compute this: {reason}; expected another backend")
-    return found
+        raise BackendUnavailable(f"backend: {chosen.name!r} cannot compute this: {reason}; expected another backend")
+    return module
 
 
 _in_context: ContextVar[tuple[use_backend, ...]] = ContextVar("gpulstm_backend", default=())  # the innermost is last
@@ -186,7 +213,9 @@ def select(shape: LayerShape | None = None, device: str = "cpu", backend: str | 
         chosen = check_backend(name)
         if chosen.device != device:
             raise ValueError(f"backend: {name!r} computes on {chosen.device}, but the arrays are on {device}")
-        return check_backend(name, shape), why
+        if shape is not None:
+            module_for(chosen, shape)
+        return chosen, why
     passed: tuple[str, ...] = ()
     for chosen in _that_run(device):
         reason = None if shape is None else chosen.module.why_not(shape)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays, cells, checks, ops
+from .config import Config, StateLayout
 from .io.common import require
 from .io.torch_names import infer
 
@@ -62,7 +63,7 @@ def rnn(
 
 
 def _call(cell: cells.Cell, params: Any, x: Any, state: Any, lengths: Any, batch_first: bool) -> Any:
-    """The checks that need no values, so that they speak where the function is called or traced."""
+    """The checks that need no values, so that errors are raised where the function is called or traced."""
     if not isinstance(params, Mapping) or not params:
         raise TypeError(f"params: expected a dict of arrays under torch's names, got {type(params).__name__}")
     given = {name: _array(value, name) for name, value in checks.named(params, "params").items()}
@@ -71,39 +72,38 @@ def _call(cell: cells.Cell, params: Any, x: Any, state: Any, lengths: Any, batch
     dtype = checks.dtype(next(iter(given.values())).dtype)
     for name, value in given.items():
         checks.array(_stand_in(value), name, dtype, config.shapes()[name])
-    outer = ("B", "T") if batch_first else ("T", "B")
-    checks.array(_stand_in(x), "x", dtype, (*outer, config.input_size), ("T", config.input_size))
+    checks.array(_stand_in(x), "x", dtype, *config.input_shapes)
     if lengths is not None:
         lengths = _array(lengths, "lengths")
-        sizes = dict(zip(outer if x.ndim == 3 else "T", x.shape, strict=False))
+        sizes = dict(zip(config.input_shapes[0 if x.ndim == 3 else 1], x.shape, strict=True))
         traced = isinstance(lengths, jax.core.Tracer)
         checks.lengths(_stand_in(lengths) if traced else np.asarray(lengths), sizes.get("B", 1), sizes["T"])
     if state is not None:
-        shapes, labels = _state_shapes(config, x.shape), ("h", *cell.states)
-        parts = ops.state_parts(state, len(labels), "state", f"({', '.join(labels)})")
-        state = tuple(_array(part, f"state {label}") for label, part in zip(labels, parts, strict=True))
-        for label, part, shape in zip(labels, state, shapes, strict=True):
+        layout = _state_layout(config, x.shape)
+        parts = ops.state_parts(state, len(layout), "state", f"({', '.join(label for label, _ in layout)})")
+        state = tuple(_array(part, f"state {label}") for (label, _), part in zip(layout, parts, strict=True))
+        for (label, shape), part in zip(layout, state, strict=True):
             checks.array(_stand_in(part), f"state {label}", dtype, shape)
     return _run(config, given, x, state, lengths)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(config: ops.Config, params: Any, x: Any, state: Any, lengths: Any) -> Any:
+def _run(config: Config, params: Any, x: Any, state: Any, lengths: Any) -> Any:
     outputs = (*x.shape[:-1], config.directions * config.output_size)
-    shapes = (outputs, *_state_shapes(config, x.shape))
+    shapes = (outputs, *[shape for _, shape in _state_layout(config, x.shape)])
     y, *final = _on_host(
         partial(_forward, config), [_like(shape, x.dtype) for shape in shapes], params, x, state, lengths
     )
     return y, tuple(final)
 
 
-def _run_forward(config: ops.Config, params: Any, x: Any, state: Any, lengths: Any) -> Any:
+def _run_forward(config: Config, params: Any, x: Any, state: Any, lengths: Any) -> Any:
     return _run(config, params, x, state, lengths), (params, x, state, lengths)
 
 
-def _run_backward(config: ops.Config, residuals: Any, upstream: Any) -> Any:
+def _run_backward(config: Config, residuals: Any, upstream: Any) -> Any:
     params, x, state, lengths = residuals
-    shapes = [_like(shape, x.dtype) for shape in (x.shape, *_state_shapes(config, x.shape))]
+    shapes = [_like(shape, x.dtype) for shape in (x.shape, *[of for _, of in _state_layout(config, x.shape)])]
     of_params = {name: _like(value.shape, value.dtype) for name, value in params.items()}
     dx, *initial, grads = _on_host(partial(_backward, config), [*shapes, of_params], *residuals, *upstream)
     of_lengths = None if lengths is None else np.zeros(lengths.shape, jax.dtypes.float0)
@@ -117,13 +117,13 @@ def _on_host(function: Any, shapes: Any, *arguments: Any) -> Any:
     return jax.pure_callback(function, shapes, *arguments, vmap_method="sequential")
 
 
-def _forward(config: ops.Config, params: Any, x: Any, state: Any, lengths: Any) -> list[np.ndarray]:
+def _forward(config: Config, params: Any, x: Any, state: Any, lengths: Any) -> list[np.ndarray]:
     params, x, state, lengths = jax.tree.map(np.asarray, (params, x, state, lengths))
     y, final, _ = ops.rnn_forward(config, params, x, state, lengths)
     return [y, *final]
 
 
-def _backward(config: ops.Config, params: Any, x: Any, state: Any, lengths: Any, dy: Any, dstate: Any) -> list[Any]:
+def _backward(config: Config, params: Any, x: Any, state: Any, lengths: Any, dy: Any, dstate: Any) -> list[Any]:
     params, x, state, lengths, dy, dstate = jax.tree.map(np.asarray, (params, x, state, lengths, dy, dstate))
     _, _, tape = ops.rnn_forward(config, params, x, state, lengths, training=True)
     assert tape is not None
@@ -131,11 +131,9 @@ def _backward(config: ops.Config, params: Any, x: Any, state: Any, lengths: Any,
     return [dx, *initial, grads]
 
 
-def _state_shapes(config: ops.Config, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Of the states for an x of this shape."""
-    if len(shape) == 2:
-        return [(count, size) for count, _, size in config.state_shapes(1)]
-    return list(config.state_shapes(shape[0 if config.batch_first else 1]))
+def _state_layout(config: Config, shape: tuple[int, ...]) -> StateLayout:
+    """See :meth:`gpulstm.config.Config.state_layout`, for an x of this shape."""
+    return config.state_layout(() if len(shape) == 2 else (shape[0 if config.batch_first else 1],))
 
 
 def _like(shape: tuple[int, ...], dtype: Any) -> Any:

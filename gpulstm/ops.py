@@ -6,10 +6,7 @@ Inside everything is time-major, (T, B, features).
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,122 +14,7 @@ import numpy as np
 from gpulstm_kernels.backend import NARROW, Backend, LayerShape
 
 from . import arrays, checks, dispatch
-from .cells import Cell
-
-_ARRAY = 512  # bytes that an array takes beside its numbers, with its name in a dict
-
-
-@dataclass(frozen=True)
-class Config:
-    """The shape of a recurrent network, with the arguments and names of ``torch.nn.LSTM``.
-
-    Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: a size below 1, dropout outside [0, 1), ``proj_size`` not below ``hidden_size``, unknown cell.
-    """
-
-    cell: Cell
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    bias: bool = True
-    batch_first: bool = False
-    dropout: float = 0.0
-    bidirectional: bool = False
-    proj_size: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("input_size", "hidden_size", "num_layers"):
-            checks.integer(getattr(self, name), name)
-        checks.integer(self.proj_size, "proj_size", 0)
-        checks.real(self.dropout, "dropout", "[0, 1)")
-        for name in ("bias", "batch_first", "bidirectional"):
-            checks.flag(getattr(self, name), name)
-        if self.proj_size >= self.hidden_size:
-            raise ValueError(f"proj_size: expected less than hidden_size = {self.hidden_size}, got {self.proj_size}")
-
-    def memory(self, itemsize: int) -> int:
-        """Bytes that the parameters take, of ``itemsize`` bytes a number; however many layers, none is listed."""
-
-        def size(layers: int) -> int:
-            shapes = replace(self, num_layers=layers).shapes().values()
-            return sum(math.prod(shape) * itemsize + _ARRAY for shape in shapes)
-
-        first = size(1)
-        return first if self.num_layers == 1 else first + (self.num_layers - 1) * (size(2) - first)
-
-    def check_memory(self, itemsize: int) -> None:
-        """Refuse sizes whose parameters, of ``itemsize`` bytes a number, this machine cannot hold."""
-        sizes = self.input_size, self.hidden_size, self.num_layers
-        checks.fits(self.memory(itemsize), "input_size, hidden_size, num_layers", sizes)
-
-    @property
-    def directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    @property
-    def output_size(self) -> int:
-        """Features of h in one direction: the projection's where there is one."""
-        return self.proj_size or self.hidden_size
-
-    @property
-    def input_shapes(self) -> tuple[checks.Shape, checks.Shape]:
-        """The shapes of x: of a batch, and of one sequence."""
-        outer = ("B", "T") if self.batch_first else ("T", "B")
-        return (*outer, self.input_size), ("T", self.input_size)
-
-    def suffixes(self) -> list[list[str]]:
-        """For each layer, what its directions' parameter names end in."""
-        ends = ["", "_reverse"][: self.directions]
-        return [[f"_l{layer}{end}" for end in ends] for layer in range(self.num_layers)]
-
-    @functools.cached_property
-    def parameters(self) -> list[list[list[tuple[str, str, tuple[int, ...]]]]]:
-        """For each layer and direction its parameters, in torch's order: (name in it, torch's name, shape)."""
-        rows, inputs = len(self.cell.gates) * self.hidden_size, self.input_size
-        layers = []
-        for ends in self.suffixes():
-            own: dict[str, tuple[int, ...]] = {"weight_ih": (rows, inputs), "weight_hh": (rows, self.output_size)}
-            if self.bias:
-                own |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-            if self.proj_size:
-                own["weight_hr"] = (self.proj_size, self.hidden_size)
-            layers.append([[(name, name + end, shape) for name, shape in own.items()] for end in ends])
-            inputs = self.output_size * self.directions
-        return layers
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter, under torch's names and in torch's order."""
-        return {name: shape for layer in self.parameters for own in layer for _, name, shape in own}
-
-    def layer_shape(
-        self, layer: int, steps: int, batch: int, dtype: np.dtype, weights: np.dtype, training: bool, ragged: bool
-    ) -> LayerShape:
-        """Of a call of one layer; ``weights`` is the dtype of its matrices, which quantized ones have of their own."""
-        outputs, directions = self.proj_size or self.hidden_size, 2 if self.bidirectional else 1
-        inputs = outputs * directions if layer else self.input_size
-        return LayerShape(
-            self.cell,
-            steps,
-            batch,
-            inputs,
-            self.hidden_size,
-            outputs,
-            directions,
-            dtype,
-            weights,
-            training,
-            self.bias,
-            self.proj_size > 0,
-            ragged,
-        )
-
-    def state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
-        """The shapes of h and of each carried state."""
-        count = self.num_layers * self.directions
-        sizes = state_sizes(self.cell, self.output_size, self.hidden_size)
-        return [(count, batch, size) for size in sizes]
-
+from .config import Config
 
 State = tuple[np.ndarray, ...]
 
@@ -186,14 +68,19 @@ def rnn_forward(
     like = next(iter(params.values()))
     device, dtype = arrays.device_of(like), dtype_of(params)
     library = arrays.library(device)
-    x, unbatched = _check_input(config, x, dtype, device)
+    x, unbatched = check_input(config, x, dtype, device)
     steps, batch, _ = x.shape
     state = check_state("state", config, state, batch, unbatched, dtype, device)
     if lengths is not None:
         lengths = library.lengths(checks.lengths(lengths, batch, steps))
-    matrices = _dtype_of_matrices(params, dtype, training)
+    matrices = dtype_of_matrices(params, dtype, training)
     shape = config.layer_shape(0, steps, batch, dtype, matrices, training, lengths is not None)
-    chosen = _select(params, shape, device, backend)[0].module
+    registered = select_backend(params, shape, device, backend)[0]
+    chosen, upper = registered.module, shape
+    if config.num_layers > 1:
+        upper = config.layer_shape(1, steps, batch, dtype, matrices, training, lengths is not None)
+        if upper != shape:
+            select_backend(params, upper, device, registered.name)
     if lengths is not None:
         x = library.clear_padding(x, lengths)
     if rng is not None:
@@ -206,9 +93,8 @@ def rnn_forward(
     for layer in range(config.num_layers):
         own = slice(layer * config.directions, (layer + 1) * config.directions)
         weights = weights_of(config, params, layer, dtype, matrices)
-        if layer == 1:
-            shape = shape._replace(inputs=x.shape[2])
-        y, final, tape = chosen.layer_forward(shape, x, tuple(s[own] for s in state), weights, lengths)
+        of_layer = upper if layer else shape
+        y, final, tape = chosen.layer_forward(of_layer, x, tuple(s[own] for s in state), weights, lengths)
         mask = None
         if generator is not None and layer + 1 < config.num_layers:
             mask = library.dropout_mask(generator, y.shape, config.dropout)
@@ -268,34 +154,10 @@ def rnn_backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[np.nda
     return _outside(config, gradient, tape.unbatched), _states_outside(states, tape.unbatched), ordered
 
 
-def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: str | None = None) -> str:
-    """In words: which backend and kernel compute ``x``, why, and why the others do not.
-
-    Raises:
-        TypeError, ValueError: as :func:`rnn_forward`.
-    """
-    like = next(iter(params.values()))
-    device, dtype = arrays.device_of(like), dtype_of(params)
-    checked, _ = _check_input(config, x, dtype, device)
-    steps, batch, _ = checked.shape
-    matrices = _dtype_of_matrices(params, dtype)
-    weights_of(config, params, 0, dtype, matrices)
-    shape = config.layer_shape(0, steps, batch, dtype, matrices, False, False)
-    chosen, why = _select(params, shape, device, backend)
-    how = chosen.module.describe(shape)
-    lines = [f"{chosen.name}: {why}", f"  cell {config.cell.name}, {dtype.name}, first layer: {how}"]
-    for name, reason in dispatch.backends().items():
-        if name != chosen.name:
-            lines.append(f"{name}: not used{f'; cannot run here: {reason}' if reason else ''}")
-    if device == "cpu" and (case := _benchmark_case(config, steps, batch, dtype)) is not None:
-        lines.append(f"measure it: python -m bench run cpu --case {case}")
-    return "\n".join(lines)
-
-
-def _select(
-    params: Mapping[str, Any], shape: LayerShape, device: str, backend: str | None
+def select_backend(
+    params: Mapping[str, Any], shape: LayerShape, device: str, backend: str | None = None
 ) -> tuple[dispatch.Registered, str]:
-    """See :func:`gpulstm.dispatch.select`.
+    """See :func:`gpulstm.dispatch.select`; ``shape`` is that of a call with ``params``.
 
     Raises:
         TypeError: the parameters are quantized, and the backend for others has no kernels for them.
@@ -303,26 +165,11 @@ def _select(
     if shape.weights == shape.dtype:
         return dispatch.select(shape, device, backend)
     chosen, why = dispatch.select(None, device, backend)
-    if chosen.module.why_not(shape) is not None:
-        raise TypeError(f"{next(iter(params))}: expected floating-point parameters, got {shape.weights}")
+    reason = chosen.module.why_not(shape)
+    if reason is not None:
+        name = next(iter(params))
+        raise TypeError(f"{name}: expected floating-point parameters, got {shape.weights}: {reason}")
     return chosen, why
-
-
-def _benchmark_case(config: Config, steps: int, batch: int, dtype: np.dtype) -> str | None:
-    """Such a call as the benchmark's ``--case`` takes it; None for a cell that others have not."""
-    if config.cell.name not in ("lstm", "rnn") or (config.proj_size and config.cell.name != "lstm"):
-        return None
-    features = {
-        "dtype": (dtype.name, "float32"),
-        "inputs": (config.input_size, config.hidden_size),
-        "cell": (config.cell.name, "lstm"),
-        "layers": (config.num_layers, 1),
-        "directions": (config.directions, 1),
-        "projection": (config.proj_size, 0),
-        "bias": (int(config.bias), 1),
-    }
-    given = [f"{name}={value}" for name, (value, usual) in features.items() if value != usual]
-    return ",".join([str(batch), str(steps), str(config.hidden_size), *given])
 
 
 def weights_of(
@@ -379,12 +226,12 @@ def stack_to_step(
         TypeError, ValueError: as :func:`weights_of`.
     """
     dtype = dtype_of(params)
-    matrices = _dtype_of_matrices(params, dtype)
+    matrices = dtype_of_matrices(params, dtype)
     shape = config.layer_shape(0, 1, batch, dtype, matrices, False, False)
     return shape, [weights_of(config, params, layer, dtype, matrices)[0] for layer in range(config.num_layers)]
 
 
-def _dtype_of_matrices(params: Mapping[str, Any], dtype: np.dtype, training: bool = False) -> np.dtype:
+def dtype_of_matrices(params: Mapping[str, Any], dtype: np.dtype, training: bool = False) -> np.dtype:
     """The dtype of ``weight_ih`` and ``weight_hh`` for calls in ``dtype``: that, or a narrow one, which is not trained.
 
     Raises:
@@ -418,16 +265,11 @@ def dtype_of(params: Mapping[str, Any]) -> np.dtype:
 # --- checks, and the way in and out -----------------------------------------------------------------------------
 
 
-def _check_input(config: Config, x: Any, dtype: np.dtype, device: str) -> tuple[np.ndarray, bool]:
+def check_input(config: Config, x: Any, dtype: np.dtype, device: str) -> tuple[np.ndarray, bool]:
     """x as (T, B, I), and whether it was one sequence without a batch axis."""
     array = checks.array(x, "x", dtype, *config.input_shapes, device=device)
     unbatched = array.ndim == 2
     return _inside(config, array, unbatched, arrays.library(device)), unbatched
-
-
-def state_sizes(cell: Cell, outputs: int, hidden: int) -> list[int]:
-    """Features of h and of each carried state."""
-    return [outputs, *[hidden] * len(cell.states)]
 
 
 def state_parts(state: Any, count: int, name: str, expected: str) -> Sequence[Any]:
@@ -446,16 +288,16 @@ def check_state(
     name: str, config: Config, state: Any, batch: int, unbatched: bool, dtype: np.dtype, device: str
 ) -> State:
     """The state, or gradients of one, as a tuple of C-contiguous (L·D, B, ·), zeros in place of None."""
-    shapes = config.state_shapes(batch)
+    layout = config.state_layout((batch,))
     library = arrays.library(device)
     if state is None:
-        return tuple([library.zeros(shape, dtype) for shape in shapes])
-    labels = [f"{name} {label}" for label in ("h", *config.cell.states)]
-    if len(shapes) == 1 and not isinstance(state, (tuple, list)):
+        return tuple([library.zeros(shape, dtype) for _, shape in layout])
+    labels = [f"{name} {label}" for label, _ in layout]
+    if len(layout) == 1 and not isinstance(state, (tuple, list)):
         state = (state,)
-    parts = state_parts(state, len(shapes), name, f"({', '.join(labels)})")
+    parts = state_parts(state, len(layout), name, f"({', '.join(labels)})")
     checked = []
-    for label, part, shape in zip(labels, parts, shapes, strict=True):
+    for label, part, (_, shape) in zip(labels, parts, layout, strict=True):
         if part is None:
             checked.append(library.zeros(shape, dtype))
             continue

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -21,6 +21,8 @@ import pytest
 import gpulstm
 from gpulstm import dispatch
 from gpulstm_kernels import reference
+from gpulstm_kernels.backend import LayerShape
+from gpulstm_kernels.cpu import layer as cpu_layer
 from gpulstm_kernels.cpu import tuning
 from gpulstm_kernels.cpu.crew.thread_pool import crew
 
@@ -312,6 +314,58 @@ def test_explain(monkeypatch: pytest.MonkeyPatch) -> None:
         gpulstm.explain(lstm, X[0, 0])
     with pytest.raises(TypeError, match=r"layer: expected a recurrent layer such as gpulstm\.LSTM, got Linear"):
         gpulstm.explain(gpulstm.nn.Linear(4, 5), X)  # type: ignore[arg-type]
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, module: object, why_not: Callable[[LayerShape], str | None]) -> None:
+    """Let the backend that is ``module`` have reasons of its own."""
+    monkeypatch.setattr(module, "why_not", why_not)
+
+
+def test_explain_says_why_a_backend_that_runs_was_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(monkeypatch, cpu_layer, lambda shape: "Mondays")
+    lines = gpulstm.explain(gpulstm.LSTM(4, 5), X).splitlines()
+    assert lines[0].startswith("reference: chosen automatically")
+    assert "numba_cpu: not used; cannot compute this: Mondays" in lines
+    assert lines[-1].startswith("measure it: ")
+
+
+def test_explain_of_narrow_parameters_names_no_benchmark() -> None:
+    """Which would measure another computation."""
+    lstm = gpulstm.LSTM(4, 5, seed=0)
+    lstm.params = gpulstm.quantize(lstm, "bf16").params
+    text = gpulstm.explain(lstm, X)
+    assert "reference: not used; cannot compute this: it has no weights in uint16" in text.splitlines()
+    assert "measure it" not in text
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_every_layer_of_a_stack_is_asked_for(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the layers above the first have other inputs, they are calls of another shape."""
+    asked = []
+    monkeypatch.setattr(reference, "layer_forward", lambda *args: pytest.fail("computed"))
+    refusing(monkeypatch, reference, lambda shape: asked.append(shape.inputs) or ("wide" if shape.inputs > 4 else None))
+    lstm = gpulstm.LSTM(4, 5, num_layers=2)
+    message = "backend: 'reference' cannot compute this: wide; expected another backend"
+    with pytest.raises(gpulstm.BackendUnavailable, match=message):
+        (lstm.vjp if training else lstm)(X, backend="reference")
+    assert asked == [4, 5]
+
+
+def test_narrow_parameters_that_no_kernel_takes_are_refused_with_the_reason() -> None:
+    lstm = gpulstm.LSTM(4, 5, seed=0)
+    lstm.params = gpulstm.quantize(lstm, "bf16").params
+    message = "weight_ih_l0: expected floating-point parameters, got uint16: it has no weights in uint16"
+    with pytest.raises(TypeError, match=message):
+        lstm(X, backend="reference")
+    with gpulstm.use_backend("reference"), pytest.raises(TypeError, match=message):
+        lstm.stream()
+
+
+def test_a_stream_runs_where_the_automatic_choice_has_not_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(monkeypatch, cpu_layer, lambda shape: f"it has no cell {shape.cell.name}")
+    monkeypatch.setattr(cpu_layer, "stream", lambda *args: pytest.fail("streamed"))
+    lstm = gpulstm.LSTM(4, 5, seed=0)
+    np.testing.assert_array_equal(lstm.stream(2)(X[0]), lstm(X[:1], backend="reference")[0][0])
 
 
 def test_explain_names_threads_and_their_split(monkeypatch: pytest.MonkeyPatch) -> None:

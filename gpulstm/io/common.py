@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, checks, dispatch, files, nn, ops
+from .. import arrays, checks, dispatch, files, nn
+from ..config import Config
 
 Arrays = dict[str, np.ndarray]
 PathLike = str | os.PathLike[str]
@@ -109,7 +110,7 @@ def widened(array: np.ndarray) -> np.ndarray:
 
 
 def recurrent(
-    config: ops.Config,
+    config: Config,
     params: Mapping[str, np.ndarray],
     *,
     kind: type[nn.RNNBase] | None = None,

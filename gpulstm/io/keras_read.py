@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks, nn, ops
+from .. import checks, nn
 from ..cells import LSTM, RNN
+from ..config import Config
 from . import gate_order
 from .common import Arrays, PathLike, WeightsError, check_target, finite, free_name, path_of, recurrent
 from .keras_files import Found, found_in
@@ -94,7 +95,7 @@ def _layer(found: Found, layout: str | None, dtype: Any, device: str | None) -> 
     for entry in words:
         if _CLASSES.get(str(entry.get("class_name")), gates) != gates:
             raise WeightsError(f"{entry['class_name']}: expected weights of its own, got {gates} gates a unit")
-    config = ops.Config(
+    config = Config(
         _CELLS[gates],
         kernel.shape[0],
         hidden,

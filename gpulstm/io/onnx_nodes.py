@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import files, ops
+from .. import files
 from ..cells import LSTM, RNN, Cell
+from ..config import Config
 from . import gate_order
 from .common import Arrays, WeightsError, finite, free_name, path_of, read, require
 
@@ -78,7 +79,7 @@ class Node:
         array = _to_array(self.model, self.constants[name])
         return finite(array, f"{self.model.label}: node {self.name!r}: {role} ({name!r})")
 
-    def params(self, w: np.ndarray, r: np.ndarray, b: np.ndarray | None) -> tuple[ops.Config, Arrays]:
+    def params(self, w: np.ndarray, r: np.ndarray, b: np.ndarray | None) -> tuple[Config, Arrays]:
         """The layer of this node's weights W, R and B: its configuration, and its parameters under torch's names."""
         gates = len(self.cell.gates)
         directions = 2 if self.direction == "bidirectional" else 1
@@ -95,7 +96,7 @@ class Node:
         ):
             if value.shape != shape:
                 raise self.error(f"{role}: expected shape {shape} for direction {self.direction}, got {value.shape}")
-        config = ops.Config(
+        config = Config(
             self.cell,
             inputs,
             hidden,

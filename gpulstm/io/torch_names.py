@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, cells, checks, nn, ops
+from .. import arrays, cells, checks, nn
 from ..cells import Cell
+from ..config import Config
 from .common import Arrays, WeightsError, finite, recurrent
 
 _NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)_l(\d+)(_reverse)?")
@@ -64,7 +65,7 @@ def infer(
     *,
     batch_first: bool = False,
     dropout: float = 0.0,
-) -> ops.Config:
+) -> Config:
     """The configuration of the layer whose parameters have these ``shapes``; ``cell`` if it is known already.
 
     Raises:
@@ -93,7 +94,7 @@ def infer(
     if int(last[2]) >= len(shapes):  # a number that is made up must not cost time
         raise WeightsError(f"{prefix}{last[0]}: expected fewer layers than the {len(shapes)} parameters")
     try:
-        config = ops.Config(
+        config = Config(
             known[gates],
             inputs,
             hidden,

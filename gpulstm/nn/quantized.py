@@ -11,6 +11,7 @@ from gpulstm_kernels import bfloat16
 from gpulstm_kernels.backend import NARROW, Backend
 
 from .. import dispatch, ops
+from ..config import Config
 from .model import Params, Pullback
 from .recurrent import RNNBase
 from .stream import Streamed, alone
@@ -49,7 +50,7 @@ class Quantized(Streamed):
                 self.params[name], self.params[name.replace("weight", "scale")] = _to_int8(value)
 
     @classmethod
-    def of(cls, config: ops.Config, kind: str, params: Params) -> Quantized:
+    def of(cls, config: Config, kind: str, params: Params) -> Quantized:
         """The layer that has these :attr:`params`, as another one's have been saved."""
         layer = cls.__new__(cls)
         layer.config, layer.kind, layer.params = config, kind, params

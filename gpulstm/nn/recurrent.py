@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, cells, checks, dispatch, ops
+from .. import arrays, cells, checks, dispatch, explanation, ops
+from ..config import Config
 from .model import Params, Pullback, on_device
 from .stream import Streamed, alone
 
@@ -60,7 +61,7 @@ class RNNBase(Streamed):
         seed: Any = None,
         init: str = "uniform",
     ) -> None:
-        self.config = ops.Config(
+        self.config = Config(
             cells.get(cell),
             input_size,
             hidden_size,
@@ -123,7 +124,7 @@ class RNNBase(Streamed):
 
     def explain(self, x: Any, *, backend: str | None = None) -> str:
         """See :func:`gpulstm.explain`."""
-        return ops.explain(self.config, self.params, x, backend)
+        return explanation.explain(self.config, self.params, x, backend)
 
     def __repr__(self) -> str:
         c = self.config
@@ -134,12 +135,12 @@ class RNNBase(Streamed):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def _uniform(config: ops.Config, rng: np.random.Generator, dtype: np.dtype) -> dict[str, np.ndarray]:
+def _uniform(config: Config, rng: np.random.Generator, dtype: np.dtype) -> dict[str, np.ndarray]:
     bound = 1 / np.sqrt(config.hidden_size)
     return {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in config.shapes().items()}
 
 
-def _recommended(config: ops.Config, rng: np.random.Generator, dtype: np.dtype) -> dict[str, np.ndarray]:
+def _recommended(config: Config, rng: np.random.Generator, dtype: np.dtype) -> dict[str, np.ndarray]:
     gates, hidden = config.cell.gates, config.hidden_size
     params = {}
     for name, shape in config.shapes().items():

@@ -11,6 +11,7 @@ from gpulstm_kernels.backend import Backend
 from gpulstm_kernels.memory import contiguous
 
 from .. import arrays, checks, dispatch, ops
+from ..config import Config
 from .model import Params, Recurrent
 
 
@@ -22,7 +23,7 @@ def alone(state: ops.State) -> Any:
 class Streamed(Recurrent):
     """A layer of one cell, described by ``config``, that can be stepped."""
 
-    config: ops.Config
+    config: Config
 
     def params_for(self, backend: Backend) -> Params:
         """What ``backend`` takes."""
@@ -60,12 +61,13 @@ class Stream:
         self._config, self._device = config, layer.device
         self._batch = checks.integer(batch_size, "batch_size")
         self._shape = (self._batch, config.input_size)
-        backend = dispatch.select(None, self._device)[0].module
-        self._params = dict(layer.params_for(backend))
+        self._params = dict(layer.params_for(dispatch.select(None, self._device)[0].module))
         self._dtype = ops.dtype_of(self._params)
         held = sum(math.prod(shape) for shape in config.state_shapes(self._batch)) * self._dtype.itemsize
         checks.fits(held, "batch_size", self._batch)
-        self._kernels = backend.stream(*ops.stack_to_step(config, self._params, self._batch))
+        shape, layers = ops.stack_to_step(config, self._params, self._batch)
+        backend = ops.select_backend(self._params, shape, self._device)[0].module  # the first may lack the cell
+        self._kernels = backend.stream(shape, layers)
         if self._kernels is not None and next(iter(self._params.values())).dtype == self._dtype:
             self._check_places()
         self.reset(state)

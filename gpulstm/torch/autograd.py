@@ -7,15 +7,17 @@ gradient of the gradient comes from :mod:`.equations`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gpulstm_kernels.backend import LayerShape
 from gpulstm_kernels.cells import Cell
 
-from .. import dispatch
+from .. import cells, checks, dispatch
 from . import bridge, equations, operator
 
 
@@ -26,7 +28,7 @@ def layer(
 
     Tensors are of one device and dtype: float32 or float64, on a GPU float16 or bfloat16 too.
     """
-    backend = _backend_name(bridge.backend_device(x.device))
+    backend = _backend_name(bridge.backend_device(x.device), cell.name, x.dtype)
     if _is_transformed() and torch.compiler.is_compiling():  # which takes no autograd.Function inside torch.func
         results = equations.layer(cell.name, x, lengths, state, weights)
     elif _is_recorded((x, *state, *weights)):
@@ -38,8 +40,17 @@ def layer(
 
 
 @torch.compiler.assume_constant_result  # a compiled graph keeps the backend that it was traced with
-def _backend_name(device: str) -> str:
-    return dispatch.select(None, device)[0].name
+def _backend_name(device: str, cell: str, dtype: torch.dtype) -> str:
+    return dispatch.select(_smallest(cell, dtype), device)[0].name
+
+
+@functools.cache
+def _smallest(cell: str, dtype: torch.dtype) -> LayerShape:
+    """Of a call with such a cell and dtype: what a compiler knows when it asks, which may know no sizes."""
+    own = checks.dtype(str(dtype).removeprefix("torch."), "cuda")
+    return LayerShape(
+        cells.get(cell), 1, 1, 1, 1, 1, 1, own, own, training=False, bias=False, projected=False, ragged=False
+    )
 
 
 def _is_recorded(tensors: Sequence[Tensor]) -> bool:
@@ -161,7 +172,7 @@ class LayerGradient(torch.autograd.Function):
         return (None,) * 5 + of_inputs + (None,) * ctx.n_tape
 
 
-def _keep_for_export(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+def _setup_for_export(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, state, weights, lengths, cell, backend, training = inputs
     tape = [output[0], *output[1 + len(state) :]] if training else []
     ctx.shape, ctx.training = (cell, backend, len(state), len(weights)), training
@@ -182,5 +193,5 @@ def _backward_for_export(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd(
-    "gpulstm::layer_forward", _backward_for_export, setup_context=_keep_for_export, lib=operator.library
+    "gpulstm::layer_forward", _backward_for_export, setup_context=_setup_for_export, lib=operator.library
 )

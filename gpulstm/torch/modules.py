@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from gpulstm_kernels.cells import Cell
 
 from .. import cells, checks, ops
+from ..config import StateLayout, state_layout
 from .autograd import layer
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -93,15 +94,9 @@ class _Recurrent(torch.nn.RNNBase):
 
     def _state(self, hx: Sequence[Any] | None, x: Tensor, rows: tuple[int, ...]) -> States:
         """The initial state, checked, or zeros; ``rows`` is (B,), or () for one sequence."""
-        count = self.num_layers * (2 if self.bidirectional else 1)
-        sizes = ops.state_sizes(self._cell, self.proj_size or self.hidden_size, self.hidden_size)
-        if hx is None:
-            return tuple(x.new_zeros((count, *rows, size)) for size in sizes)
-        labels = ["hx"] if len(sizes) == 1 else [f"hx[{k}]" for k in range(len(sizes))]
-        parts = ops.state_parts(hx, len(sizes), "hx", _tensors(self._cell))
-        for part, label, size in zip(parts, labels, sizes, strict=True):
-            _check_part(part, label, x, (count, *rows, size))
-        return tuple(parts)
+        leading = (self.num_layers * (2 if self.bidirectional else 1), *rows)
+        layout = state_layout(self._cell, leading, self.proj_size or self.hidden_size, self.hidden_size)
+        return _checked_state(hx, x, layout)
 
     def _stack(self, x: Tensor, state: States, lengths: Tensor | None) -> tuple[Tensor, States]:
         """x (T, B, I) through all layers; y past a length is unspecified."""
@@ -252,19 +247,16 @@ class LSTMCell(torch.nn.LSTMCell):
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             expected = f"(B, {self.input_size}) or ({self.input_size},)"
             raise ValueError(f"input: expected shape {expected}, got {tuple(input.shape)}")
-        shape = (*input.shape[:-1], self.hidden_size)
-        if hx is None:
-            hx = (input.new_zeros(shape),) * 2
-        for k, part in enumerate(ops.state_parts(hx, 2, "hx", _tensors(cells.LSTM))):
-            _check_part(part, f"hx[{k}]", input, shape)
+        layout = state_layout(cells.LSTM, input.shape[:-1], self.hidden_size, self.hidden_size)
+        h, c = _checked_state(hx, input, layout)
         if self.hidden_size == 0:  # which torch's takes
-            return hx[0].clone(), hx[1].clone()
+            return h.clone(), c.clone()
         given = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         weights = [weight for weight in given if weight is not None]
         lead = (1,) * (3 - input.dim())
-        state = tuple(part.reshape(*lead, *part.shape) for part in hx)
-        _, (h, c) = _run_layer(cells.LSTM, input.reshape(*lead, *input.shape), state, weights, None)
-        return h.reshape(shape), c.reshape(shape)
+        state = tuple(part.reshape(*lead, *part.shape) for part in (h, c))
+        _, final = _run_layer(cells.LSTM, input.reshape(*lead, *input.shape), state, weights, None)
+        return final[0].reshape(h.shape), final[1].reshape(c.shape)
 
 
 def _run_layer(
@@ -305,9 +297,15 @@ def _check_dtype(dtype: Any) -> None:
         raise TypeError(f"dtype: expected None or one of {', '.join(map(str, _DTYPES))}, got {checks.shown(dtype)}")
 
 
-def _tensors(cell: Cell) -> str:
-    """A state of ``cell``, as messages have it."""
-    return f"{1 + len(cell.states)} tensors, ({', '.join(('h', *cell.states))})"
+def _checked_state(hx: Sequence[Any] | None, x: Tensor, layout: StateLayout) -> States:
+    """The initial state for the input ``x``, checked, or zeros."""
+    if hx is None:
+        return tuple([x.new_zeros(shape) for _, shape in layout])
+    expected = f"{len(layout)} tensors, ({', '.join([label for label, _ in layout])})"
+    parts = ops.state_parts(hx, len(layout), "hx", expected)
+    for k, (_, shape) in enumerate(layout):
+        _check_part(parts[k], "hx" if len(layout) == 1 else f"hx[{k}]", x, shape)
+    return tuple(parts)
 
 
 def _check_part(part: Any, name: str, x: Tensor, shape: tuple[int, ...]) -> None:

@@ -14,7 +14,6 @@ Their gradients are in :mod:`.autograd`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,15 +61,9 @@ def _named(cell: Cell, x: Any, state: Sequence[Any], weights: Sequence[Any]) -> 
     return named
 
 
-@functools.cache
-def _backend(name: str) -> Backend:
-    return dispatch.check_backend(name).module
-
-
 def _module(name: str, shape: LayerShape) -> Backend:
     """The backend called ``name``, which computes calls of such a shape: else it says why not before anything runs."""
-    found = _backend(name)
-    return found if found.why_not(shape) is None else dispatch.check_backend(name, shape).module
+    return dispatch.module_for(dispatch.check_backend(name), shape)
 
 
 def _forward(
@@ -154,7 +147,7 @@ def _forward_shapes(
     hidden = weights[1].shape[0] // len(kind.gates)
     features = True, count in (4, 5), count in (3, 5), lengths is not None  # count may be a symbol, which no dict takes
     shape = LayerShape(kind, steps, batch, x.shape[2], hidden, outputs, directions, dtype, dtype, *features)
-    layout = _backend(backend).tape_layout(shape)
+    layout = dispatch.check_backend(backend).module.tape_layout(shape)
     first, *rest = (x.new_empty(shape, dtype=getattr(torch, name)) for shape, name in layout)
     return [first, *final, *rest]
 

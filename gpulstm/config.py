@@ -1,0 +1,142 @@
+"""The shape of a recurrent network: its sizes, its parameters' names and shapes, its states, the memory it takes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gpulstm_kernels.backend import LayerShape
+
+from . import checks
+from .cells import Cell
+
+StateLayout = list[tuple[str, tuple[int, ...]]]
+"""The name and the shape of h and of each carried state."""
+
+_ARRAY = 512  # bytes that an array takes beside its numbers, with its name in a dict
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a recurrent network, with the arguments and names of ``torch.nn.LSTM``.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a size below 1, dropout outside [0, 1), ``proj_size`` not below ``hidden_size``, unknown cell.
+    """
+
+    cell: Cell
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+    proj_size: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "hidden_size", "num_layers"):
+            checks.integer(getattr(self, name), name)
+        checks.integer(self.proj_size, "proj_size", 0)
+        checks.real(self.dropout, "dropout", "[0, 1)")
+        for name in ("bias", "batch_first", "bidirectional"):
+            checks.flag(getattr(self, name), name)
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(f"proj_size: expected less than hidden_size = {self.hidden_size}, got {self.proj_size}")
+
+    def memory(self, itemsize: int) -> int:
+        """Bytes that the parameters take, of ``itemsize`` bytes a number; however many layers, none is listed."""
+
+        def size(layers: int) -> int:
+            shapes = replace(self, num_layers=layers).shapes().values()
+            return sum(math.prod(shape) * itemsize + _ARRAY for shape in shapes)
+
+        first = size(1)
+        return first if self.num_layers == 1 else first + (self.num_layers - 1) * (size(2) - first)
+
+    def check_memory(self, itemsize: int) -> None:
+        """Refuse sizes whose parameters, of ``itemsize`` bytes a number, this machine cannot hold."""
+        sizes = self.input_size, self.hidden_size, self.num_layers
+        checks.fits(self.memory(itemsize), "input_size, hidden_size, num_layers", sizes)
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """Features of h in one direction: the projection's where there is one."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def input_shapes(self) -> tuple[checks.Shape, checks.Shape]:
+        """The shapes of x: of a batch, and of one sequence."""
+        outer = ("B", "T") if self.batch_first else ("T", "B")
+        return (*outer, self.input_size), ("T", self.input_size)
+
+    def suffixes(self) -> list[list[str]]:
+        """For each layer, what its directions' parameter names end in."""
+        ends = ["", "_reverse"][: self.directions]
+        return [[f"_l{layer}{end}" for end in ends] for layer in range(self.num_layers)]
+
+    @functools.cached_property
+    def parameters(self) -> list[list[list[tuple[str, str, tuple[int, ...]]]]]:
+        """For each layer and direction its parameters, in torch's order: (name in it, torch's name, shape)."""
+        rows, inputs = len(self.cell.gates) * self.hidden_size, self.input_size
+        layers = []
+        for ends in self.suffixes():
+            own: dict[str, tuple[int, ...]] = {"weight_ih": (rows, inputs), "weight_hh": (rows, self.output_size)}
+            if self.bias:
+                own |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            if self.proj_size:
+                own["weight_hr"] = (self.proj_size, self.hidden_size)
+            layers.append([[(name, name + end, shape) for name, shape in own.items()] for end in ends])
+            inputs = self.output_size * self.directions
+        return layers
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter, under torch's names and in torch's order."""
+        return {name: shape for layer in self.parameters for own in layer for _, name, shape in own}
+
+    def layer_shape(
+        self, layer: int, steps: int, batch: int, dtype: np.dtype, weights: np.dtype, training: bool, ragged: bool
+    ) -> LayerShape:
+        """Of a call of one layer; ``weights`` is the dtype of its matrices, which quantized ones have of their own."""
+        outputs, directions = self.proj_size or self.hidden_size, 2 if self.bidirectional else 1
+        inputs = outputs * directions if layer else self.input_size
+        return LayerShape(
+            self.cell,
+            steps,
+            batch,
+            inputs,
+            self.hidden_size,
+            outputs,
+            directions,
+            dtype,
+            weights,
+            training,
+            self.bias,
+            self.proj_size > 0,
+            ragged,
+        )
+
+    def state_layout(self, rows: tuple[int, ...]) -> StateLayout:
+        """The name and the shape of h and of each carried state; ``rows`` is (B,), or () for one sequence."""
+        return state_layout(self.cell, (self.num_layers * self.directions, *rows), self.output_size, self.hidden_size)
+
+    def state_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        """The shapes of h and of each carried state."""
+        return [shape for _, shape in self.state_layout((batch,))]
+
+
+def state_layout(cell: Cell, leading: tuple[int, ...], outputs: int, hidden: int) -> StateLayout:
+    """The name and the shape of h (P = ``outputs`` features) and of each carried state (H = ``hidden``).
+
+    ``leading`` are the axes that all have in common, before the features.
+    """
+    carried = (*leading, hidden)
+    return [("h", (*leading, outputs)), *[(name, carried) for name in cell.states]]
