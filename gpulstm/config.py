@@ -106,6 +106,7 @@ class Config:
         self, layer: int, steps: int, batch: int, dtype: np.dtype, weights: np.dtype, training: bool, ragged: bool
     ) -> LayerShape:
         """Of a call of one layer; ``weights`` is the dtype of its matrices, which quantized ones have of their own."""
+        # By position and without properties, which every call of a network would pay: names make this twice as slow.
         outputs, directions = self.proj_size or self.hidden_size, 2 if self.bidirectional else 1
         inputs = outputs * directions if layer else self.input_size
         return LayerShape(

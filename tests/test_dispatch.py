@@ -399,7 +399,7 @@ def test_importing_imports_little() -> None:
     """No Numba, GPU library, torch, CLI or progress bar comes with the package or with making a layer."""
     script = (
         "import sys, gpulstm; gpulstm.LSTM(2, 3);"
-        "heavy = {'numba', 'llvmlite', 'cupy', 'torch', 'attrs', 'click', 'tqdm', 'matplotlib', 'safetensors'};"
+        "heavy = {'numba', 'llvmlite', 'cupy', 'torch', 'attr', 'attrs', 'click', 'tqdm', 'matplotlib', 'safetensors'};"
         "heavy |= {'tensorboardX'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -72,7 +72,7 @@ def copy(array: Any) -> Any:
 
 
 def contiguous(array: Any) -> Any:
-    """``array`` itself where kernels can take it as it lies: C-contiguous and aligned; else a copy."""
+    """``array`` itself where kernels can read it in place: C-contiguous and aligned; else a copy."""
     if array.flags.c_contiguous and current().pointer(array) % _ALIGNMENT == 0:
         return array
     return copy(array)

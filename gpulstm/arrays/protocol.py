@@ -28,7 +28,7 @@ class Arrays(Protocol):
         """A C-contiguous copy."""
 
     def contiguous(self, array: Array) -> Array:
-        """``array`` itself where kernels can take it as it lies: C-contiguous and aligned; else a copy."""
+        """``array`` itself where kernels can read it in place: C-contiguous and aligned; else a copy."""
 
     def copy_into(self, target: Array, value: Array) -> None:
         """Copy ``value``, an array of this library, into ``target``."""

@@ -108,7 +108,7 @@ def _read(source: Path, layer: str | None, prefix: str, batch_first: bool | None
         from .. import tasks
 
         if prefix or batch_first is not None or dtype is not None:
-            raise WeightsError(f"{source}: is a checkpoint, which says everything; expected no other options")
+            raise WeightsError(f"{source}: is a checkpoint, which has all of that stored; expected no other options")
         return tasks.restored(source)
     raise WeightsError(f"{source}: expected a name that ends in {SOURCES}")
 

@@ -34,7 +34,7 @@ class Found:
 
     Attributes:
         name: Keras's name of the layer.
-        weights: kernel, recurrent kernel and maybe bias, once a direction, as they lie in the file.
+        weights: kernel, recurrent kernel and maybe bias, once a direction, as stored in the file.
         words: the layer's entry in the model's configuration, None where the file has none.
         why_not: for a layer that has no such weights, what it is.
     """

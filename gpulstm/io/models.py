@@ -135,7 +135,7 @@ def _options(words: dict[str, Any]) -> dict[str, Any]:
 
 
 def _quantized(words: dict[str, Any], own: Arrays, prefix: str, dtype: Any, device: str | None) -> nn.Quantized:
-    """A layer of narrow weights, as they lie in the file."""
+    """A layer of narrow weights, as stored in the file."""
     kind = words.get("kind")
     if kind not in tuple(NARROW):
         raise WeightsError(f"metadata: kind: expected one of {', '.join(NARROW)}, got {kind!r}")

@@ -126,6 +126,7 @@ class LastStepHead(Layer):
         return self
 
     def __call__(self, x: Any, lengths: Any = None) -> np.ndarray:
+        """Inference: the prediction. A head has no state, so ``lengths`` comes second here, third in the others."""
         return self.forward(x, None, lengths)[0]
 
     def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, tuple[()]]:

@@ -26,6 +26,11 @@ def on_device(params: Params, device: str) -> Params:
     return {name: arrays.library(device).from_host(value) for name, value in params.items()}
 
 
+def unwrap_single(state: tuple[Any, ...]) -> Any:
+    """h by itself where there is no other state, as ``torch.nn.RNN`` has it."""
+    return state if len(state) > 1 else state[0]
+
+
 class Layer:
     """Base of all layers: a dict ``params`` of named arrays, and state dicts under torch's names.
 
@@ -184,32 +189,32 @@ class Sequential(Recurrent):
         return self
 
     def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Any, tuple[Any, ...]]:
-        states, limits = self._spread_state(state), self._spread_lengths(lengths)
+        states, limits = self._states_by_layer(state), self._lengths_by_layer(lengths)
         for i, layer in enumerate(self.layers):
             x, states[i] = layer.forward(x, states[i], limits[i])
-        return x, self._gathered(states)
+        return x, self._recurrent_states(states)
 
     def vjp(
         self, x: Any, state: Any = None, lengths: Any = None, *, rng: Any = None
     ) -> tuple[tuple[Any, tuple[Any, ...]], Pullback]:
         rng = arrays.library(self.device).generator(rng)
-        states, limits = self._spread_state(state), self._spread_lengths(lengths)
+        states, limits = self._states_by_layer(state), self._lengths_by_layer(lengths)
         pullbacks = []
         for i, layer in enumerate(self.layers):
             (x, states[i]), layer_pullback = layer.vjp(x, states[i], limits[i], rng=rng)
             pullbacks.append(layer_pullback)
 
         def pullback(dy: Any, dstate: Any = None) -> tuple[Any, tuple[Any, ...], Params]:
-            dstates = self._spread_state(dstate, "dstate")
+            dstates = self._states_by_layer(dstate, "dstate")
             grads = {}
             for i in reversed(range(len(pullbacks))):
                 dy, dstates[i], layer_grads = pullbacks[i](dy, dstates[i])
                 grads.update({f"{i}.{name}": gradient for name, gradient in layer_grads.items()})
-            return dy, self._gathered(dstates), {name: grads[name] for name in self.params}
+            return dy, self._recurrent_states(dstates), {name: grads[name] for name in self.params}
 
-        return (x, self._gathered(states)), pullback
+        return (x, self._recurrent_states(states)), pullback
 
-    def _spread_lengths(self, lengths: Any) -> list[Any]:
+    def _lengths_by_layer(self, lengths: Any) -> list[Any]:
         """What each layer is given as lengths: None where it takes none."""
         if lengths is not None and not self.takes_lengths:
             raise ValueError("lengths: expected None, since no layer of this model takes them")
@@ -218,7 +223,7 @@ class Sequential(Recurrent):
             spread[i] = lengths
         return spread
 
-    def _spread_state(self, state: Any, name: str = "state") -> list[Any]:
+    def _states_by_layer(self, state: Any, name: str = "state") -> list[Any]:
         """What each layer is given as its state: None where it has none, or where all are None."""
         spread: list[Any] = [None] * len(self.layers)
         if state is None:
@@ -233,6 +238,6 @@ class Sequential(Recurrent):
             spread[i] = part
         return spread
 
-    def _gathered(self, states: list[Any]) -> tuple[Any, ...]:
+    def _recurrent_states(self, states: list[Any]) -> tuple[Any, ...]:
         """The states of the recurrent layers, of one a layer."""
         return tuple(states[i] for i in self.recurrent)

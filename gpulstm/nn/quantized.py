@@ -12,9 +12,9 @@ from gpulstm_kernels.backend import NARROW, Backend
 
 from .. import dispatch, ops
 from ..config import Config
-from .model import Params, Pullback
+from .model import Params, Pullback, unwrap_single
 from .recurrent import RNNBase
-from .stream import Streamed, alone
+from .stream import Streamed
 
 _MOST = 127  # of int8, so that a row's range is symmetric
 
@@ -71,7 +71,7 @@ class Quantized(Streamed):
         """The same as calling the layer."""
         params = self.params_for(dispatch.select(None, "cpu", backend)[0].module)
         y, final, _ = ops.rnn_forward(self.config, params, x, state, lengths, backend=backend)
-        return y, alone(final)
+        return y, unwrap_single(final)
 
     def params_for(self, backend: Backend) -> Params:
         """What ``backend`` takes: the narrow weights, or those widened."""

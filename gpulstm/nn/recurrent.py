@@ -8,8 +8,8 @@ import numpy as np
 
 from .. import arrays, cells, checks, dispatch, explanation, ops
 from ..config import Config
-from .model import Params, Pullback, on_device
-from .stream import Streamed, alone
+from .model import Params, Pullback, on_device, unwrap_single
+from .stream import Streamed
 
 INITS = ("uniform", "recommended")
 
@@ -94,7 +94,7 @@ class RNNBase(Streamed):
     ) -> tuple[np.ndarray, Any]:
         """The same as calling the layer."""
         y, final, _ = ops.rnn_forward(self.config, self.params, x, state, lengths, backend=backend)
-        return y, alone(final)
+        return y, unwrap_single(final)
 
     def vjp(
         self,
@@ -118,9 +118,9 @@ class RNNBase(Streamed):
 
         def pullback(dy: Any = None, dstate: Any = None) -> tuple[np.ndarray, Any, Params]:
             dx, initial, grads = ops.rnn_backward(tape, dy, dstate)
-            return dx, alone(initial), grads
+            return dx, unwrap_single(initial), grads
 
-        return (y, alone(final)), pullback
+        return (y, unwrap_single(final)), pullback
 
     def explain(self, x: Any, *, backend: str | None = None) -> str:
         """See :func:`gpulstm.explain`."""

@@ -12,12 +12,7 @@ from gpulstm_kernels.memory import contiguous
 
 from .. import arrays, checks, dispatch, ops
 from ..config import Config
-from .model import Params, Recurrent
-
-
-def alone(state: ops.State) -> Any:
-    """h by itself where there is no other state, as ``torch.nn.RNN`` has it."""
-    return state if len(state) > 1 else state[0]
+from .model import Params, Recurrent, unwrap_single
 
 
 class Streamed(Recurrent):
@@ -38,7 +33,7 @@ class Stream:
     """Steps ``layer`` on one input after another: ``y = stream(x)``; made by ``layer.stream(batch_size, state)``.
 
     On the CPU a step without a projection allocates nothing: the output and the states live in the stream's own
-    buffers. It reads float parameters where they lie, so a change in place acts from the next step on. A stream is a
+    buffers. It reads float parameters in place, so a change in place acts from the next step on. A stream is a
     state: use it from one thread at a time.
 
     Args:
@@ -69,16 +64,16 @@ class Stream:
         backend = ops.select_backend(self._params, shape, self._device)[0].module  # the first may lack the cell
         self._kernels = backend.stream(shape, layers)
         if self._kernels is not None and next(iter(self._params.values())).dtype == self._dtype:
-            self._check_places()
+            self._check_no_copies()
         self.reset(state)
 
-    def _check_places(self) -> None:
-        """Float parameters are read where they lie: there may be no copy of one, which would not change with it."""
+    def _check_no_copies(self) -> None:
+        """Float parameters are read in place: there may be no copy of one, which would not change with it."""
         for name, value in self._params.items():
             array = arrays.to_numpy(value, name)
             if contiguous(array) is not array:
                 raise ValueError(
-                    f"layer: expected C-contiguous, aligned parameters, which a stream reads as they lie: {name}"
+                    f"layer: expected C-contiguous, aligned parameters, which a stream reads in place: {name}"
                 )
 
     def reset(self, state: Any = None) -> None:
@@ -94,7 +89,7 @@ class Stream:
         """A copy of the state, in the layer's form: (h, c) of (L, B, ·) each, or h alone."""
         parts = self._state if self._kernels is None else self._kernels.get_state()
         copies = tuple(arrays.library(self._device).copy(part) for part in parts)
-        return alone(copies)
+        return unwrap_single(copies)
 
     def __call__(self, x: Any) -> Any:
         """The output (B, P) for one input (B, I). The array may be written again two steps later: copy what you keep.

@@ -2,7 +2,7 @@
 
 An update runs over blocks that fit a core's cache: a parameter, its gradient and its moments cross memory
 once, and the scratch is two blocks, whatever the size of the model. Every operation is elementwise and
-correctly rounded, so a state that is saved and loaded goes on bit for bit.
+correctly rounded, so a state that is saved and loaded continues bit for bit.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def _direction(
         if valid is None:
             state = new
             outputs.append(new[0])
-        else:  # past its length a sequence stands still
+        else:  # past a sequence's length its state no longer changes
             state = tuple(torch.where(valid[t], a, b) for a, b in zip(new, state, strict=True))
             outputs.append(torch.where(valid[t], new[0], 0))
     return torch.stack(outputs[::-1] if reverse else outputs), state

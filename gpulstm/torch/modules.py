@@ -54,7 +54,7 @@ class _Recurrent(torch.nn.RNNBase):
         super().__init__(mode, *sizes, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
 
     def flatten_parameters(self) -> None:
-        """Nothing to do: the kernels take every weight where it lies. (torch's moves them together for cuDNN.)"""
+        """Nothing to do: the kernels read every weight in place. (torch's moves them together for cuDNN.)"""
 
     def _run(self, input: Any, hx: Sequence[Any] | None) -> tuple[Any, States]:
         """The output, like ``input``, and the final state of the stack."""

@@ -115,8 +115,8 @@ class Backend(Protocol):
             x: input (T, B, I).
             state: the initial one.
             weights: of each direction.
-            lengths: steps of each sequence (B,) int64, or None for all T. A sequence stands still past its length: its
-                state is handed on unchanged, and y there is unspecified (the caller clears it).
+            lengths: steps of each sequence (B,) int64, or None for all T. Past a sequence's length its state no
+                longer changes, and y is unspecified (the caller clears it).
 
         Returns:
             y (T, B, D·P), the final state, and in training a tape for :meth:`layer_backward`. Weights and x must not

@@ -14,8 +14,10 @@ from torch._dynamo import testing
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from gpulstm import arrays, cells
+from gpulstm import BackendUnavailable, arrays, cells, use_backend
 from gpulstm.torch import LSTM, RNN, autograd, equations, operator
+from gpulstm_kernels import reference
+from gpulstm_kernels.cpu import layer as cpu_layer
 from gpulstm_kernels.cpu.crew.thread_pool import crew
 
 torch.set_num_threads(1)  # for problems this small its pool only spins against ours
@@ -76,12 +78,12 @@ def test_opcheck_of_forward(variant: dict[str, Any], training: bool, recorded: b
 
 @pytest.mark.slow
 @variants
-@pytest.mark.parametrize("kept", [True, False])
-def test_opcheck_of_backward(variant: dict[str, Any], kept: bool) -> None:
+@pytest.mark.parametrize("taped", [True, False])
+def test_opcheck_of_backward(variant: dict[str, Any], taped: bool) -> None:
     x, state, weights, lengths = arguments(**variant)
     names = variant["cell"], "numba_cpu"
     first, *rest = operator.forward(x, state, weights, lengths, *names, True)
-    tape = [first, *rest[len(state) :]] if kept else []
+    tape = [first, *rest[len(state) :]] if taped else []
     dy = torch.randn_like(first[1:-1])
     torch.library.opcheck(operator.backward, (x, state, weights, lengths, tape, dy, state, *names))
 
@@ -422,3 +424,22 @@ def test_a_weight_that_does_not_fit(name: str, value: Tensor, message: str) -> N
     setattr(lstm, name, torch.nn.Parameter(value))
     with pytest.raises(ValueError, match=message):
         lstm(torch.zeros(5, 2, 3))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_automatic_choice_passes_over_a_backend_without_the_cell(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asked for that one: the next that runs computes."""
+    lstm, x = LSTM(2, 3), torch.randn(4, 2, 2)
+    with use_backend("reference"):
+        expected = lstm(x)[0]
+    torch.compiler.reset()
+    monkeypatch.setattr(cpu_layer, "why_not", lambda shape: f"it has no cell {shape.cell.name}")
+    monkeypatch.setattr(cpu_layer, "layer_forward", lambda *args: pytest.fail("computed"))
+    module: Any = torch.compile(lstm, fullgraph=True, backend="aot_eager") if compiled else lstm
+    assert torch.equal(module(x)[0], expected)
+    monkeypatch.setattr(reference, "why_not", lambda shape: "nor has it")
+    torch.compiler.reset()
+    with pytest.raises(BackendUnavailable, match="device: no backend can compute this on 'cpu': numba_cpu: it has no"):
+        lstm(x)

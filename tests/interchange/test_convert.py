@@ -100,7 +100,7 @@ def test_prefix_dtype_and_batch_first(tmp_path: Path) -> None:
         ("in.pt", "out.onnx", [], "looks like a pickle, which can run code"),
         ("in.txt", "out.onnx", [], "in.txt: expected a name that ends in .safetensors, .onnx"),
         ("", "out.onnx", [], "expected a checkpoint"),
-        ("", "out.onnx", ["--dtype", "float32"], "is a checkpoint, which says everything"),
+        ("", "out.onnx", ["--dtype", "float32"], "is a checkpoint, which has all of that stored"),
         ("gone.onnx", "there.onnx", ["--force"], "could not be read: No such file"),
     ],
 )

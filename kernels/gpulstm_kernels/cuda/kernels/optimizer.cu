@@ -1,4 +1,5 @@
-// One update of one parameter, elementwise: optim.py says what each rule computes. A thread an element, 256 a block.
+// One update of one parameter, elementwise: gpulstm/optim/rules.py says what each rule computes.
+// A thread an element, 256 a block.
 // `rates` are the rule's numbers of this step, in device memory so that a CUDA graph reads new ones at each replay.
 // Where `loss` or `norm` is given and not finite, nothing changes.
 #include "numeric.cuh"
