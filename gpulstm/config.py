@@ -127,7 +127,8 @@ class Config:
 
     def state_layout(self, rows: tuple[int, ...]) -> StateLayout:
         """The name and the shape of h and of each carried state; ``rows`` is (B,), or () for one sequence."""
-        return state_layout(self.cell, (self.num_layers * self.directions, *rows), self.output_size, self.hidden_size)
+        leading = (self.num_layers * self.directions, *rows)
+        return state_layout(self.cell, leading, self.proj_size or self.hidden_size, self.hidden_size)
 
     def state_shapes(self, batch: int) -> list[tuple[int, ...]]:
         """The shapes of h and of each carried state."""

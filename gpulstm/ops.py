@@ -80,7 +80,7 @@ def rnn_forward(
     if config.num_layers > 1:
         upper = config.layer_shape(1, steps, batch, dtype, matrices, training, lengths is not None)
         if upper != shape:
-            select_backend(params, upper, device, registered.name)
+            dispatch.module_for(registered, upper)
     if lengths is not None:
         x = library.clear_padding(x, lengths)
     if rng is not None:
