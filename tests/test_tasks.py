@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from gpulstm import nn, ops, parsing, tasks
+from gpulstm import nn, parsing, tasks
 from gpulstm.cells import LSTM
 from gpulstm.cli import cli, flags
 from gpulstm.cli.uses import UseCommand
+from gpulstm.config import Config
 from gpulstm.data import Batch
 from gpulstm.tasks import CommandTask
 from gpulstm.tasks.text import Settings, Sizes, TextTask, build
@@ -244,7 +245,7 @@ class AddingTask(CommandTask):
         hidden = config.integer("hidden", 1)
         if found.get("1.weight") != (1, hidden):
             raise ValueError(f"{config.path}.hidden: is {hidden}")
-        recurrent = ops.Config(LSTM, 1, hidden).shapes()
+        recurrent = Config(LSTM, 1, hidden).shapes()
         return {f"0.{name}": shape for name, shape in recurrent.items()} | {"1.weight": (1, hidden), "1.bias": (1,)}
 
     def loss(self, output: Any, batch: Batch) -> Any:
