@@ -61,6 +61,7 @@ def session() -> Session:
     return Session(np, lambda call, calls: 1e-3 * calls, lambda: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [dtype for dtype in grid.DTYPES if dtype != "bfloat16" or find_spec("ml_dtypes")])
 def test_torch_is_checked_and_timed(dtype: str) -> None:
     case = asdict(Case(3, 6, 8, dtype))
@@ -127,6 +128,7 @@ def walked(gates: Any, weight: Any, order: str) -> Any:
     return torch.stack(ys)
 
 
+@pytest.mark.slow
 def test_flashrnn_is_given_what_it_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its documented shapes: (B, T, gates, heads, D), (gates, heads, D, previous D), (gates, heads, D)."""
 
@@ -148,6 +150,7 @@ def test_flashrnn_is_given_what_it_documents(monkeypatch: pytest.MonkeyPatch) ->
     assert answer == {"misfit": "its fused kernels multiply half types"}
 
 
+@pytest.mark.slow
 def test_haste_is_given_what_it_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its documented parameters: kernel (I, 4·H), recurrent_kernel (H, 4·H), bias (4·H), gates i, g, f, o."""
     import torch

@@ -34,7 +34,7 @@ def _own_register(monkeypatch: pytest.MonkeyPatch) -> None:
     cells.register(MINIMAL)
 
 
-@pytest.mark.parametrize("cell", [COUPLED, MINIMAL], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [COUPLED, pytest.param(MINIMAL, marks=pytest.mark.slow)], ids=lambda cell: cell.name)
 def test_gradients_on_every_backend(cell: Cell) -> None:
     """Reference against finite differences, kernels against the reference."""
     for options in ({"directions": 2, "ragged": True}, {"projection": 2, "ragged": True}):

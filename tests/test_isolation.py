@@ -50,9 +50,19 @@ def _results(p: problems.Problem) -> problems.Arrays:
 SIZES = [(hidden, projected) for projected in (False, True) for hidden in HIDDEN[projected:]]
 
 
+def _some_slow(sizes: list[Any]) -> list[Any]:
+    """``sizes`` for parametrize: but for those of one unit, of less than a register and of more than a panel, slow."""
+    return [
+        size
+        if (size[0] if isinstance(size, tuple) else size) in (1, 7, 33)
+        else pytest.param(*(size if isinstance(size, tuple) else (size,)), marks=pytest.mark.slow)
+        for size in sizes
+    ]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", ["lstm", "rnn"])
-@pytest.mark.parametrize(("hidden", "projected"), SIZES)
+@pytest.mark.parametrize(("hidden", "projected"), _some_slow(SIZES))
 def test_ordinary_rows_beside_extreme_ones(cell: str, dtype: str, hidden: int, projected: bool) -> None:
     sizes: dict[str, Any] = {"steps": 3, "batch": 15, "hidden": hidden, "projection": (hidden + 1) // 2 * projected}
     for directions in (1, 2):
@@ -79,7 +89,7 @@ def test_ordinary_rows_beside_extreme_ones(cell: str, dtype: str, hidden: int, p
 @pytest.mark.parametrize("cell", ["lstm", "rnn"])
 @pytest.mark.parametrize(
     ("hidden", "batch", "projected"),
-    [*((hidden, 7, projected) for hidden, projected in SIZES), (7, 3, False), (7, 3, True)],
+    _some_slow([*((hidden, 7, projected) for hidden, projected in SIZES), (7, 3, False), (7, 3, True)]),
 )
 def test_not_finite_where_the_reference_is_not(cell: str, dtype: str, hidden: int, batch: int, projected: bool) -> None:
     sizes: dict[str, Any] = {"steps": 3, "batch": batch, "projection": (hidden + 1) // 2 * projected}
@@ -102,7 +112,7 @@ def test_not_finite_where_the_reference_is_not(cell: str, dtype: str, hidden: in
 
 @pytest.mark.parametrize("kind", ["float32", "bf16", "int8"])
 @pytest.mark.parametrize("cell", [gpulstm.LSTM, gpulstm.RNN])
-@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("hidden", _some_slow(HIDDEN))
 def test_ordinary_rows_of_inference(cell: Any, kind: str, hidden: int) -> None:
     """A step, a walk and a stream, of float and of narrow weights."""
     rng = np.random.default_rng(0)

@@ -74,6 +74,7 @@ def test_bytes_changed(name: str, tmp_path: Path) -> None:
     assert all(name in error for error in errors)
 
 
+@pytest.mark.slow
 def test_hdf5_that_turns_in_circles(tmp_path: Path) -> None:
     """This bit makes HDF5's own library read an attribute for ever."""
     path = tmp_path / "m.weights.h5"
