@@ -72,7 +72,7 @@ class Config:
         """Features of h in one direction: the projection's where there is one."""
         return self.proj_size or self.hidden_size
 
-    @property
+    @functools.cached_property
     def input_shapes(self) -> tuple[checks.Shape, checks.Shape]:
         """The shapes of x: of a batch, and of one sequence."""
         outer = ("B", "T") if self.batch_first else ("T", "B")

@@ -26,7 +26,7 @@ from gpulstm_kernels.backend import Backend, LayerShape
 logger = logging.getLogger("gpulstm")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # so that its hash costs a call nothing
 class Registered:
     """A backend by name: the device it serves, the module that is it, and ``probe`` -> why it cannot run here."""
 

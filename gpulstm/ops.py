@@ -76,8 +76,8 @@ def rnn_forward(
     matrices = dtype_of_matrices(params, dtype, training)
     shape = config.layer_shape(0, steps, batch, dtype, matrices, training, lengths is not None)
     registered = select_backend(params, shape, device, backend)[0]
-    chosen, upper = registered.module, shape
-    if config.num_layers > 1:
+    chosen, upper, is_stack = registered.module, shape, config.num_layers > 1
+    if is_stack:
         upper = config.layer_shape(1, steps, batch, dtype, matrices, training, lengths is not None)
         if upper != shape:
             dispatch.module_for(registered, upper)
@@ -92,9 +92,9 @@ def rnn_forward(
     finals: list[State] = []
     for layer in range(config.num_layers):
         own = slice(layer * config.directions, (layer + 1) * config.directions)
+        initial = tuple([part[own] for part in state]) if is_stack else state
         weights = weights_of(config, params, layer, dtype, matrices)
-        of_layer = upper if layer else shape
-        y, final, tape = chosen.layer_forward(of_layer, x, tuple(s[own] for s in state), weights, lengths)
+        y, final, tape = chosen.layer_forward(upper if layer else shape, x, initial, weights, lengths)
         mask = None
         if generator is not None and layer + 1 < config.num_layers:
             mask = library.dropout_mask(generator, y.shape, config.dropout)
@@ -107,7 +107,7 @@ def rnn_forward(
         y = library.clear_padding(y, lengths)
     elif training:
         y = library.copy(y)  # backward reads the tape: what the caller does with the output must not reach it
-    states = tuple(library.concatenate(parts) for parts in zip(*finals, strict=True))
+    states = tuple([library.concatenate(parts) for parts in zip(*finals, strict=True)]) if is_stack else final
     tape = Tape(config, chosen, device, dtype, unbatched, steps, batch, tapes, masks) if training else None
     return _outside(config, y, unbatched), _states_outside(states, unbatched), tape
 

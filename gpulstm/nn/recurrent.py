@@ -87,14 +87,10 @@ class RNNBase(Streamed):
 
         The state is ``h`` for a cell that carries no other, else ``(h, c)``.
         """
-        return self.forward(x, state, lengths, backend=backend)
-
-    def forward(
-        self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
-    ) -> tuple[np.ndarray, Any]:
-        """The same as calling the layer."""
         y, final, _ = ops.rnn_forward(self.config, self.params, x, state, lengths, backend=backend)
         return y, unwrap_single(final)
+
+    forward = __call__
 
     def vjp(
         self,
