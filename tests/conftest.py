@@ -4,16 +4,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
-
-# Workers of pytest-xdist share the cores: threads that wait for each other would else wait for another worker's. Before
-# NumPy is imported, whose BLAS reads this once.
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    share = str(max(1, (os.cpu_count() or 1) // int(workers)))
-    for variable in ("GPULSTM_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(variable, share)
 
 import pytest
 import tolerances
