@@ -52,12 +52,8 @@ SIZES = [(hidden, projected) for projected in (False, True) for hidden in HIDDEN
 
 def _some_slow(sizes: list[Any]) -> list[Any]:
     """``sizes`` for parametrize: but for those of one unit, of less than a register and of more than a panel, slow."""
-    return [
-        size
-        if (size[0] if isinstance(size, tuple) else size) in (1, 7, 33)
-        else pytest.param(*(size if isinstance(size, tuple) else (size,)), marks=pytest.mark.slow)
-        for size in sizes
-    ]
+    cases = [size if isinstance(size, tuple) else (size,) for size in sizes]
+    return [pytest.param(*case, marks=() if case[0] in (1, 7, 33) else pytest.mark.slow) for case in cases]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
