@@ -206,9 +206,9 @@ def interrupted_everywhere(call: Callable[[], Any], check: Callable[[], None]) -
     return moment
 
 
-@pytest.mark.parametrize("use", ["run", "first run", "start task", "end tasks"])
+@pytest.mark.parametrize("use", ["run", "first run", "asleep", "start task", "end tasks"])
 def test_a_handler_that_raises_between_two_instructions_leaves_the_crew_whole(use: str) -> None:
-    """With threads that are there or begin then."""
+    """With threads that are there, sleep or begin then."""
     own = Crew()
     own.resize(2)
     ran = np.zeros(2, np.int64)
@@ -228,6 +228,9 @@ def test_a_handler_that_raises_between_two_instructions_leaves_the_crew_whole(us
         assert (ran - before).tolist() == [1, 1]
         if use == "first run":
             own.close()
+        elif use == "asleep":
+            while not own._pool[0][0]._asleep:
+                time.sleep(1e-4)
 
     assert interrupted_everywhere(call, check) > (40 if use == "first run" else 10)
     own.close()

@@ -12,6 +12,7 @@ import atexit
 import ctypes
 import functools
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -214,7 +215,8 @@ class _Worker:
         self.box = new_box()
         self._rank = rank
         self._task: Callable[[], None] | None = None  # that Python has for the thread, which has not begun it
-        self._asleep, self._ends, self._wake = False, False, threading.Semaphore(0)
+        # A handler that raises in the middle of a threading.Semaphore's methods leaves its lock held for good.
+        self._asleep, self._ends, self._wake = False, False, queue.SimpleQueue[None]()
         self._cores: set[int] = set()  # that the thread may run on, where that can be said
         self._caller = -1  # the one among them that it leaves to the thread that it works for
         self._thread = threading.Thread(target=self._work, name="gpulstm", daemon=True)
@@ -231,7 +233,7 @@ class _Worker:
             self._avoid(core)
         self.box[POSTED // 8] += 1
         if self._asleep:
-            self._wake.release()
+            self._wake.put(None)
 
     def _avoid(self, core: int) -> None:
         """Keep the thread off its caller's core: some kernels wake it there, and leave it while others are idle."""
@@ -278,7 +280,7 @@ class _Worker:
                 continue
             self._asleep = True
             if self._idle:
-                self._wake.acquire()
+                self._wake.get()
             self._asleep = False
 
 
