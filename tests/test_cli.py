@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,22 @@ cli._facts = facts
 cli.main()
 """
     assert quiet(child("-c", code, "info")) == 130
+
+
+def test_a_ctrl_c_that_is_swallowed_before_training_ends_the_run(data, tmp_path, monkeypatch):
+    def swallow(*arguments: Any) -> Any:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return read(*arguments)
+
+    read = TextTask.read
+    monkeypatch.setattr(TextTask, "read", swallow)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = train("--data", data, "--out", tmp_path / "out", *MODEL, "--steps", 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
 
 
 def test_ctrl_c_before_and_after_training(data, tmp_path, monkeypatch):

@@ -53,6 +53,13 @@ class _CtrlC:
         raise KeyboardInterrupt
 
 
+def raise_swallowed() -> None:
+    """Before a command begins what lasts: raise the Ctrl-C that something has swallowed, such as a failed import."""
+    ctrl_c = click.get_current_context().find_object(_CtrlC)
+    if ctrl_c is not None and ctrl_c.seen:
+        raise KeyboardInterrupt
+
+
 class Commands(click.Group):
     """A group whose commands answer every mistake by one line, "Error: ...", and exit code 1; Ctrl-C by one and 130."""
 
@@ -63,7 +70,7 @@ class Commands(click.Group):
             raise _in_one_line(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        ctrl_c = _CtrlC()
+        ctx.obj = ctrl_c = _CtrlC()
         try:
             with ctrl_c:
                 return super().invoke(ctx)

@@ -19,7 +19,7 @@ from ..train.checkpoint import Checkpoint
 from ..train.progress import Reading
 from . import flags, runs
 from .backends import backend_context
-from .errors import INTERRUPTED, TERMINATED
+from .errors import INTERRUPTED, TERMINATED, raise_swallowed
 
 _STOPPED = {"interrupted": INTERRUPTED, "terminated": TERMINATED}
 
@@ -75,6 +75,7 @@ def _train(task: type[CommandTask], out: str | None, resume: bool, as_json: bool
         start = f"resumed at step {trainer.step}" if saved else "new run"
         click.echo(f"{parameters:,} parameters; {start} in {lock.folder}")
 
+        raise_swallowed()
         result = trainer.run(**settings.limits())
         quality: Mapping[str, float] = result.validation
         if result.reason in _STOPPED:
