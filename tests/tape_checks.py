@@ -8,11 +8,11 @@ import numpy as np
 import problems
 
 OPTIONS: list[dict[str, Any]] = [
-    {"hidden": 7},
+    {"hidden": 7, "dtype": "float64"},
     {"hidden": 5, "directions": 2, "ragged": True, "dtype": "float32"},
-    {"hidden": 9, "projection": 4, "directions": 2, "ragged": True},
+    {"hidden": 9, "projection": 4, "directions": 2, "ragged": True, "dtype": "float64"},
     {"hidden": 64, "steps": 9, "batch": 5, "bias": False, "dtype": "float32"},
-    {"hidden": 33, "projection": 1, "batch": 1, "steps": 1},
+    {"hidden": 33, "projection": 1, "batch": 1, "steps": 1, "dtype": "float64"},
 ]
 
 

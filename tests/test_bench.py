@@ -235,6 +235,7 @@ def measured(providers: list[Provider], path: Path, say: Any = lambda line: None
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_wrong_or_broken_provider_gets_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = Provider("absent", "bench.providers.absent", ("no_such_package",))
     unbuilt = Provider("unbuilt", "bench.providers.absent", ("numpy",))
@@ -259,6 +260,7 @@ def test_a_wrong_or_broken_provider_gets_no_figure(tmp_path: Path, monkeypatch: 
     assert "liar |" not in text
 
 
+@pytest.mark.slow
 def test_narrow_weights_are_held_to_their_own_tolerance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "planted_rounded.py").write_text("""
 from dataclasses import replace

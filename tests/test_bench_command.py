@@ -82,6 +82,7 @@ def test_end_to_end_with_whatever_is_installed(tmp_path: Path) -> None:
     assert report(record) in again.output
 
 
+@pytest.mark.slow
 def test_tables_of_other_cases(tmp_path: Path) -> None:
     arguments = ["run", "cpu", "--quick", "--case", "3,5,7", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
     result = CliRunner().invoke(main, [*arguments, "--providers", "gpulstm,gpulstm_int8", "--tables", "memory,narrow"])

@@ -353,6 +353,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_whole_run_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "planted_gpu.py").write_text(PLANTED.replace("DEVICE", repr(DEVICE)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -369,6 +370,7 @@ def test_a_whole_run_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest
     assert all(cell["seconds"]["median"] == pytest.approx(1e-3) for cell in record["cells"])
 
 
+@pytest.mark.slow
 def test_a_wrong_walk_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "missing", lambda contender: None)
     arguments = ["--no-tests", "--out", str(tmp_path), "--dtypes", "float16", "--providers", "gpulstm step,torch"]

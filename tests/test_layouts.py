@@ -221,7 +221,7 @@ def _check_quantized(case: Case, kind: str, layouts: Sequence[Layout], what: str
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cell", [gpulstm.LSTM, gpulstm.RNN])
+@pytest.mark.parametrize("cell", [gpulstm.LSTM, pytest.param(gpulstm.RNN, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("projected", "examples"),
     [(False, 60), (True, 20), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((False, 300), (True, 75)))],

@@ -113,7 +113,13 @@ def check(seed: int, backend: str) -> None:
         assert_close(grads[name], expected, "torch", c.dtype, f"gradient of {name}, {c}")
 
 
-@pytest.mark.parametrize("seed", range(240))
+def name(seed: int) -> str:
+    """Of a random configuration."""
+    c = configuration(seed)
+    return f"{seed}-{c.kind}-{c.dtype}"
+
+
+@pytest.mark.parametrize("seed", range(240), ids=name)
 def test_random_configuration(seed: int) -> None:
     check(seed, "numba_cpu")
 

@@ -118,7 +118,7 @@ def test_no_kernel_computes_relu() -> None:
         RNN(3, 4, nonlinearity="relu")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind}-float64")
 def test_copies_are_independent_and_state_dicts_travel(kind: str) -> None:
     ours, theirs = twins(kind, 3, 4, dtype=DOUBLE)
     x = torch.randn(5, 3, dtype=DOUBLE)

@@ -113,7 +113,13 @@ def compare(ours: list[Tensor | None], theirs: list[Tensor | None], dtype: torch
             assert_close(a.detach(), b.detach(), "torch", str(dtype).removeprefix("torch."), label)
 
 
-@pytest.mark.parametrize("seed", range(CONFIGURATIONS))
+def name(seed: int) -> str:
+    """Of a random configuration."""
+    c = configuration(seed)
+    return f"{seed}-{c.kind}-{str(c.dtype).removeprefix('torch.')}"
+
+
+@pytest.mark.parametrize("seed", range(CONFIGURATIONS), ids=name)
 def test_random_configuration(seed: int) -> None:
     c = configuration(seed)
     steps, batch, inputs, hidden = c.sizes

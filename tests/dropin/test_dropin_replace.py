@@ -53,6 +53,7 @@ def trained(model: Any, x: Tensor, steps: int = 3) -> list[Tensor]:
     return [*outputs, *(parameter.detach().clone() for parameter in model.parameters())]
 
 
+@pytest.mark.slow  # for an RNN in float64
 def test_a_model_goes_on_as_it_was() -> None:
     x = torch.randn(6, 2, 3, dtype=DOUBLE)
     results = []

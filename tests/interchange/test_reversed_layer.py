@@ -14,7 +14,7 @@ import gpulstm
 from gpulstm import nn
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "RNN"])
+@pytest.mark.parametrize("kind", ["LSTM", "RNN"], ids=["LSTM", "RNN-float64"])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_is_the_second_direction_of_torch(kind: str, batch_first: bool, ragged: bool) -> None:
