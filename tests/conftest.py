@@ -39,9 +39,9 @@ QUICK = {
 }
 TESTS = Path(__file__).parent
 
-# Kernels take seconds to compile. Of an RNN the README's test command takes those in float32 alone; what else there is
-# of them, an LSTM's stand for there.
-RARE_KERNELS = re.compile("float64|projected|bf16|int8")
+# Kernels take seconds to compile. The README's test command takes those of an LSTM in each type of weights, of an RNN
+# in float32 and of a projection in float32; they stand for the others, which the slow lane takes.
+OTHER_TYPES = re.compile("float64|bf16|int8")
 LANES = ("emulator", "simulator", "compile_matrix", "inductor", "gpu")
 
 
@@ -55,15 +55,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if asked and _quick(collection_path) is None else None
 
 
-def _compiles_rare_kernels(item: pytest.Item) -> bool:
+def _compiles_other_kernels(item: pytest.Item) -> bool:
     given = getattr(getattr(item, "callspec", None), "params", {})
-    rare = RARE_KERNELS.search(item.name) or given.get("projected") or given.get("projection")
-    return bool(rare and re.search("rnn", item.name, re.IGNORECASE)) and given.get("backend") != "reference"
+    if given.get("backend") == "reference":
+        return False
+    features = "rnn" in item.name.lower(), bool("projected" in item.name or given.get("projected"))
+    return all(features) or (any(features) and OTHER_TYPES.search(item.name) is not None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if _compiles_rare_kernels(item) and not any(item.get_closest_marker(lane) for lane in LANES):
+        if _compiles_other_kernels(item) and not any(item.get_closest_marker(lane) for lane in LANES):
             item.add_marker("slow")
         pattern = _quick(item.path)
         if pattern is not None and re.search(pattern, item.name) and not item.get_closest_marker("slow"):

@@ -16,6 +16,11 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+def name(options: dict[str, Any]) -> str:
+    """Of a case."""
+    return "-".join([*map(str, options.values()), *["projected"] * ("projection" in options)])
+
+
 def check_tape(backend: Any, p: problems.Problem, **runtime: Any) -> None:
     """Arrays as announced, and the same gradients from the tape that they make again."""
     shape = p.shape(training=True)

@@ -87,8 +87,16 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("split", ["one thread", "batch", "units"])
-@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.parametrize(
+    ("kind", "split"),
+    [
+        pytest.param(
+            kind, split, marks=() if split == "batch" or kind in ("inference", "backward") else pytest.mark.slow
+        )
+        for kind in CALLS
+        for split in ("one thread", "batch", "units")
+    ],
+)
 def test_ctrl_c_ends_a_call(kind: str, split: str) -> None:
     threads = (1, "batch") if split == "one thread" else (2, split)
     call = CALLS[kind]()

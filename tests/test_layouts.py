@@ -224,7 +224,7 @@ def _check_quantized(case: Case, kind: str, layouts: Sequence[Layout], what: str
 @pytest.mark.parametrize("cell", [gpulstm.LSTM, pytest.param(gpulstm.RNN, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("projected", "examples"),
-    [(False, 60), (True, 20), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((False, 300), (True, 75)))],
+    [(False, 60), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((False, 300), (True, 20), (True, 75)))],
 )
 def test_any_layout_of_everything(cell: Any, dtype: str, projected: bool, examples: int) -> None:
     @settings(REPEATABLE, max_examples=examples)

@@ -228,6 +228,7 @@ def kernels_agree(module: ModuleType = layer) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_every_step_of_the_kernels_layer() -> None:
     hunt(layer, "layer_backward", kernels_agree, 8, without_a_statement)
 

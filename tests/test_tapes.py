@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import problems
 import pytest
-from tape_checks import OPTIONS, check_tape
+from tape_checks import OPTIONS, check_tape, name
 
 from gpulstm_kernels import memory, reference
 from gpulstm_kernels.cpu import layer
@@ -16,7 +16,7 @@ from gpulstm_kernels.cpu import layer
 
 @pytest.mark.parametrize("backend", [layer, reference], ids=["numba_cpu", "reference"])
 @pytest.mark.parametrize("cell", ["lstm", "rnn"])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("options", OPTIONS, ids=name)
 def test_a_tape_travels_as_arrays(backend: Any, cell: str, options: dict[str, Any]) -> None:
     p = problems.layer_problem(cell, **options)
     check_tape(backend, p)

@@ -116,7 +116,7 @@ def check(seed: int, backend: str) -> None:
 def name(seed: int) -> str:
     """Of a random configuration."""
     c = configuration(seed)
-    return f"{seed}-{c.kind}-{c.dtype}"
+    return f"{seed}-{c.kind}{'-projected' * ('proj_size' in c.options)}-{c.dtype}"
 
 
 @pytest.mark.parametrize("seed", range(240), ids=name)

@@ -6,13 +6,13 @@ from typing import Any
 
 import problems
 import pytest
-from tape_checks import OPTIONS, check_tape
+from tape_checks import OPTIONS, check_tape, name
 
 from gpulstm_kernels.cuda import layer
 
 
 @pytest.mark.parametrize("cell", ["lstm", "rnn"])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("options", OPTIONS, ids=name)
 def test_a_tape_travels_as_arrays(runtime: Any, cell: str, options: dict[str, Any]) -> None:
     p = problems.layer_problem(cell, **options)
     there = p._replace(

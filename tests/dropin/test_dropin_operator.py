@@ -58,7 +58,11 @@ VARIANTS: list[dict[str, Any]] = [
     {"cell": "rnn", "directions": 2, "ragged": True},
     {"cell": "lstm", "projection": 2, "bias": False, "ragged": True},
 ]
-variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, [*v.values(), "float64"])))
+variants = pytest.mark.parametrize(
+    "variant",
+    VARIANTS,
+    ids=lambda v: "-".join([*(f"{k}={v[k]}" for k in v), "projected" * ("projection" in v), "float64"]),
+)
 
 
 # --- torch.library
@@ -175,7 +179,7 @@ def close(actual: Any, expected: Any) -> None:
 functional = pytest.mark.parametrize(
     ("kind", "options"),
     [("LSTM", {"num_layers": 2}), ("RNN", {}), ("LSTM", {"bidirectional": True, "proj_size": 2})],
-    ids=["LSTM", "RNN-float64", "LSTM of both directions"],
+    ids=["LSTM", "RNN-float64", "LSTM-projected-float64"],
 )
 
 

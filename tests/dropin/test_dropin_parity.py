@@ -116,7 +116,8 @@ def compare(ours: list[Tensor | None], theirs: list[Tensor | None], dtype: torch
 def name(seed: int) -> str:
     """Of a random configuration."""
     c = configuration(seed)
-    return f"{seed}-{c.kind}-{str(c.dtype).removeprefix('torch.')}"
+    projected = "-projected" * ("proj_size" in c.options)
+    return f"{seed}-{c.kind}{projected}-{str(c.dtype).removeprefix('torch.')}"
 
 
 @pytest.mark.parametrize("seed", range(CONFIGURATIONS), ids=name)
@@ -199,7 +200,11 @@ def test_random_cell(seed: int) -> None:
     compare(found[1][1], found[0][1], dtype, "gradient")
 
 
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True}, {"proj_size": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bidirectional": True, "batch_first": True}, {"proj_size": 3}],
+    ids=["", "both", "projected-float64"],
+)
 @pytest.mark.parametrize("p", [0.3, 1.0])
 def test_dropout_draws_the_masks_that_torch_draws(options: dict[str, Any], p: float) -> None:
     theirs, ours = both("LSTM", (4, 6), {"num_layers": 3, "dropout": p, **options}, torch.float64, 0)

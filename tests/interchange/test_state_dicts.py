@@ -40,6 +40,7 @@ def modules(draw: st.DrawFn) -> tuple[str, Any, torch.nn.Module]:
     return kind, options, getattr(torch.nn, kind)(draw(st.integers(1, 19)), hidden, **options, dtype=dtype)
 
 
+@pytest.mark.slow  # for kernels of every kind
 @settings(REPEATABLE, max_examples=60)
 @given(drawn=modules(), way=st.sampled_from(["tensors", "arrays", "file"]))
 def test_configuration_is_inferred(
@@ -116,7 +117,7 @@ def test_numpy_float16_and_big_endian() -> None:
         np.testing.assert_array_equal(loaded.params[name], value)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_a_model_and_back(dtype: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"dtype": dtype, "seed": 1}
     model = nn.Sequential(
