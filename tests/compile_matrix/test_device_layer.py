@@ -1,4 +1,6 @@
-"""Every name of device.cuh compiles for every architecture that has it, not only those that kernels use today."""
+"""Every name of device.cuh, and of what cells are written in, compiles for every architecture that has it: not only
+those that kernels use today.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ KERNELS = Path(__file__).parents[1] / "cuda"
 PRIMITIVES = (
     *(f"{name}<{half}>" for name in ("product_of_halves", "convert") for half in ("__half", "__nv_bfloat16")),
     *("product_of_tf32<true>", "product_of_tf32<false>", "round_to_tf32"),
+    *("activations<float>", "activations<double>"),
     *(f"shuffles<{number}>" for number in ("float", "double", "int", "unsigned long long")),
     *("copies<4>", "copies<8>", "copies<16>", "named_barriers", "ring_of_blocks", "places"),
 )

@@ -108,3 +108,26 @@ __global__ void places(int* y) {
     const int threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
     y[block * threads + thread] += block * threads + thread;
 }
+
+// What cells are written in, of each pair of a and b: a row of y for each function, as activation_checks.py names them.
+template <class A>
+__global__ void activations(const A* a, const A* b, A* y, int count) {
+    static_assert(sizeof(tanh(A())) == sizeof(A) && sizeof(exp(A())) == sizeof(A) && sizeof(log(A())) == sizeof(A) &&
+                      sizeof(sqrt(A())) == sizeof(A),
+                  "C++'s own functions are those of double");
+    const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= count) return;
+    const A results[] = {tanh(a[i]),
+                         sigmoid(a[i]),
+                         exp(a[i]),
+                         log(a[i]),
+                         sqrt(a[i]),
+                         absolute(a[i]),
+                         softplus(a[i]),
+                         maximum(a[i], b[i]),
+                         minimum(a[i], b[i]),
+                         select(a[i], b[i], A(0.5), a[i]),
+                         maximum(minimum(a[i], A(2.5)), A(-0.5))};
+    int row = 0;
+    for (const A result : results) y[row++ * count + i] = result;
+}

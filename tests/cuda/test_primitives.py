@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import activation_checks
 import numpy as np
 import pytest
 from problems import dtype_of
@@ -89,6 +90,15 @@ def test_half_conversions(runtime: Any, name: str) -> None:
     found = run(runtime, kernel("convert", dtype), 64, 1024, x, np.empty_like(every), every, np.empty_like(x), x.size)
     np.testing.assert_array_equal(found[1].astype(np.float32), narrowed.astype(np.float32))
     np.testing.assert_array_equal(found[3], every.astype(np.float32))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float", "float32"), ("double", "float64")])
+def test_activations(runtime: Any, name: str, dtype: str) -> None:
+    subnormal = dtype == "float64" or emulated(runtime)  # floats below the normal ones are zero, as CuPy compiles
+    a, b = activation_checks.pairs(dtype, subnormal)
+    y = np.empty((len(activation_checks.NAMES), a.size), dtype)
+    *_, found = run(runtime, kernel("activations", name), -(-a.size // 128), 128, a, b, y, a.size)
+    activation_checks.check(a, b, found)
 
 
 @pytest.mark.parametrize("name", ["float", "double", "int", "unsigned long long"])

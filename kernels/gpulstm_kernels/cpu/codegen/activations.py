@@ -1,9 +1,9 @@
-"""tanh and the logistic function of vector registers, as cells call them.
+"""tanh, the logistic function, exp, log and softplus of vector registers, as cells call them.
 
-Both are within 2 units in the last place over the whole range, infinities included, and NaN stays NaN; where the result
-is subnormal, a unit is the smallest subnormal number. Both cost one division: exp is computed as a power of two and a
-polynomial, which are put together only in numerator and denominator, so that each of those is rounded once and nothing
-cancels.
+All are within 2 units in the last place over the whole range, infinities included, and NaN stays NaN; where the result
+is subnormal, a unit is the smallest subnormal number. All but exp cost one division: exp is computed as a power of two
+and a polynomial, which tanh and the logistic function put together only in numerator and denominator, so that each of
+those is rounded once and nothing cancels.
 """
 
 from __future__ import annotations
@@ -18,33 +18,10 @@ from numba import float32, float64, types
 from numba.extending import intrinsic, overload
 
 from ...cells import activations
+from ...cells.activations import absolute, maximum, minimum, select
+from . import elementwise  # noqa: F401 - which implements those
 from .compilation import inline
-from .vector import Vector, constant_like, llvm_call, suffix
-
-
-def _bound(comparison: str) -> Any:
-    @intrinsic
-    def bounded(typing: Any, x: Any, bound: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            x, bound = args
-            return builder.select(builder.fcmp_ordered(comparison, x, bound), bound, x)
-
-        return x(x, x), codegen
-
-    return bounded
-
-
-# ``x``, or the bound where x is past it; NaN stays.
-_at_least = _bound("<")
-_at_most = _bound(">")
-
-
-@intrinsic
-def _absolute(typing: Any, x: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return llvm_call(builder, f"fabs.{suffix(args[0].type)}", args[0].type, args[0])
-
-    return x(x), codegen
+from .vector import Vector, llvm_call, suffix
 
 
 @intrinsic
@@ -141,9 +118,9 @@ _EXP = {
 
 
 def _exponential(dtype: types.Float, times: float, one: float, high: float, low: float = 0.0) -> Any:
-    """A function of x that gives s and m such that one * exp(-times * x) = s * (1 + times * m), s a power of two.
+    """A function of x that gives p and m such that one * exp(-times * x) = s * (1 + times * m).
 
-    ``high`` + ``low`` is ln(2) / times.
+    s is a power of two, ``_from_exponent(p)``. ``high`` + ``low`` is ln(2) / times.
     """
     info = np.finfo(dtype.name)
     # Added to a number, this leaves the nearest whole number in the lowest bits, and the bias of exponents with it.
@@ -157,7 +134,7 @@ def _exponential(dtype: types.Float, times: float, one: float, high: float, low:
         r = x + n * high
         if low:
             r = r + n * low
-        return _from_exponent(shifted), r * r * tail(r) - r
+        return shifted, r * r * tail(r) - r
 
     return inline(exponential)
 
@@ -168,7 +145,8 @@ def _tanh(dtype: types.Float) -> Any:
     exponential = _exponential(dtype, 2.0, 1.0, math.log(2.0) / 2.0)
 
     def tanh(x):
-        s, m = exponential(_at_most(_absolute(x), constant_like(x, end)))
+        p, m = exponential(minimum(absolute(x), end))
+        s = _from_exponent(p)
         return _with_sign_of((s * m + (s * 0.5 - 0.5)) / (s * m + (s * 0.5 + 0.5)), x)
 
     return inline(tanh)
@@ -181,10 +159,126 @@ def _sigmoid(dtype: types.Float) -> Any:
     exponential = _exponential(dtype, 1.0, one, *e.ln2)
 
     def sigmoid(x):
-        s, m = exponential(_at_most(_at_least(x, constant_like(x, first)), constant_like(x, last)))
+        p, m = exponential(minimum(maximum(x, first), last))
+        s = _from_exponent(p)
         return one / ((s * m + one) + s)
 
     return inline(sigmoid)
+
+
+def _exp(dtype: types.Float) -> Any:
+    """exp(x) as the product of two numbers, the first within the range of normal numbers, the second a power of two."""
+    last, exponent = _EXP[dtype].large, np.finfo(dtype.name).maxexp // 2.0
+    up, down = 2.0**exponent, 2.0**-exponent
+    high, low = _EXP[dtype].ln2
+    exponential = _exponential(dtype, -1.0, 1.0, -high, -low)
+
+    def exp(x):
+        p, m = exponential(minimum(maximum(x, -last), last))
+        s = _from_exponent(p + select(x, 0.0, -exponent, exponent))
+        return (s - s * m) * select(x, 0.0, up, down)
+
+    return inline(exp)
+
+
+@intrinsic
+def _exponent_and_mantissa(typing: Any, x: Any) -> Any:
+    """e and m of positive normal numbers: x = 2**e * m, 1/2 <= m**2 < 2."""
+    info = np.finfo(x.dtype.name)
+    least = int(np.sqrt(info.dtype.type(0.5)).view(f"i{info.bits // 8}"))
+    bias = info.maxexp - 1
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        typ = args[0].type
+        bits = ir.VectorType(ir.IntType(info.bits), typ.count)
+
+        def whole(value: int) -> ir.Constant:
+            return ir.Constant(bits, [value] * typ.count)
+
+        moved = builder.add(builder.bitcast(args[0], bits), whole((bias << info.nmant) - least))
+        biased = builder.lshr(moved, whole(info.nmant))
+        # as the lowest bits of a number whose unit in the last place is 1; few machines convert integers of 64 bits
+        number = builder.bitcast(builder.or_(biased, whole((bias + info.nmant) << info.nmant)), typ)
+        e = builder.fsub(number, ir.Constant(typ, [float(2**info.nmant + bias)] * typ.count))
+        rest = builder.and_(moved, whole((1 << info.nmant) - 1))
+        m = builder.bitcast(builder.add(rest, whole(least)), typ)
+        return context.make_tuple(builder, sig.return_type, [e, m])
+
+    return types.UniTuple(x, 2)(x), codegen
+
+
+# (log((1 + s) / (1 - s)) / s - 2) / s**2 as a polynomial in s**2 for |s| <= 1/3, minimax by Remez' algorithm in 50
+# digits. The logarithm is off by 1.3e-18 of itself in float64, and by 1.1e-10 in float32, where the coefficients were
+# rounded one by one and the others fitted again.
+_LOG = {
+    float32: (0.66666675, 0.3999895, 0.28615218, 0.21443719, 0.24246344),
+    float64: (
+        0.66666666666666309775,
+        0.40000000000155094816,
+        0.28571428548120110074,
+        0.22222223953540246525,
+        0.181817444822195362,
+        0.1538654833493336615,
+        0.13301122043552422999,
+        0.12104940244242780997,
+        0.08344989707110190146,
+        0.17009726235830346093,
+    ),
+}
+
+
+def _below_line(dtype: types.Float) -> Any:
+    """A function of x that gives x - log(1 + x), for x from -1/2 to 1.
+
+    With s = x / (2 + x), so that 1 + x = (1 + s) / (1 - s), it is x²/2 - s (x²/2 + s² polynomial(s²)), where the
+    rounding of s matters least (e_log.c of fdlibm).
+    """
+    polynomial = _polynomial(_LOG[dtype])
+
+    def below_line(x):
+        s = x / (x + 2.0)
+        square = s * s
+        half = 0.5 * x * x
+        return half - s * (half + square * polynomial(square))
+
+    return inline(below_line)
+
+
+def _log(dtype: types.Float) -> Any:
+    """log x = e ln(2) + log m with x = 2**e * m. Subnormal numbers are scaled to normal ones first."""
+    info = np.finfo(dtype.name)
+    tiny, largest, least = float(info.tiny), float(info.max), 2.0 ** (info.minexp - info.nmant)
+    places = info.nmant + 1.0
+    scale = 2.0**places
+    high, low = _EXP[dtype].ln2
+    infinity, nan = math.inf, math.nan
+    below_line = _below_line(dtype)
+
+    def log(x):
+        e, m = _exponent_and_mantissa(select(x, tiny, x, x * scale))
+        e = e + select(x, tiny, 0.0, -places)
+        f = m - 1.0
+        value = e * high + (f - (below_line(f) - e * low))
+        of_none = select(x, -least, -infinity, nan)  # x is 0, negative or NaN
+        return select(x, 0.0, select(x, largest, x, value), of_none)
+
+    return inline(log)
+
+
+def _softplus(dtype: types.Float) -> Any:
+    """max(x, 0) + log(1 + E) with E = exp(-|x|), which is computed scaled, since it may be subnormal."""
+    e = _EXP[dtype]
+    last, unscaled = e.large, e.one
+    exponential = _exponential(dtype, 1.0, 1.0 / e.one, *e.ln2)
+    below_line = _below_line(dtype)
+
+    def softplus(x):
+        p, m = exponential(minimum(absolute(x), last))
+        s = _from_exponent(p)
+        power = (s * m + s) * unscaled
+        return (maximum(x, 0.0) - below_line(power)) + power
+
+    return inline(softplus)
 
 
 def _activation(name: Callable[..., Any], implement: Callable[[types.Float], Any]) -> None:
@@ -198,3 +292,6 @@ def _activation(name: Callable[..., Any], implement: Callable[[types.Float], Any
 
 _activation(activations.tanh, _tanh)
 _activation(activations.sigmoid, _sigmoid)
+_activation(activations.exp, _exp)
+_activation(activations.log, _log)
+_activation(activations.softplus, _softplus)

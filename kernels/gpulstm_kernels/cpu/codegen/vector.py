@@ -1,8 +1,8 @@
 """Vector registers as Numba values: arithmetic, loads and stores.
 
-A cell's maths is written in ``+ - * /`` and activations (:mod:`.activations`); given :class:`Vector` values the same
-lines compile to one instruction a line, without leaning on the auto-vectoriser. Memory is addressed by byte address
-(int64): the kernels compute addresses, Numba never sees an array here.
+A cell's maths is written in ``+ - * /`` and functions (:mod:`.elementwise`, :mod:`.activations`); given :class:`Vector`
+values the same lines compile to one instruction a line, without leaning on the auto-vectoriser. Memory is addressed by
+byte address (int64): the kernels compute addresses, Numba never sees an array here.
 """
 
 from __future__ import annotations
@@ -101,38 +101,37 @@ def multiply_add(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
 # --- arithmetic -------------------------------------------------------------------------------------------------
 
 
-def _arithmetic(symbol: Callable[..., Any], instruction: str) -> None:
+def operation(function: Callable[..., Any], operands: int, emit: Callable[..., Any]) -> None:
+    """In kernels, let ``emit(builder, *operands)`` compute ``function`` of vectors; all but one may be numbers."""
+
     def signature_of(*args: types.Type) -> list[types.Type] | None:
         vectors = [arg for arg in args if isinstance(arg, Vector)]
-        if len(args) != 2 or not vectors:
+        if len(args) != operands or not vectors:
             return None
         if all(arg == vectors[0] or isinstance(arg, types.Number) for arg in args):
-            return [vectors[0]] * 3
+            return [vectors[0]] * (1 + operands)
         return None
 
-    type_calls(symbol, signature_of)
+    type_calls(function, signature_of)
 
-    @lower_builtin(symbol, Vector, Vector)
+    @lower_builtin(function, *[Vector] * operands)
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return getattr(builder, instruction)(*args, flags=("contract",))
+        return emit(builder, *args)
+
+
+def _arithmetic(instruction: str) -> Callable[..., Any]:
+    return lambda builder, a, b: getattr(builder, instruction)(a, b, flags=("contract",))
 
 
 for _name, _instruction in {"add": "fadd", "sub": "fsub", "mul": "fmul", "truediv": "fdiv"}.items():
-    _arithmetic(getattr(operator, _name), _instruction)
-    _arithmetic(getattr(operator, f"i{_name}"), _instruction)
+    operation(getattr(operator, _name), 2, _arithmetic(_instruction))
+    operation(getattr(operator, f"i{_name}"), 2, _arithmetic(_instruction))
+operation(operator.neg, 1, lambda builder, x: builder.fneg(x))
 
 
 @lower_cast(types.Number, Vector)
 def _number_to_vector(context: Any, builder: Any, fromty: Any, toty: Vector, value: Any) -> Any:
     return splat(builder, toty.ir, context.cast(builder, value, fromty, toty.dtype))
-
-
-type_calls(operator.neg, lambda x: (x, x) if isinstance(x, Vector) else None)
-
-
-@lower_builtin(operator.neg, Vector)
-def _negative(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    return builder.fneg(args[0])
 
 
 @intrinsic

@@ -45,23 +45,43 @@ def _with_constants(function: Callable[..., Any], summed: Any) -> FunctionType:
     return FunctionType(code, names, function.__name__, function.__defaults__, function.__closure__)
 
 
-def _tanh(x):
-    return lambda x: math.tanh(x)
-
-
-def _sigmoid(x):
-    one = constant(x)(1.0)  # exp overflows to infinity where the quotient is 0 anyway
+def _sigmoid(typ):
+    one = constant(typ)(1.0)  # exp overflows to infinity where the quotient is 0 anyway
     return lambda x: one / (one + math.exp(-x))
 
 
-def _of_scalars(name: Callable[..., Any], implementation: Callable[..., Any]) -> None:
-    @overload(name)
-    def choose(x):
-        return implementation(x) if isinstance(x, types.Float) else None
+def _softplus(typ):
+    zero = constant(typ)(0.0)  # max(x, 0) + log(1 + exp(-|x|)): nothing overflows, log1p keeps the small results whole
+    return lambda x: (x if x > zero else zero) + math.log1p(math.exp(-math.fabs(x)))
 
 
-_of_scalars(activations.tanh, _tanh)
-_of_scalars(activations.sigmoid, _sigmoid)
+# What each activation is to Numba, given the type of its arguments.
+_ACTIVATIONS: dict[Callable[..., Any], Callable[[Any], Callable[..., Any]]] = {
+    activations.tanh: lambda typ: lambda x: math.tanh(x),
+    activations.sigmoid: _sigmoid,
+    activations.exp: lambda typ: lambda x: math.exp(x),
+    activations.log: lambda typ: lambda x: math.log(x),
+    activations.sqrt: lambda typ: lambda x: math.sqrt(x),
+    activations.absolute: lambda typ: lambda x: math.fabs(x),
+    activations.softplus: _softplus,
+    activations.maximum: lambda typ: lambda a, b: a if a > b or math.isnan(a) else b,
+    activations.minimum: lambda typ: lambda a, b: a if a < b or math.isnan(a) else b,
+    activations.select: lambda typ: lambda a, b, x, y: x if a > b else y,
+}
+
+
+def _of_scalars(name: Callable[..., Any], implementation: Callable[[Any], Callable[..., Any]]) -> None:
+    """Give Numba an activation of floats of one type; any other type among them would make the result float64."""
+
+    @overload(name, strict=False)  # strictly, the names of the arguments would be compared too
+    def choose(*arguments):
+        typ = arguments[0]
+        same = all(argument == typ for argument in arguments)
+        return implementation(typ) if same and isinstance(typ, types.Float) else None
+
+
+for _name, _implementation in _ACTIVATIONS.items():
+    _of_scalars(_name, _implementation)
 
 
 @functools.cache

@@ -57,7 +57,26 @@ __host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 __device__ __forceinline__ float infinity() { return as_float(0x7f800000u); }
 __device__ __forceinline__ float not_a_number() { return as_float(0x7fc00000u); }
 
-// The logistic function; expf overflows to infinity where the quotient is 0 anyway. tanh, exp, log and sqrt are C++'s own,
-// for float as for double.
+// What cells are written in, for float and double; tanh, exp, log and sqrt are C++'s own, for float as for double.
+// In the logistic function expf overflows to infinity where the quotient is 0 anyway.
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+__device__ __forceinline__ float absolute(float x) { return fabsf(x); }
+__device__ __forceinline__ double absolute(double x) { return fabs(x); }
+// log(1 + exp(x)) as max(x, 0) + log(1 + exp(-|x|)): nothing overflows, and log1p keeps the small results whole.
+__device__ __forceinline__ float softplus(float x) { return (x > 0.0f ? x : 0.0f) + log1pf(expf(-fabsf(x))); }
+__device__ __forceinline__ double softplus(double x) { return (x > 0.0 ? x : 0.0) + log1p(exp(-fabs(x))); }
+// NaN where either is, unlike fmax and fmin.
+template <class A>
+__device__ __forceinline__ A maximum(A a, A b) {
+    return a > b || a != a ? a : b;
+}
+template <class A>
+__device__ __forceinline__ A minimum(A a, A b) {
+    return a < b || a != a ? a : b;
+}
+// x where a > b, else y: also where a or b is NaN.
+template <class A>
+__device__ __forceinline__ A select(A a, A b, A x, A y) {
+    return a > b ? x : y;
+}
