@@ -215,7 +215,10 @@ def test_a_signal_saves_and_says_how_to_go_on(data, whole, tmp_path, number, wor
 
 def quiet(process: subprocess.Popen[str]) -> int:
     """The exit code of a process that was interrupted, and said a line at most."""
-    _, stderr = process.communicate(timeout=120)
+    try:
+        _, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()  # which goes on for ever where nobody heard
     assert stderr in ("", "Interrupted.\n")
     return process.returncode
 
