@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 
@@ -21,6 +22,8 @@ QUICK = {
     "test_disk_cache.py": "",
     "test_dispatch.py": "",
     "test_kernels.py": r"lstm-float32-(one step|odd|projected)\]|products",
+    "test_language.py": "",
+    "test_language_errors.py": "",
     "test_layouts.py": "other_layers|lies_well|fit|whole_numbers",
     "test_losses.py": "",
     "test_memory_limit.py": "",
@@ -70,6 +73,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         pattern = _quick(item.path)
         if pattern is not None and re.search(pattern, item.name) and not item.get_closest_marker("slow"):
             item.add_marker("quick")
+
+
+def pytest_collection_finish() -> None:
+    """What is there to stay, such as torch's hundred thousands of objects, is not looked at by each collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
