@@ -21,6 +21,7 @@ from gpulstm_kernels.cuda.device.precision import allow_tf32
 from gpulstm_kernels.memory import release as release_memory
 
 from . import cells, io, nn, optim
+from .cells import cell
 from .dispatch import BackendUnavailable, backends, set_backend, use_backend
 from .nn import LSTM, RNN, quantize
 from .threads import get_num_threads, set_num_threads
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "allow_tf32",
     "backends",
+    "cell",
     "cells",
     "explain",
     "get_num_threads",
@@ -47,8 +49,8 @@ __all__ = [
 ]
 
 
-def explain(layer: nn.RNNBase, x: Any, *, backend: str | None = None) -> str:
+def explain(layer: nn.Recurrent, x: Any, *, backend: str | None = None) -> str:
     """In words: which backend and kernel ``layer`` would run on ``x``, why, and why not the others."""
-    if not isinstance(layer, nn.RNNBase):
+    if not isinstance(layer, nn.Recurrent):
         raise TypeError(f"layer: expected a recurrent layer such as gpulstm.LSTM, got {type(layer).__name__}")
     return layer.explain(x, backend=backend)

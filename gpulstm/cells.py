@@ -1,28 +1,106 @@
-"""Cells: the one place where a cell is declared.
+"""Cells: how they are written, and which there are.
 
-A declaration names the gates, the carried states and the module that holds the pointwise maths; see
-:class:`gpulstm_kernels.cells.Cell` for what such a module contains. To add a cell, write that module and
-:func:`register` the cell: every walk of every backend then takes it, and ``nn.RNNBase(name, ...)`` makes layers of it.
+A cell is a function that says what one step computes; :func:`cell` traces it, and its gradient, and whatever kernels
+need, is derived. ::
+
+    from gpulstm.cells import sigmoid, tanh
+
+    @gpulstm.cell(gates="i g o", states="c")
+    def coupled(x, s):  # x: pre-activations of the gates; s: states before the step
+        i = sigmoid(x.i)
+        c = (1 - i) * s.c + i * tanh(x.g)
+        return sigmoid(x.o) * tanh(c), {"c": c}  # h, and the new states
+
+    layer = gpulstm.nn.Recurrent(coupled, input_size=64, hidden_size=256)
+
+:func:`check` tries a cell's gradient, :func:`show` prints what was derived.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from gpulstm_kernels.cells import Cell
+from gpulstm_kernels.cells.cifg import cifg
+from gpulstm_kernels.cells.lstm import lstm
+from gpulstm_kernels.cells.rnn import rnn
+from gpulstm_kernels.cells.rnn_relu import rnn_relu
+from gpulstm_kernels.language import cell as _language
+from gpulstm_kernels.language.cell import TracedCell
+from gpulstm_kernels.language.check import check
+from gpulstm_kernels.language.graph import CellError
+from gpulstm_kernels.language.operators import (
+    abs,
+    exp,
+    hard_sigmoid,
+    log,
+    maximum,
+    minimum,
+    named,
+    relu,
+    sigmoid,
+    softplus,
+    sqrt,
+    tanh,
+    where,
+)
+from gpulstm_kernels.language.show import show
 
 from . import checks
 
+__all__ = [
+    "Cell",
+    "CellError",
+    "TracedCell",
+    "abs",
+    "cell",
+    "check",
+    "cifg",
+    "exp",
+    "get",
+    "hard_sigmoid",
+    "log",
+    "lstm",
+    "maximum",
+    "minimum",
+    "named",
+    "register",
+    "relu",
+    "rnn",
+    "rnn_relu",
+    "show",
+    "sigmoid",
+    "softplus",
+    "sqrt",
+    "tanh",
+    "where",
+]
+
+_AnyCell = TypeVar("_AnyCell", bound=Cell)
 _cells: dict[str, Cell] = {}
 
 
-def register(cell: Cell) -> Cell:
+def cell(*, gates: str, states: str = "") -> Callable[[Callable[..., Any]], TracedCell]:
+    """Make a cell of a function, and make it known under the function's name.
+
+    See :func:`gpulstm_kernels.language.cell.cell` for the arguments, what the function may do and what is raised; an
+    example is above. A function that is defined anew, as in a notebook, takes the place of the one before.
+
+    Raises:
+        ValueError: another cell has the name.
+    """
+    traced = _language.cell(gates=gates, states=states)
+    return lambda function: register(traced(function))
+
+
+def register(cell: _AnyCell) -> _AnyCell:
     """Make ``cell`` known under its name.
 
     Raises:
         TypeError: a part of the declaration is of the wrong type.
         ValueError: the name is taken by another cell, the cell has no gates, two of its gates and states have one name,
-            or ``saved`` is negative. What its maths returns is checked at first use.
+            or ``saved`` is negative. What maths written by hand returns is checked at first use.
     """
     if not isinstance(cell, Cell):
         raise TypeError(f"cell: expected a gpulstm.cells.Cell, got {cell!r}")
@@ -39,9 +117,20 @@ def register(cell: Cell) -> Cell:
             f"cell: {cell.name!r}: expected gates and states of different names beside h, got {twice} twice"
         )
     checks.integer(cell.saved, f"cell: {cell.name!r}: saved", 0)
-    if _cells.get(cell.name, cell) != cell:
-        raise ValueError(f"cell: the name {cell.name!r} is taken by {_cells[cell.name]}; expected another name")
-    return _cells.setdefault(cell.name, cell)
+    before = _cells.get(cell.name, cell)
+    if before != cell and not _written_anew(before, cell):
+        raise ValueError(f"cell: the name {cell.name!r} is taken by {before}; expected another name")
+    if before is cell or before != cell:
+        _cells[cell.name] = cell
+    return cast(_AnyCell, _cells[cell.name])
+
+
+def _written_anew(before: Cell, cell: Cell) -> bool:
+    """Whether both are of one function of one module, which was run again."""
+    if not isinstance(before, TracedCell) or not isinstance(cell, TracedCell):
+        return False
+    one, two = before.function, cell.function
+    return (one.__module__, one.__qualname__) == (two.__module__, two.__qualname__)
 
 
 def _check_names(cell: Cell, field: str) -> None:
@@ -50,16 +139,18 @@ def _check_names(cell: Cell, field: str) -> None:
         raise TypeError(f"cell: {cell.name!r}: {field}: expected a tuple of names, got {value!r}")
 
 
-def get(name: str) -> Cell:
-    """The cell called ``name``.
+def get(name: str | Cell) -> Cell:
+    """The cell called ``name``, which may be a cell itself.
 
     Raises:
         ValueError: no such cell; the message lists the known ones.
     """
+    if isinstance(name, Cell):
+        return register(name)
     if not isinstance(name, str) or name not in _cells:
         raise ValueError(f"cell: unknown cell {name!r}; known cells: {', '.join(sorted(_cells))}")
     return _cells[name]
 
 
-LSTM = register(Cell("lstm", gates=("i", "f", "g", "o"), states=("c",), saved=4, maths="gpulstm_kernels.cells.lstm"))
-RNN = register(Cell("rnn", gates=("a",), states=(), saved=0, maths="gpulstm_kernels.cells.rnn"))
+for _cell in (lstm, rnn, cifg, rnn_relu):
+    register(_cell)

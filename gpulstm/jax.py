@@ -51,14 +51,14 @@ def lstm(
             in an error of its own).
         TypeError: a dtype that is not that of ``params``, or is no integer for ``lengths``.
     """
-    return _call(cells.LSTM, params, x, state, lengths, batch_first)
+    return _call(cells.lstm, params, x, state, lengths, batch_first)
 
 
 def rnn(
     params: Mapping[str, Any], x: Any, state: Any = None, lengths: Any = None, *, batch_first: bool = False
 ) -> tuple[Any, Any]:
     """``y, h`` of an RNN of tanh, as :class:`gpulstm.RNN` computes them; ``state`` is h. Otherwise as :func:`lstm`."""
-    y, (h,) = _call(cells.RNN, params, x, None if state is None else (state,), lengths, batch_first)
+    y, (h,) = _call(cells.rnn, params, x, None if state is None else (state,), lengths, batch_first)
     return y, h
 
 

@@ -52,7 +52,7 @@ def test_gradients_on_every_backend(cell: Cell) -> None:
 
 
 def test_layers_of_a_registered_cell() -> None:
-    net = nn.RNNBase("coupled", 3, 5, 2, bidirectional=True, proj_size=2, dtype="float64", seed=0, init="recommended")
+    net = nn.Recurrent("coupled", 3, 5, 2, bidirectional=True, proj_size=2, dtype="float64", seed=0, init="recommended")
     assert net.params["weight_ih_l0"].shape == (15, 3)
     n = problems.network(net, ragged=True)
     results = {}
@@ -66,7 +66,7 @@ def test_layers_of_a_registered_cell() -> None:
 
 def test_states_of_any_number() -> None:
     """Three parts for a cell that carries two states beside h; one array for a cell with none."""
-    net = nn.RNNBase("minimal", 3, 5, dtype="float64", seed=0)
+    net = nn.Recurrent("minimal", 3, 5, dtype="float64", seed=0)
     x = np.ones((2, 4, 3))
     _, state = net(x, backend="reference")
     assert [part.shape for part in state] == [(1, 4, 5)] * 3
@@ -79,9 +79,9 @@ def test_states_of_any_number() -> None:
 
 def test_forget_bias_is_found_by_the_gates_name() -> None:
     """The recommended initialisation opens a gate called f, and leaves a cell without one alone."""
-    minimal = nn.RNNBase("minimal", 3, 5, init="recommended", seed=0).params["bias_ih_l0"]
+    minimal = nn.Recurrent("minimal", 3, 5, init="recommended", seed=0).params["bias_ih_l0"]
     np.testing.assert_array_equal(minimal, [1] * 5 + [0] * 5)
-    assert not nn.RNNBase("coupled", 3, 5, init="recommended", seed=0).params["bias_ih_l0"].any()
+    assert not nn.Recurrent("coupled", 3, 5, init="recommended", seed=0).params["bias_ih_l0"].any()
 
 
 def test_names() -> None:
@@ -90,8 +90,10 @@ def test_names() -> None:
         cells.register(replace(MINIMAL, name="coupled"))
     with pytest.raises(ValueError, match="cell: 'none' declares no gates; expected at least one"):
         cells.register(Cell("none", gates=(), states=(), saved=0, maths="coupled_cell"))
-    with pytest.raises(ValueError, match="cell: unknown cell 'gru'; known cells: coupled, lstm, minimal, rnn"):
-        nn.RNNBase("gru", 3, 5)
+    with pytest.raises(
+        ValueError, match="cell: unknown cell 'gru'; known cells: cifg, coupled, lstm, minimal, rnn, rnn_relu"
+    ):
+        nn.Recurrent("gru", 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_maths_of_other_counts_than_declared_never_runs(
 ) -> None:
     """Kernels would write past their memory, or read what nobody wrote."""
     tried(GOOD.replace(old, new, 1), tmp_path, monkeypatch)
-    net, x = nn.RNNBase("tried", 3, 5, seed=0), np.ones((2, 2, 3), np.float32)
+    net, x = nn.Recurrent("tried", 3, 5, seed=0), np.ones((2, 2, 3), np.float32)
     for backend in ("numba_cpu", "reference"):
         with use_backend(backend):
             for call in (net, net.vjp, lambda x: net.stream(2)(x[0])):
@@ -200,7 +202,7 @@ def test_maths_of_other_counts_than_declared_never_runs(
 def test_maths_without_code_for_the_cpu(new: str, got: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence that names the operation and its line, where Numba has a hundred."""
     tried(GOOD.replace("a * b", new) + "\ndef helper(x):\n    return x\n", tmp_path, monkeypatch)
-    net, x = nn.RNNBase("tried", 3, 5, seed=0), np.ones((1, 1, 3), np.float32)
+    net, x = nn.Recurrent("tried", 3, 5, seed=0), np.ones((1, 1, 3), np.float32)
     assert net(x, backend="reference")[0].shape == (1, 1, 5)
     with pytest.raises(ValueError, match=rf"^cell: 'tried': tried_cell.forward: .*{got} \(File .*, line 4\)$"):
         net(x, backend="numba_cpu")
@@ -225,14 +227,14 @@ def test_maths_that_works_in_place_changes_nobody_elses_values(tmp_path: Path, m
 
 def test_the_cuda_struct_has_the_declared_counts() -> None:
     """The C++ text ends in an assertion, so that a struct of other counts does not compile."""
-    text = cuda_source(Kernel("walks/step/kernels", "step_forward", (np.dtype("float32"), cells.LSTM, True, 4)))
+    text = cuda_source(Kernel("walks/step/kernels", "step_forward", (np.dtype("float32"), cells.lstm, True, 4)))
     expected = "LstmCell::gates == 4 && LstmCell::states == 1 && LstmCell::saved == 4"
     assert text.endswith(f'static_assert({expected}, "LstmCell: other counts than the cell declares");\n')
 
 
 def test_declaring_a_cell_imports_nothing() -> None:
     cells.register(Cell("later", gates=("a",), states=(), saved=0, maths="a_module_that_is_not_there"))
-    net = nn.RNNBase("later", 3, 5)
+    net = nn.Recurrent("later", 3, 5)
     message = (
         "cell: 'later': maths: expected a module that can be imported, got 'a_module_that_is_not_there': No module"
     )

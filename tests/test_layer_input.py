@@ -414,7 +414,7 @@ def test_dropout_is_drawn_from_the_seed_and_only_in_training() -> None:
     lstm = gpulstm.LSTM(I, H, 2, dropout=0.5, seed=0)
     x = _normal(T, B, I)
     inference, _ = lstm(x)
-    np.testing.assert_array_equal(inference, gpulstm.nn.RNNBase("lstm", I, H, 2, seed=0)(x)[0])
+    np.testing.assert_array_equal(inference, gpulstm.nn.Recurrent("lstm", I, H, 2, seed=0)(x)[0])
     (one, _), _ = lstm.vjp(x, rng=1)
     (same, _), _ = lstm.vjp(x, rng=np.random.default_rng(1))
     (other, _), _ = lstm.vjp(x, rng=2)
@@ -426,4 +426,4 @@ def test_dropout_is_drawn_from_the_seed_and_only_in_training() -> None:
 def test_repr_names_what_is_not_the_default() -> None:
     assert repr(gpulstm.LSTM(4, 8)) == "LSTM(4, 8)"
     assert repr(gpulstm.RNN(4, 8, 2, bidirectional=True)) == "RNN(4, 8, num_layers=2, bidirectional=True)"
-    assert isinstance(gpulstm.LSTM(4, 8), nn.RNNBase)
+    assert isinstance(gpulstm.LSTM(4, 8), nn.Recurrent)

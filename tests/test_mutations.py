@@ -13,21 +13,21 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import lstm_by_hand
 import numpy as np
 import problems
 import pytest
+import rnn_by_hand
 from problems import Arrays, Problem
 from tolerances import TOLERANCES, error
 
 import gpulstm
 from gpulstm import arrays, cells, ops
 from gpulstm_kernels import reference
-from gpulstm_kernels.cells import lstm as lstm_maths
-from gpulstm_kernels.cells import rnn as rnn_maths
+from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cpu import layer, tuning
 from gpulstm_kernels.cpu.crew import team, thread_pool
 from gpulstm_kernels.cpu.walks import sequence_backward
@@ -157,10 +157,11 @@ def test_every_term_of_the_reference(function: str, cases: list[tuple[str, int]]
     hunt(reference, function, check, at_least)
 
 
-@pytest.mark.parametrize(("maths", "cell", "at_least"), [(lstm_maths, "lstm", 40), (rnn_maths, "rnn", 5)])
+@pytest.mark.parametrize(("maths", "cell", "at_least"), [(lstm_by_hand, "lstm", 40), (rnn_by_hand, "rnn", 5)])
 def test_every_term_of_the_cells(maths: ModuleType, cell: str, at_least: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The maths that the kernels compile, run on NumPy arrays as a cell of another name."""
-    mutant = replace(cells.get(cell), name="mutant", maths="mutated_maths")
+    """Maths by hand, run on NumPy arrays as a cell of another name. Derived maths: test_language_mutations.py."""
+    declared = cells.get(cell)
+    mutant = Cell("mutant", declared.gates, declared.states, declared.saved, "mutated_maths")
 
     def check(module: ModuleType) -> bool:
         monkeypatch.setitem(sys.modules, "mutated_maths", module)

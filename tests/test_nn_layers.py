@@ -53,7 +53,7 @@ def check_gradients(layer: nn.Layer, x: np.ndarray, **options: Any) -> None:
         assert dx is None
 
 
-class Cumulative(nn.Recurrent):
+class Cumulative(nn.RecurrentLayer):
     """h_t = h_{t-1} + a∘x_t over time-major x (T, B, F), zero past a length: recurrent enough for a test."""
 
     def __init__(self, features: int) -> None:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from gpulstm import nn, parsing, tasks
-from gpulstm.cells import LSTM
+from gpulstm.cells import lstm
 from gpulstm.cli import cli, flags
 from gpulstm.cli.uses import UseCommand
 from gpulstm.config import Config
@@ -245,7 +245,7 @@ class AddingTask(CommandTask):
         hidden = config.integer("hidden", 1)
         if found.get("1.weight") != (1, hidden):
             raise ValueError(f"{config.path}.hidden: is {hidden}")
-        recurrent = Config(LSTM, 1, hidden).shapes()
+        recurrent = Config(lstm, 1, hidden).shapes()
         return {f"0.{name}": shape for name, shape in recurrent.items()} | {"1.weight": (1, hidden), "1.bias": (1,)}
 
     def loss(self, output: Any, batch: Batch) -> Any:

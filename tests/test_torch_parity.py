@@ -92,8 +92,7 @@ def torch_results(n: problems.Network, module: Any, given_state: bool) -> tuple[
     return [value.detach().numpy() for value in outputs], [leaf.grad.numpy() for leaf in (x, *leaves)], grads
 
 
-def check(seed: int, backend: str) -> None:
-    c = configuration(seed)
+def check(c: Configuration, seed: int, backend: str) -> None:
     n, module = both(c, seed)
     outputs, of_inputs, of_parameters = torch_results(n, module, c.given_state)
     state = n.state if c.given_state else None
@@ -121,12 +120,18 @@ def name(seed: int) -> str:
 
 @pytest.mark.parametrize("seed", range(240), ids=name)
 def test_random_configuration(seed: int) -> None:
-    check(seed, "numba_cpu")
+    check(configuration(seed), seed, "numba_cpu")
 
 
 @pytest.mark.parametrize("seed", range(1000, 1040))
 def test_random_configuration_on_the_reference(seed: int) -> None:
-    check(seed, "reference")
+    check(configuration(seed), seed, "reference")
+
+
+@pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
+def test_an_rnn_of_rectifiers(backend: str) -> None:
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True, "nonlinearity": "relu"}
+    check(Configuration("RNN", (6, 4, 5, 19), options, "float32", True, True), 1, backend)
 
 
 def test_configurations_cover_every_feature() -> None:

@@ -154,7 +154,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     # nn
     "nn.LSTM": lambda: Call(nn.LSTM, SIZES),
     "nn.RNN": lambda: Call(nn.RNN, SIZES),
-    "nn.RNNBase": lambda: Call(nn.RNNBase, {"cell": "lstm"} | SIZES),
+    "nn.Recurrent": lambda: Call(nn.Recurrent, {"cell": "lstm"} | SIZES),
     "nn.LSTM.__call__": lambda: Call(lstm(), {"x": X}),
     "nn.LSTM.forward": lambda: Call(lstm().forward, {"x": X}),
     "nn.LSTM.vjp": lambda: Call(lstm().vjp, {"x": X}),
@@ -383,10 +383,10 @@ OF_FILES = (
 
 
 def parameters(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
-    """Those of ``function``; LSTM and RNN hand on what RNNBase takes by keyword."""
+    """Those of ``function``; LSTM and RNN hand on what Recurrent takes by keyword."""
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            base = inspect.signature(nn.RNNBase).parameters.values()
+            base = inspect.signature(nn.Recurrent).parameters.values()
             yield from (other for other in base if other.kind is other.KEYWORD_ONLY)
         else:
             yield parameter
@@ -439,16 +439,25 @@ def test_a_wrong_argument_of_a_call_with_files_is_named(name: str, of_files: dic
 
 # Every public name has its wrong calls
 
+CELL_LANGUAGE = (
+    *("abs", "cell", "check", "exp", "hard_sigmoid", "log", "maximum", "minimum", "named", "relu", "show", "sigmoid"),
+    *("softplus", "sqrt", "tanh", "where"),
+)
 EXEMPT = {
     "gpulstm.backends": "takes nothing",
     "gpulstm.get_num_threads": "takes nothing",
     "gpulstm.release_memory": "takes nothing",
     "nn.Layer": "a base without a constructor",
-    "nn.Recurrent": "a base without a constructor",
+    "nn.RecurrentLayer": "a base without a constructor",
     "nn.Quantized.load_state_dict": "refuses every call",
     "nn.Quantized.params_for": "for streams, which hand it a module",
     "nn.Quantized.vjp": "refuses every call",
     "cells.register": "its checks are in test_cells.py",
+    "cells.Cell": "a declaration, which is checked where it is registered",
+    "cells.TracedCell": "made by cells.cell",
+    **dict.fromkeys(
+        ("gpulstm.cell", *(f"cells.{name}" for name in CELL_LANGUAGE)), "its checks are in test_language_errors.py"
+    ),
     "optim.Optimizer.advance": "half of a step, which checks for both",
     "optim.Optimizer.apply": "half of a step, which checks for both",
     "optim.Optimizer.check_state": "of parameters that a step or a model has checked",

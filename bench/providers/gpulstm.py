@@ -54,9 +54,9 @@ def training(problem: Problem) -> Runner:
     return call, outputs
 
 
-def layer(problem: Problem) -> gpulstm.nn.RNNBase:
+def layer(problem: Problem) -> gpulstm.nn.Recurrent:
     case = problem.case
-    made = gpulstm.nn.RNNBase(
+    made = gpulstm.nn.Recurrent(
         case.cell,
         case.features,
         case.hidden,

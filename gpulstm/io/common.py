@@ -113,10 +113,10 @@ def recurrent(
     config: Config,
     params: Mapping[str, np.ndarray],
     *,
-    kind: type[nn.RNNBase] | None = None,
+    kind: type[nn.Recurrent] | None = None,
     dtype: Any = None,
     device: str | None = None,
-) -> nn.RNNBase:
+) -> nn.Recurrent:
     """A layer of the shape ``config`` that holds ``params``, all of one dtype unless ``dtype`` is given.
 
     It is of the class ``kind``; by default of the one that has the cell's name.
@@ -125,9 +125,9 @@ def recurrent(
         ValueError: names, shapes or values that do not fit; the message names the parameter.
     """
     cell = config.cell.name
-    usual = {"lstm": nn.LSTM, "rnn": nn.RNN}.get(cell, nn.RNNBase)
+    usual = {"lstm": nn.LSTM, "rnn": nn.RNN, "rnn_relu": nn.RNN}.get(cell, nn.Recurrent)
     kind = usual if kind is None else kind
-    if kind not in (usual, nn.RNNBase):
+    if kind not in (usual, nn.Recurrent):
         raise WeightsError(f"cell: expected that of {kind.__name__}, got {cell!r}")
     dtypes = {widened(value).dtype if device in (None, "cpu") else value.dtype for value in params.values()}
     if dtype is None and len(dtypes) != 1:
@@ -136,9 +136,11 @@ def recurrent(
         name: getattr(config, name)
         for name in ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
     }
+    if kind is nn.RNN and cell == "rnn_relu":
+        options["nonlinearity"] = "relu"
     options |= {"dtype": dtypes.pop() if dtype is None else dtype, "device": device, "seed": 0}
     sizes = config.input_size, config.hidden_size
-    make: Any = functools.partial(nn.RNNBase, cell) if kind is nn.RNNBase else kind
+    make: Any = functools.partial(nn.Recurrent, cell) if kind is nn.Recurrent else kind
     layer = make(*sizes, **options)
     layer.load_state_dict(params)
     return layer

@@ -120,4 +120,4 @@ def _is_keras(target: Path) -> bool:
 def _show(layer: nn.Layer) -> str:
     if isinstance(layer, nn.Sequential):
         return f"Sequential({', '.join(map(_show, layer.layers))})"
-    return repr(layer) if isinstance(layer, (nn.RNNBase, nn.Reversed)) else type(layer).__name__
+    return repr(layer) if isinstance(layer, (nn.Recurrent, nn.Reversed)) else type(layer).__name__

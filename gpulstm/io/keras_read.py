@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from .. import checks, nn
-from ..cells import LSTM, RNN
+from ..cells import lstm, rnn
 from ..config import Config
 from . import gate_order
 from .common import Arrays, PathLike, WeightsError, check_target, finite, free_name, path_of, recurrent
 from .keras_files import Found, found_in
 
 LAYOUTS = ("keras", "cudnn")
-_CELLS = {4: LSTM, 1: RNN}
+_CELLS = {4: lstm, 1: rnn}
 _CLASSES = {"LSTM": 4, "LSTMCell": 4, "CuDNNLSTM": 4, "SimpleRNN": 1, "SimpleRNNCell": 1}
 _ACTIVATIONS = {"activation": "tanh", "recurrent_activation": "sigmoid"}
 
@@ -27,7 +27,7 @@ def load_keras(
     layout: str | None = None,
     dtype: Any = None,
     device: str | None = None,
-) -> dict[str, nn.RNNBase]:
+) -> dict[str, nn.Recurrent]:
     """The recurrent layers of a Keras model, by Keras's names of them.
 
     Args:
@@ -74,7 +74,7 @@ def load_keras(
     return loaded
 
 
-def _layer(found: Found, layout: str | None, dtype: Any, device: str | None) -> nn.RNNBase:
+def _layer(found: Found, layout: str | None, dtype: Any, device: str | None) -> nn.Recurrent:
     if found.why_not:
         raise WeightsError(f"{found.why_not} is not supported; expected LSTM or SimpleRNN")
     words = [] if found.words is None else _checked(found.words, len(found.weights))
@@ -137,7 +137,7 @@ def _torch_names(weights: list[np.ndarray], gates: int, hidden: int, layout: str
         raise WeightsError(f"bias: expected shape ({rows},), or two of them, got {bias.shape}")
     if layout is None:
         layout = "cudnn" if bias is not None and bias.shape == (2 * rows,) else "keras"
-    if layout == "cudnn" and (cell is not LSTM or single):
+    if layout == "cudnn" and (cell is not lstm or single):
         found = f"a bias of shape ({rows},)" if single else f"a cell {cell.name!r}"
         raise WeightsError(f"layout: 'cudnn' is an LSTM's, with two biases ({2 * rows},); got {found}")
     if layout == "cudnn":

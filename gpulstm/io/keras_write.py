@@ -31,7 +31,7 @@ class _Entry:
     outputs: int
 
 
-def save_keras(layers: nn.Layer | Mapping[str, nn.RNNBase], path: PathLike) -> None:
+def save_keras(layers: nn.Layer | Mapping[str, nn.Recurrent], path: PathLike) -> None:
     """Write ``layers`` for Keras 3.
 
     Args:
@@ -80,7 +80,7 @@ def _entries(layer: nn.Layer, params: Arrays, prefix: str, before: list[_Entry])
     if isinstance(layer, nn.Sequential):
         for position, part in enumerate(layer.layers):
             yield from _entries(part, params, f"{prefix}{position}.", before)
-    elif isinstance(layer, nn.RNNBase):
+    elif isinstance(layer, nn.Recurrent):
         yield from _stack(layer, params, prefix)
     elif isinstance(layer, nn.Embedding):
         sizes = {"input_dim": layer.num_embeddings, "output_dim": layer.embedding_dim}
@@ -102,7 +102,7 @@ def _entries(layer: nn.Layer, params: Arrays, prefix: str, before: list[_Entry])
         raise WeightsError(f"layers: Keras has no {type(layer).__name__}")
 
 
-def _stack(layer: nn.RNNBase, params: Arrays, prefix: str) -> Iterator[_Entry]:
+def _stack(layer: nn.Recurrent, params: Arrays, prefix: str) -> Iterator[_Entry]:
     """One Keras layer a layer."""
     c = layer.config
     order = gate_order.check(c.cell, gate_order.KERAS, "Keras")

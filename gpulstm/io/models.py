@@ -17,7 +17,7 @@ from .. import cells, checks, nn, parsing
 from .common import Arrays, WeightsError, finite, recurrent, widened
 from .torch_names import infer, under
 
-_RECURRENT = {"LSTM": nn.LSTM, "RNN": nn.RNN, "RNNBase": nn.RNNBase}
+_RECURRENT = {"LSTM": nn.LSTM, "RNN": nn.RNN, "Recurrent": nn.Recurrent}
 _HEADS = {"Linear": nn.Linear, "EveryStepHead": nn.EveryStepHead, "LastStepHead": nn.LastStepHead}
 _KNOWN = (*_RECURRENT, *_HEADS, "Dropout", "Embedding", "Quantized", "Reversed", "Sequential")
 _SHOWN = 12  # names in a message
@@ -46,7 +46,7 @@ def _describe(layer: Any, depth: int) -> dict[str, Any]:
         words["layers"] = [_describe(part, depth + 2) for part in layer.layers]
     elif isinstance(layer, nn.Reversed):
         words["of"] = _describe(layer.layer, depth + 1)
-    elif isinstance(layer, (nn.RNNBase, nn.Quantized)):
+    elif isinstance(layer, (nn.Recurrent, nn.Quantized)):
         config = layer.config
         words |= {"cell": config.cell.name, "batch_first": config.batch_first, "dropout": config.dropout}
         if isinstance(layer, nn.Quantized):

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from .. import files
-from ..cells import LSTM, RNN, Cell
+from ..cells import Cell, lstm, rnn
 from ..config import Config
 from . import gate_order
 from .common import Arrays, WeightsError, finite, free_name, path_of, read, require
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
-_CELLS = {"LSTM": LSTM, "RNN": RNN}
+_CELLS = {"LSTM": lstm, "RNN": rnn}
 _OTHERS = {("", "GRU"), ("com.microsoft", "DynamicQuantizeLSTM"), ("com.microsoft", "AttnLSTM")}
 _ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "RNN": ("Tanh",)}
 _KNOWN = (1, 7, 14, 22)  # the opsets that changed LSTM and RNN

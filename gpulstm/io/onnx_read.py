@@ -20,7 +20,7 @@ def onnx_layers(
     nodes: Iterable[str] | None = None,
     dtype: Any = None,
     device: str | None = None,
-) -> dict[str, nn.Recurrent]:
+) -> dict[str, nn.RecurrentLayer]:
     """The recurrent nodes of an ONNX model as layers, by the names of the nodes (or ``"LSTM"``, ``"LSTM_1"``, ...).
 
     Args:
@@ -106,7 +106,7 @@ class OnnxNode:
                 self._places[other.output[0]] = self._places[other.input[0]]
         if lost := [name for name in self.outputs if name not in self._places]:
             raise node.error(f"expected graph outputs {list(self._places)}, got {lost} too")
-        self._layer: nn.Recurrent | None = None
+        self._layer: nn.RecurrentLayer | None = None
         if {"W", "R"} <= known and ("B" in known or "B" not in node.inputs) and not self.optional:
             self._layer = self._build(self._constants)
 
@@ -183,7 +183,7 @@ class OnnxNode:
             return y, [value.swapaxes(0, 1) for value in finals]
         return y.swapaxes(1, 2), finals
 
-    def _build(self, values: dict[str, Any]) -> nn.Recurrent:
+    def _build(self, values: dict[str, Any]) -> nn.RecurrentLayer:
         weights = [values.get(role) for role in ("W", "R", "B")]
         for role, value in zip("WRB", weights, strict=True):
             if value is not None and value.dtype.name not in _COMPUTED:
@@ -191,7 +191,7 @@ class OnnxNode:
         return _of_weights(self._node, weights, None, None)
 
 
-def _layer(node: onnx_nodes.Node, dtype: Any, device: str | None) -> nn.Recurrent:
+def _layer(node: onnx_nodes.Node, dtype: Any, device: str | None) -> nn.RecurrentLayer:
     weights = [node.constant(role) for role in ("W", "R", "B")]
     for role, value in zip("WRB", weights, strict=True):
         if value is not None and not checks.is_float(value.dtype):
@@ -199,7 +199,7 @@ def _layer(node: onnx_nodes.Node, dtype: Any, device: str | None) -> nn.Recurren
     return _of_weights(node, weights, dtype, device)
 
 
-def _of_weights(node: onnx_nodes.Node, weights: list[Any], dtype: Any, device: str | None) -> nn.Recurrent:
+def _of_weights(node: onnx_nodes.Node, weights: list[Any], dtype: Any, device: str | None) -> nn.RecurrentLayer:
     try:
         config, params = node.params(*weights)
         layer = recurrent(config, params, dtype=dtype, device=device)

@@ -105,7 +105,7 @@ class _Graph:
                 self.add(part, f"{prefix}{position}.")
         elif isinstance(layer, nn.Reversed):
             self._recurrent(layer.layer, prefix, "reverse")
-        elif isinstance(layer, nn.RNNBase):
+        elif isinstance(layer, nn.Recurrent):
             self._recurrent(layer, prefix, "bidirectional" if layer.config.bidirectional else "forward")
         elif isinstance(layer, nn.Embedding):
             self.value = self.op("Gather", [self.parameter(f"{prefix}weight"), self.value])
@@ -179,7 +179,7 @@ class _Graph:
                 inner = first.layer
             elif isinstance(first, nn.LastStepHead):
                 inner = first.linear
-            if not isinstance(inner, (nn.Linear, nn.RNNBase)):
+            if not isinstance(inner, (nn.Linear, nn.Recurrent)):
                 raise TypeError(f"model: expected layers of gpulstm.nn that ONNX has, got {type(first).__name__}")
             features = inner.in_features if isinstance(inner, nn.Linear) else inner.config.input_size
             self.shape, kind, name = [*outer, features], self.float_type, "x"
@@ -205,7 +205,7 @@ class _Graph:
             self.value = self.op("GatherND", [rows, last], batch_dims=1)
         self.shape = [self.shape[0 if batch_first else 1], self.shape[-1]]
 
-    def _recurrent(self, layer: nn.RNNBase, prefix: str, direction: str) -> None:
+    def _recurrent(self, layer: nn.Recurrent, prefix: str, direction: str) -> None:
         """One node a layer: ONNX's LSTM and RNN have no stacks, and no batch-first that runtimes run."""
         config = layer.config
         gates = gate_order.check(config.cell, gate_order.ONNX, "ONNX")
@@ -241,7 +241,7 @@ class _Graph:
             axes: Shape = [shape[0], "B", shape[2]]
             self.outputs.append(self.helper.make_tensor_value_info(output, self.float_type, axes))
 
-    def _states(self, name: str, layer: nn.RNNBase) -> list[str]:
+    def _states(self, name: str, layer: nn.Recurrent) -> list[str]:
         """The initial state called ``name`` of each layer of the stack."""
         config = layer.config
         if not self.state:
@@ -253,7 +253,9 @@ class _Graph:
             "Split", [whole, self.numbers(*[config.directions] * config.num_layers)], config.num_layers, axis=0
         )
 
-    def _weights(self, layer: nn.RNNBase, prefix: str, ends: list[str], gates: tuple[str, ...], name: str) -> list[str]:
+    def _weights(
+        self, layer: nn.Recurrent, prefix: str, ends: list[str], gates: tuple[str, ...], name: str
+    ) -> list[str]:
         """Names of W, R, B ("" without biases) and, with a projection, the matrix (D, H, P) for h and y."""
         config = layer.config
 
@@ -281,4 +283,4 @@ def _batch_first(layer: nn.Layer) -> bool:
     if isinstance(layer, nn.LastStepHead):
         return layer.batch_first
     inner = layer.layer if isinstance(layer, nn.Reversed) else layer
-    return isinstance(inner, nn.RNNBase) and inner.config.batch_first
+    return isinstance(inner, nn.Recurrent) and inner.config.batch_first

@@ -18,7 +18,7 @@ def load_torch(
     batch_first: bool = False,
     dtype: Any = None,
     device: str | None = None,
-) -> nn.RNNBase:
+) -> nn.Recurrent:
     """A layer from a torch state dict, or from a safetensors file that holds one.
 
     Args:
@@ -45,7 +45,7 @@ def load_torch(
     return load_safetensors(source, prefix, batch_first=batch_first, dtype=dtype, device=device)
 
 
-def save_torch(layer: nn.RNNBase, prefix: str = "") -> dict[str, Any]:
+def save_torch(layer: nn.Recurrent, prefix: str = "") -> dict[str, Any]:
     """The parameters of ``layer`` as torch tensors (copies on the CPU) under ``prefix`` and torch's names.
 
     ``module.load_state_dict(save_torch(layer))``; NumPy arrays under the same names are ``layer.state_dict()``.
@@ -55,7 +55,7 @@ def save_torch(layer: nn.RNNBase, prefix: str = "") -> dict[str, Any]:
         ValueError: a parameter that is not finite.
         ImportError: torch is not installed.
     """
-    if not isinstance(layer, nn.RNNBase):
+    if not isinstance(layer, nn.Recurrent):
         raise TypeError(f"layer: expected a recurrent layer such as gpulstm.LSTM, got {type(layer).__name__}")
     checks.text(prefix, "prefix")
     torch = require("torch", "torch")

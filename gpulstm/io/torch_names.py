@@ -15,7 +15,7 @@ from ..config import Config
 from .common import Arrays, WeightsError, finite, recurrent
 
 _NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)_l(\d+)(_reverse)?")
-_CELLS = {4: cells.LSTM, 1: cells.RNN}
+_CELLS = {4: cells.lstm, 1: cells.rnn}
 
 
 def from_state_dict(
@@ -25,7 +25,7 @@ def from_state_dict(
     batch_first: bool = False,
     dtype: Any = None,
     device: str | None = None,
-) -> nn.RNNBase:
+) -> nn.Recurrent:
     """The layer whose parameters, under ``prefix`` and torch's names, are in ``state``.
 
     Raises:

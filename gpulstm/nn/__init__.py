@@ -4,9 +4,9 @@ from .dropout import Dropout
 from .embedding import Embedding
 from .linear import EveryStepHead, LastStepHead, Linear
 from .losses import cross_entropy, mse
-from .model import Layer, Params, Recurrent, Sequential
+from .model import Layer, Params, RecurrentLayer, Sequential
 from .quantized import Quantized, quantize
-from .recurrent import LSTM, RNN, RNNBase
+from .recurrent import LSTM, RNN, Recurrent
 from .reversed import Reversed
 from .stream import Stream
 
@@ -21,8 +21,8 @@ __all__ = [
     "Linear",
     "Params",
     "Quantized",
-    "RNNBase",
     "Recurrent",
+    "RecurrentLayer",
     "Reversed",
     "Sequential",
     "Stream",

@@ -132,7 +132,7 @@ def _kind(value: Any) -> str:
     return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
 
 
-class Recurrent(Layer):
+class RecurrentLayer(Layer):
     """A layer whose state the caller carries from call to call (``gpulstm.LSTM``, ``gpulstm.RNN``).
 
     ``y, state = layer(x, state=None, lengths=None)``. State is ``(h, c)`` for an LSTM and ``h`` for an RNN.
@@ -146,7 +146,7 @@ class Recurrent(Layer):
         return self.forward(x, state, lengths)
 
 
-class Sequential(Recurrent):
+class Sequential(RecurrentLayer):
     """Layers one after another; itself recurrent, its state a tuple of the states of those layers that have one.
 
     ``params`` holds the layers' own arrays under ``"<position>.<name>"``, so stepping them steps the layers.

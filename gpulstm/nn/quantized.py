@@ -13,7 +13,7 @@ from gpulstm_kernels.backend import NARROW, Backend
 from .. import dispatch, ops
 from ..config import Config
 from .model import Params, Pullback, unwrap_single
-from .recurrent import RNNBase
+from .recurrent import Recurrent
 from .stream import Streamed
 
 _MOST = 127  # of int8, so that a row's range is symmetric
@@ -36,7 +36,7 @@ class Quantized(Streamed):
             Biases and projections stay float32.
     """
 
-    def __init__(self, layer: RNNBase, kind: str) -> None:
+    def __init__(self, layer: Recurrent, kind: str) -> None:
         _check(layer, kind)
         self.config, self.kind, self.params = layer.config, kind, {}
         for name, value in layer.params.items():
@@ -103,7 +103,7 @@ class Quantized(Streamed):
         )
 
 
-def quantize(layer: RNNBase, kind: str) -> Quantized:
+def quantize(layer: Recurrent, kind: str) -> Quantized:
     """A copy of ``layer`` for inference on a CPU that keeps its weights in half or a quarter of the memory.
 
     Args:
@@ -119,7 +119,7 @@ def quantize(layer: RNNBase, kind: str) -> Quantized:
 
 
 def _check(layer: Any, kind: Any) -> None:
-    if not isinstance(layer, RNNBase):
+    if not isinstance(layer, Recurrent):
         raise TypeError(f"layer: expected a recurrent layer such as gpulstm.LSTM, got {type(layer).__name__}")
     if not isinstance(kind, str) or kind not in ("bf16", "int8"):
         raise ValueError(f"kind: expected 'bf16' or 'int8', got {kind!r}")

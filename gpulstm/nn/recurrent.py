@@ -1,4 +1,4 @@
-"""Recurrent layers: :class:`LSTM`, :class:`RNN`, and :class:`RNNBase` for any registered cell."""
+"""Recurrent layers: :class:`LSTM`, :class:`RNN`, and :class:`Recurrent` for any registered cell."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .stream import Streamed
 INITS = ("uniform", "recommended")
 
 
-class RNNBase(Streamed):
+class Recurrent(Streamed):
     """A stack of recurrent layers of one cell, with the arguments, parameters and names of ``torch.nn.LSTM``.
 
     Args:
-        cell: name of a registered cell (:mod:`gpulstm.cells`).
+        cell: a cell or the name of a registered one (:mod:`gpulstm.cells`).
         input_size: features I of the input.
         hidden_size: units H of each layer and direction.
         num_layers: layers L.
@@ -46,7 +46,7 @@ class RNNBase(Streamed):
 
     def __init__(
         self,
-        cell: str,
+        cell: str | cells.Cell,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
@@ -124,10 +124,12 @@ class RNNBase(Streamed):
 
     def __repr__(self) -> str:
         c = self.config
-        shown = [str(c.input_size), str(c.hidden_size)]
+        own = type(self) is Recurrent
+        shown = [*[repr(c.cell.name)] * own, str(c.input_size), str(c.hidden_size)]
         defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
         defaults |= {"bidirectional": False, "proj_size": 0}
         shown += [f"{k}={getattr(c, k)}" for k, v in defaults.items() if getattr(c, k) != v]
+        shown += ["nonlinearity='relu'"] * (c.cell.name == "rnn_relu" and not own)
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
@@ -162,8 +164,8 @@ def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray
     return q if rows >= columns else q.T
 
 
-class LSTM(RNNBase):
-    """Long short-term memory; a drop-in for ``torch.nn.LSTM`` on arrays. See :class:`RNNBase` for the arguments.
+class LSTM(Recurrent):
+    """Long short-term memory; a drop-in for ``torch.nn.LSTM`` on arrays. See :class:`Recurrent` for the arguments.
 
     ``y, (h, c) = lstm(x, state=None, lengths=None)``;
     ``(y, (h, c)), vjp = lstm.vjp(x)``; ``dx, (dh0, dc0), grads = vjp(dy, (dh, dc))``.
@@ -195,11 +197,12 @@ class LSTM(RNNBase):
         )
 
 
-class RNN(RNNBase):
-    """The vanilla recurrent network, ``h' = tanh(W_ih·x + W_hh·h + b)``. See :class:`RNNBase` for the arguments.
+class RNN(Recurrent):
+    """The vanilla recurrent network, ``h' = tanh(W_ih·x + W_hh·h + b)``. See :class:`Recurrent` for the arguments.
 
     ``y, h = rnn(x, state=None, lengths=None)``; ``(y, h), vjp = rnn.vjp(x)``; ``dx, dh0, grads = vjp(dy, dh)``. By
-    keyword it takes ``proj_size`` too, which torch's RNN does not.
+    keyword it takes ``nonlinearity``, ``"relu"`` in the place of ``"tanh"``, and ``proj_size``, which torch's RNN does
+    not.
     """
 
     def __init__(
@@ -211,8 +214,11 @@ class RNN(RNNBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        *,
+        nonlinearity: str = "tanh",
         **options: Any,
     ) -> None:
+        cell = {"tanh": "rnn", "relu": "rnn_relu"}[checks.choice(nonlinearity, "nonlinearity", ("tanh", "relu"))]
         super().__init__(
-            "rnn", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options
         )

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays, checks
-from .model import Params, Pullback, Recurrent
-from .recurrent import RNNBase
+from .model import Params, Pullback, RecurrentLayer
+from .recurrent import Recurrent
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Reversed(Recurrent):
+class Reversed(RecurrentLayer):
     """``layer`` run from the last valid step to the first, as ONNX's direction "reverse".
 
     The output stays in the order of time: y at a step is what the layer gives there, having seen the steps after it;
@@ -26,8 +26,8 @@ class Reversed(Recurrent):
         TypeError: ``layer`` is no recurrent layer such as ``gpulstm.LSTM``.
     """
 
-    def __init__(self, layer: RNNBase) -> None:
-        if not isinstance(layer, RNNBase):
+    def __init__(self, layer: Recurrent) -> None:
+        if not isinstance(layer, Recurrent):
             raise TypeError(f"layer: expected a recurrent layer such as gpulstm.LSTM, got {type(layer).__name__}")
         self.layer = layer
         self.params: Params = layer.params

@@ -12,10 +12,10 @@ from gpulstm_kernels.memory import contiguous
 
 from .. import arrays, checks, dispatch, ops
 from ..config import Config
-from .model import Params, Recurrent, unwrap_single
+from .model import Params, RecurrentLayer, unwrap_single
 
 
-class Streamed(Recurrent):
+class Streamed(RecurrentLayer):
     """A layer of one cell, described by ``config``, that can be stepped."""
 
     config: Config

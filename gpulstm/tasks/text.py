@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 
 from .. import arrays, checks, dispatch, nn, parsing
-from ..cells import LSTM
+from ..cells import lstm
 from ..config import Config
 from ..data.batch import Batch
 from ..data.joined import Document, Joined
@@ -78,7 +78,7 @@ class Sizes:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.embed, self.hidden, self.layers = (config[name] for name in ("embed", "hidden", "layers"))
-        self.recurrent = Config(LSTM, self.embed, self.hidden, self.layers)
+        self.recurrent = Config(lstm, self.embed, self.hidden, self.layers)
         self.embedding = {"0.weight": (VOCABULARY, self.embed)}
         self.head = {"3.weight": (VOCABULARY, self.hidden), "3.bias": (VOCABULARY,)}
 

@@ -3,10 +3,17 @@ times. Slow; the gradient of the fast gradient comes from here."""
 
 from __future__ import annotations
 
+import builtins
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType, ModuleType
 
 import torch
 from torch import Tensor
+
+from gpulstm_kernels.cells import Cell
+
+from .. import cells
 
 States = tuple[Tensor, ...]
 
@@ -24,20 +31,31 @@ def names(count: int) -> tuple[str, ...]:
     return _NAMES[count]
 
 
-def _lstm(gates: Tensor, states: States) -> tuple[Tensor, States]:
-    """``c' = f∘c + i∘g``, ``h' = o∘tanh(c')``."""
-    (c,) = states
-    i, f, g, o = gates.chunk(4, dim=-1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), (c,)
+# The functions of the cell language. Where two values are equal, the gradient is the language's: torch's own maximum
+# and minimum share it.
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "absolute": torch.abs,
+    "exp": torch.exp,
+    "log": torch.log,
+    "maximum": lambda a, b: torch.where(a > b, a, b),
+    "minimum": lambda a, b: torch.where(a < b, a, b),
+    "select": lambda a, b, x, y: torch.where(a > b, x, y),
+    "sigmoid": torch.sigmoid,
+    "softplus": torch.nn.functional.softplus,
+    "sqrt": torch.sqrt,
+    "tanh": torch.tanh,
+}
 
 
-def _rnn(gates: Tensor, states: States) -> tuple[Tensor, States]:
-    """``h' = tanh(gates)``."""
-    return gates.tanh(), ()
+def _of_tensors(cell: Cell) -> FunctionType:
+    """The forward that is derived of ``cell``, for tensors."""
+    module = ModuleType(f"{__name__}.{cell.name}")
+    vars(module).update(_FUNCTIONS, __builtins__=builtins)
+    sys.modules[module.__name__] = module  # where torch.compile looks for what a function reads
+    return FunctionType(cell.module.forward.__code__, vars(module), cell.name)
 
 
-_CELLS: dict[str, Callable[[Tensor, States], tuple[Tensor, States]]] = {"lstm": _lstm, "rnn": _rnn}
+_CELLS = {cell.name: (_of_tensors(cell), len(cell.gates)) for cell in (cells.lstm, cells.rnn)}
 
 
 def layer(
@@ -62,14 +80,15 @@ def layer(
     with torch.autocast(x.device.type, enabled=False):
         for d in range(directions):
             own = dict(zip(names(count), weights[d * count : (d + 1) * count], strict=True))
-            y, final = _direction(_CELLS[cell], x, valid, tuple(part[d] for part in state), own, reverse=d == 1)
+            y, final = _direction(*_CELLS[cell], x, valid, tuple(part[d] for part in state), own, reverse=d == 1)
             ys.append(y)
             finals.append(final)
     return torch.cat(ys, dim=-1), *(torch.stack(parts) for parts in zip(*finals, strict=True))
 
 
 def _direction(
-    cell: Callable[[Tensor, States], tuple[Tensor, States]],
+    cell: FunctionType,
+    count: int,
     x: Tensor,
     valid: Tensor | None,
     state: States,
@@ -83,7 +102,8 @@ def _direction(
     outputs: list[Tensor] = []
     for t in reversed(steps) if reverse else steps:
         h, *carried = state
-        hidden, after = cell(inputs[t] + h @ weights["weight_hh"].mT, tuple(carried))
+        gates = inputs[t] + h @ weights["weight_hh"].mT
+        hidden, after, _ = cell(gates.chunk(count, dim=-1), tuple(carried))
         new = (hidden @ weights["weight_hr"].mT if "weight_hr" in weights else hidden, *after)
         if valid is None:
             state = new

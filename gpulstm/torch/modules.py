@@ -136,7 +136,7 @@ class LSTM(_Recurrent):
             message names the argument.
     """
 
-    _cell = cells.LSTM
+    _cell = cells.lstm
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class RNN(_Recurrent):
         ValueError: ``nonlinearity`` is not ``"tanh"``: no kernel computes another.
     """
 
-    _cell = cells.RNN
+    _cell = cells.rnn
 
     def __init__(
         self,
@@ -247,7 +247,7 @@ class LSTMCell(torch.nn.LSTMCell):
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             expected = f"(B, {self.input_size}) or ({self.input_size},)"
             raise ValueError(f"input: expected shape {expected}, got {tuple(input.shape)}")
-        layout = state_layout(cells.LSTM, input.shape[:-1], self.hidden_size, self.hidden_size)
+        layout = state_layout(cells.lstm, input.shape[:-1], self.hidden_size, self.hidden_size)
         h, c = _checked_state(hx, input, layout)
         if self.hidden_size == 0:  # which torch's takes
             return h.clone(), c.clone()
@@ -255,7 +255,7 @@ class LSTMCell(torch.nn.LSTMCell):
         weights = [weight for weight in given if weight is not None]
         lead = (1,) * (3 - input.dim())
         state = tuple(part.reshape(*lead, *part.shape) for part in (h, c))
-        _, final = _run_layer(cells.LSTM, input.reshape(*lead, *input.shape), state, weights, None)
+        _, final = _run_layer(cells.lstm, input.reshape(*lead, *input.shape), state, weights, None)
         return final[0].reshape(h.shape), final[1].reshape(c.shape)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from .backend import LayerShape
 from .cells import Cell
+from .language.cell import TracedCell
+from .language.operators import ON_ARRAYS
 
 Array = np.ndarray
 
@@ -67,12 +69,18 @@ def rnn_backward(
 
 
 def _forward_of(cell: Cell, gates: Array, states: tuple[Array, ...]) -> Any:
-    """The textbook's cell where this module prints it; the cell's own maths, run on NumPy arrays, for any other."""
+    """The textbook's cell where this module prints it; else the trace of the cell, of which the gates are saved; else
+    the functions written by hand."""
     if cell.name == "lstm":
         return lstm_forward(gates, states)
     if cell.name == "rnn":
         return rnn_forward(gates, states)
-    return cell.module.forward(_copies(np.split(gates, len(cell.gates), axis=1)), _copies(states))
+    split = tuple(np.split(gates, len(cell.gates), axis=1))
+    if isinstance(cell, TracedCell):
+        with np.errstate(all="ignore"):
+            h, *new = cell.evaluate(ON_ARRAYS, split, states)
+        return h, tuple(new), split
+    return cell.module.forward(_copies(split), _copies(states))
 
 
 def _backward_of(cell: Cell, dh: Array, dstates: Any, h: Array, saved: Any, states: Any, previous: Any) -> Any:
@@ -80,9 +88,15 @@ def _backward_of(cell: Cell, dh: Array, dstates: Any, h: Array, saved: Any, stat
         return lstm_backward(dh, dstates, h, saved, states, previous)
     if cell.name == "rnn":
         return rnn_backward(dh, dstates, h, saved, states, previous)
-    dgates, dprevious = cell.module.backward(
-        dh.copy(), _copies(dstates), h.copy(), _copies(saved), _copies(states), _copies(previous)
-    )
+    if isinstance(cell, TracedCell):
+        with np.errstate(all="ignore"):
+            found = cell.gradient(ON_ARRAYS, saved, previous, dh, dstates)
+        gradients = [np.broadcast_to(d, dh.shape) for d in found]  # one that is 0 everywhere is a number
+        dgates, dprevious = gradients[: len(cell.gates)], tuple(gradients[len(cell.gates) :])
+    else:
+        dgates, dprevious = cell.module.backward(
+            dh.copy(), _copies(dstates), h.copy(), _copies(saved), _copies(states), _copies(previous)
+        )
     return np.concatenate(dgates, axis=1), dprevious
 
 

@@ -1,21 +1,28 @@
-"""Every kernel that the library launches, by asking the code that launches it."""
+"""Every kernel that the library launches, by asking the code that launches it; and all of them compiled."""
 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+import offline
 import problems
+from offline import Built, Job
 
 from gpulstm_kernels.backend import LayerShape
+from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cuda import device as device_layer
 from gpulstm_kernels.cuda.device.kernel import Argument, Kernel
 from gpulstm_kernels.cuda.device.runtime import Device
+from gpulstm_kernels.cuda.device.source import expression, source_text
 from gpulstm_kernels.cuda.walks.block import host as block_host
 from gpulstm_kernels.cuda.walks.grid import host as grid_host
 from gpulstm_kernels.cuda.walks.step import host as step_host
@@ -27,6 +34,7 @@ KINDS = [("float32", False), ("float32", True), ("float16", False), (ml_dtypes.b
 MULTIPROCESSORS = 192  # more than any GPU has that these architectures are made into
 LARGEST = 8 * MULTIPROCESSORS  # hidden size: eight units a block is what the grid walk gives each multiprocessor
 PERSISTENT = {"block": block_host, "grid": grid_host}
+REGISTERS = 65536  # a multiprocessor
 
 _ANY = tuple(np.dtype(kind) for kind in ("float32", "float64", "float16", ml_dtypes.bfloat16))
 _EITHER = (False, True)
@@ -60,12 +68,16 @@ class Launch(NamedTuple):
     kind: str | None
 
 
+Wanted = dict[int, dict[Kernel, Launch]]  # by compute capability
+Matrix = dict[int, dict[Kernel, tuple[Launch, Built]]]
+
+
 def device(capability: int) -> Device:
     """The largest imaginable of a compute capability."""
     threads = {75: 1024, 86: 1536, 89: 1536, 120: 1536}.get(capability, 2048)
     shared = {75: 64, 80: 163, 86: 99, 89: 99, 120: 99}.get(capability, 227) * 1024
     own = 0 if capability < 80 else 1024
-    return Device(f"sm_{capability}", capability, MULTIPROCESSORS, shared, shared + own, 65536, threads)
+    return Device(f"sm_{capability}", capability, MULTIPROCESSORS, shared, shared + own, REGISTERS, threads)
 
 
 def kernels(capability: int, thorough: bool) -> dict[Kernel, Launch]:
@@ -83,7 +95,9 @@ def kernels(capability: int, thorough: bool) -> dict[Kernel, Launch]:
     return found
 
 
-def shape_of(cell: str, dtype: object, tf32: bool, training: bool, hidden: int, projected: bool = False) -> LayerShape:
+def shape_of(
+    cell: str | Cell, dtype: object, tf32: bool, training: bool, hidden: int, projected: bool = False
+) -> LayerShape:
     outputs = hidden - 1 if projected else None
     return problems.layer_shape(cell, dtype, hidden=hidden, outputs=outputs, training=training, tf32=tf32)
 
@@ -122,3 +136,31 @@ def defined() -> set[tuple[str, str]]:
         for path in FOLDER.rglob("*.cu")
         for name in _DEFINITION.findall(path.read_text(encoding="utf-8"))
     }
+
+
+def compiled(wanted: Wanted) -> Matrix:
+    """All of it, each file once a cell and architecture, by as many processes as there are processors."""
+    jobs: dict[Job, list[Kernel]] = {}
+    for capability, kernels in wanted.items():
+        groups: dict[str, list[Kernel]] = {}
+        for kernel in kernels:
+            groups.setdefault(source_text(kernel), []).append(kernel)
+        for source, group in groups.items():
+            jobs[Job(source, tuple(expression(kernel) for kernel in group), capability)] = group
+    ordered = sorted(jobs, key=lambda job: -len(job.expressions) * ("grid_" in job.expressions[0] or 0.5))
+    built: Matrix = {capability: {} for capability in wanted}
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as processes:
+        for job, results in zip(ordered, processes.map(offline.build, ordered), strict=True):
+            for kernel in jobs[job]:
+                built[job.capability][kernel] = wanted[job.capability][kernel], results[expression(kernel)]
+    return built
+
+
+def resident(capability: int, launch: Launch, built: Built) -> int:
+    """Blocks that a multiprocessor can hold at a time: registers are given to a warp 256 at a time."""
+    on, warps = device(capability), -(-launch.threads // 32)
+    of_warp = -(-built.registers * 32 // 256) * 256
+    by_registers = REGISTERS // of_warp // 4 * 4 // warps  # four schedulers, each with a quarter of them
+    own = 1024 if capability >= 80 else 0
+    by_shared = on.shared_per_multiprocessor // max(1, launch.shared + built.shared + own)
+    return min(on.threads_per_multiprocessor // launch.threads, by_registers, by_shared)

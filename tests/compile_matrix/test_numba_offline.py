@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import activation_checks
+import device_cells
 import ml_dtypes
 import numpy as np
 import pytest
 
 from gpulstm import cells
+from gpulstm_kernels.cells import Cell, activations
 from gpulstm_kernels.cuda.device.kernel import Kernel
 from gpulstm_kernels.cuda.device.source import expression
 
@@ -22,6 +26,7 @@ pytestmark = pytest.mark.compile_matrix
 ARCHITECTURES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
 DTYPES = [np.dtype(dtype) for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 FLOAT, DOUBLE = DTYPES[:2]
+DERIVED = [cells.get("cifg"), device_cells.slstm]
 MAXIMUM = 255  # registers a thread can have
 
 
@@ -35,15 +40,18 @@ def kernels() -> Iterator[Kernel]:
         for name, units in (("lstm", 4), ("rnn", 1)):
             if name == "rnn" and dtype != FLOAT:
                 continue  # how many gates and states a cell has does not depend on the type
-            cell = cells.get(name)
-            for training in (False, True):
-                yield Kernel("walks/step/kernels", "step_forward", (dtype, cell, training, units))
-            yield Kernel("walks/step/kernels", "step_backward", (dtype, cell, units))
-            if dtype == DOUBLE:
-                continue  # the block walk has none
-            for training in (False, True):
-                yield Kernel("walks/block/kernels", "block_forward", (dtype, False, cell, training, 2))
-            yield Kernel("walks/block/kernels", "block_backward", (dtype, False, cell, 2))
+            yield from of_cell(cells.get(name), dtype, units)
+
+
+def of_cell(cell: Cell, dtype: np.dtype, units: int) -> Iterator[Kernel]:
+    for training in (False, True):
+        yield Kernel("walks/step/kernels", "step_forward", (dtype, cell, training, units))
+    yield Kernel("walks/step/kernels", "step_backward", (dtype, cell, units))
+    if dtype == DOUBLE:
+        return  # the block walk has none
+    for training in (False, True):
+        yield Kernel("walks/block/kernels", "block_forward", (dtype, False, cell, training, 2))
+    yield Kernel("walks/block/kernels", "block_backward", (dtype, False, cell, 2))
 
 
 class Compiler:
@@ -85,11 +93,12 @@ def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return Compiler(request.param)
 
 
-def test_every_kernel_compiles(compiler: Compiler) -> None:
+def check(compiler: Compiler, kernels: Iterable[Kernel]) -> None:
+    """They compile, and nothing spills."""
     from gpulstm_kernels.cuda.device.numba_runtime import twin
 
     failed = []
-    for kernel in kernels():
+    for kernel in kernels:
         code, log = compiler(*twin(kernel))
         used = re.search(r"Used (\d+) registers", log)
         spilled = re.search(r"(\d+) bytes spill stores", log)
@@ -103,6 +112,16 @@ def test_every_kernel_compiles(compiler: Compiler) -> None:
     assert not failed, "\n".join(failed)
 
 
+def test_every_kernel_compiles(compiler: Compiler) -> None:
+    check(compiler, kernels())
+
+
+@pytest.mark.parametrize("compiler", [(9, 0)], indirect=True)
+@pytest.mark.parametrize("cell", DERIVED, ids=lambda cell: cell.name)
+def test_any_derived_cell_compiles(compiler: Compiler, cell: Cell) -> None:
+    check(compiler, of_cell(cell, FLOAT, 4))
+
+
 @pytest.mark.parametrize("compiler", [(9, 0)], indirect=True)
 def test_float32_kernels_do_no_float64_arithmetic(compiler: Compiler) -> None:
     """A literal that Numba took for float64 would make every value after it float64, at 1/32 or 1/64 of the rate."""
@@ -110,9 +129,37 @@ def test_float32_kernels_do_no_float64_arithmetic(compiler: Compiler) -> None:
 
     from gpulstm_kernels.cuda.device.numba_runtime import twin
 
-    for kernel in kernels():
+    for kernel in itertools.chain(kernels(), *(of_cell(cell, FLOAT, 4) for cell in DERIVED)):
         if DOUBLE in kernel.arguments:
             continue
         function, arguments = twin(kernel)
         code, _ = cuda.compile(function, arguments, cc=compiler.capability, output="ptx", device=False, abi="numba")
         assert ".f64" not in str(code), expression(kernel)
+
+
+@pytest.mark.parametrize("compiler", [(9, 0)], indirect=True)
+def test_activations_compile_in_their_own_type(compiler: Compiler) -> None:
+    from numba import cuda
+    from numba.cuda import types
+
+    for dtype in (types.float32, types.float64):
+        kernel, _ = activation_checks.numba_kernel(dtype.name)
+        code, log = compiler(kernel, (dtype[::1],) * 3)
+        assert code.startswith(b"\x7fELF"), log
+    kernel, _ = activation_checks.numba_kernel("float32")
+    arguments = (types.float32[::1],) * 3
+    text, _ = cuda.compile(kernel, arguments, cc=compiler.capability, output="ptx", device=False, abi="numba")
+    assert ".f64" not in str(text)
+
+
+def test_activations_of_mixed_types_are_refused() -> None:
+    """The result would be float64, and all that is computed with it."""
+    from numba import cuda
+    from numba.core.errors import TypingError
+    from numba.cuda import types
+
+    def larger(x):
+        return activations.maximum(x, 1)
+
+    with pytest.raises(TypingError, match="maximum"):
+        cuda.compile(larger, (types.float32,), cc=(9, 0))

@@ -6,27 +6,22 @@ takes about twice as long; else it does so for two, and for the others compiles 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import offline
 import pytest
 import shipped
-from offline import Built, Job
-from shipped import Launch
+from shipped import Matrix, compiled, resident
 
-from gpulstm_kernels.cuda.device.kernel import Kernel
-from gpulstm_kernels.cuda.device.source import expression, source_text
+from gpulstm_kernels.cuda.device.source import expression
 
 pytestmark = pytest.mark.compile_matrix
 
 CAPABILITIES = [75, 80, 86, 89, 90, 100, 120]
 THOROUGH = CAPABILITIES if os.environ.get("GPULSTM_COMPILE_ALL") else [90, 100]  # on 100 a smaller slice may need more
 DOUBLE = np.dtype(np.float64)
-REGISTERS = 65536  # a multiprocessor
 SAVED = 64  # bytes that ptxas may put aside around its subroutines for float64, in kernels that have no loop over time
 # the matrix instruction of a kind of product: half of k at a time on Turing
 TENSOR = {
@@ -35,37 +30,10 @@ TENSOR = {
     "tf32": r"HMMA\.1688\.F32\.TF32$",
 }
 
-Matrix = dict[int, dict[Kernel, tuple[Launch, Built]]]
-
 
 @pytest.fixture(scope="module")
 def matrix() -> Matrix:
-    """All of it, each file once a cell and architecture, by as many processes as there are processors."""
-    wanted = {capability: shipped.kernels(capability, capability in THOROUGH) for capability in CAPABILITIES}
-    jobs: dict[Job, list[Kernel]] = {}
-    for capability, kernels in wanted.items():
-        groups: dict[str, list[Kernel]] = {}
-        for kernel in kernels:
-            groups.setdefault(source_text(kernel), []).append(kernel)
-        for source, group in groups.items():
-            jobs[Job(source, tuple(expression(kernel) for kernel in group), capability)] = group
-    ordered = sorted(jobs, key=lambda job: -len(job.expressions) * ("grid_" in job.expressions[0] or 0.5))
-    built: Matrix = {capability: {} for capability in CAPABILITIES}
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as processes:
-        for job, results in zip(ordered, processes.map(offline.build, ordered), strict=True):
-            for kernel in jobs[job]:
-                built[job.capability][kernel] = wanted[job.capability][kernel], results[expression(kernel)]
-    return built
-
-
-def resident(capability: int, launch: Launch, built: Built) -> int:
-    """Blocks that a multiprocessor can hold at a time: registers are given to a warp 256 at a time."""
-    device, warps = shipped.device(capability), -(-launch.threads // 32)
-    of_warp = -(-built.registers * 32 // 256) * 256
-    by_registers = REGISTERS // of_warp // 4 * 4 // warps  # four schedulers, each with a quarter of them
-    own = 1024 if capability >= 80 else 0
-    by_shared = device.shared_per_multiprocessor // max(1, launch.shared + built.shared + own)
-    return min(device.threads_per_multiprocessor // launch.threads, by_registers, by_shared)
+    return compiled({capability: shipped.kernels(capability, capability in THOROUGH) for capability in CAPABILITIES})
 
 
 def test_every_kernel_is_in_the_matrix(matrix: Matrix) -> None:

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import device_cells
 import layer_checks
+import lstm_by_hand
 import pytest
 from problems import Problem
 
+from gpulstm import cells
+from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cuda import layer
 from gpulstm_kernels.cuda.device import precision
 
 KINDS = ["float32", "tf32", "float64", "float16", "bfloat16"]
 CELLS = ["lstm", "rnn"]
+DERIVED = [cells.get("cifg"), device_cells.slstm, device_cells.nine_gates]  # of one, three and five states
 
 SHAPES = [
     "one of each",
@@ -55,3 +60,20 @@ def test_equals_the_reference(
     monkeypatch.setenv("GPULSTM_WALK", walk)
     monkeypatch.setattr(precision, "_allowed", kind == "tf32")
     check(runtime, layer_checks.problem(cell, dtype_of(kind), layer_checks.SHAPES[shape]), kind, shape)
+
+
+@pytest.mark.parametrize("cell", DERIVED, ids=lambda cell: cell.name)
+@pytest.mark.parametrize("walk", ["step", "block", "grid"])
+@pytest.mark.parametrize("shape", ["odd", "ragged"])
+def test_any_derived_cell_equals_the_reference(
+    runtime: Any, walk: str, cell: Cell, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPULSTM_WALK", walk)
+    p = device_cells.started(layer_checks.problem(cell, "float32", layer_checks.SHAPES[shape]))
+    check(runtime, p, "float32", shape)
+
+
+def test_a_cell_by_hand_is_taken_from_the_file_beside_its_maths(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPULSTM_WALK", "step")
+    cell = Cell("lstm_by_hand", ("i", "f", "g", "o"), ("c",), 4, lstm_by_hand.__name__)
+    check(runtime, layer_checks.problem(cell, "float32", layer_checks.SHAPES["ragged"]), "float32", "ragged")

@@ -20,7 +20,7 @@ COUPLED = gpulstm.cells.register(
 )
 
 
-def _random(seed: int) -> tuple[nn.Recurrent, int, int, dict[str, bool]]:
+def _random(seed: int) -> tuple[nn.RecurrentLayer, int, int, dict[str, bool]]:
     """A random layer, T, B and options of the export."""
     rng = np.random.default_rng(seed)
 
@@ -154,7 +154,7 @@ def test_the_same_layer_gives_the_same_bytes(tmp_path: Any) -> None:
         (lambda: nn.Linear(3, 4), {"lengths": True}, ValueError, "lengths: expected False, since no layer"),
         (lambda: nn.Dropout(0.1), {}, ValueError, "expected a layer with parameters"),
         (lambda: nn.Reversed(gpulstm.LSTM(3, 4, bidirectional=True)), {}, ValueError, "Reversed of a bidirectional"),
-        (lambda: nn.RNNBase(COUPLED.name, 3, 4), {}, ValueError, "cell: ONNX has lstm, rnn, got 'coupled'"),
+        (lambda: nn.Recurrent(COUPLED.name, 3, 4), {}, ValueError, "cell: ONNX has lstm, rnn, got 'coupled'"),
         (lambda: gpulstm.LSTM(3, 4), {"opset": 13}, ValueError, "opset: expected 14 .. "),
         (lambda: gpulstm.LSTM(3, 4), {"opset": 10**6}, ValueError, "opset: expected 14 .. "),
         (lambda: gpulstm.LSTM(3, 4), {"dtype": "int8"}, ValueError, "dtype: expected float32 or float64"),

@@ -33,15 +33,17 @@ def _recurrent(**options: Any) -> dict[str, Callable[[], Any]]:
     made: dict[str, Callable[[], Any]] = {
         "LSTM": lambda: gpulstm.LSTM(3, 4, seed=0, **options),
         "RNN": lambda: gpulstm.RNN(3, 4, seed=0, **options),
-        "RNNBase lstm": lambda: nn.RNNBase("lstm", 3, 4, seed=0, **options),
-        "RNNBase rnn": lambda: nn.RNNBase("rnn", 3, 4, seed=0, **options),
-        "RNNBase minimal": lambda: nn.RNNBase("minimal", 3, 4, seed=0, **options),
+        "Recurrent lstm": lambda: nn.Recurrent("lstm", 3, 4, seed=0, **options),
+        "Recurrent rnn": lambda: nn.Recurrent("rnn", 3, 4, seed=0, **options),
+        "RNN of rectifiers": lambda: nn.RNN(3, 4, nonlinearity="relu", seed=0, **options),
+        "Recurrent of rectifiers": lambda: nn.Recurrent("rnn_relu", 3, 4, seed=0, **options),
+        "Recurrent minimal": lambda: nn.Recurrent("minimal", 3, 4, seed=0, **options),
         "Reversed": lambda: nn.Reversed(gpulstm.LSTM(3, 4, seed=0, **options)),
     }
     if "dtype" not in options:
         made["bf16"] = lambda: gpulstm.quantize(gpulstm.LSTM(3, 4, seed=0, **options), "bf16")
         made["int8"] = lambda: gpulstm.quantize(gpulstm.LSTM(3, 4, seed=0, **options), "int8")
-        made["minimal int8"] = lambda: gpulstm.quantize(nn.RNNBase("minimal", 3, 4, seed=0, **options), "int8")
+        made["minimal int8"] = lambda: gpulstm.quantize(nn.Recurrent("minimal", 3, 4, seed=0, **options), "int8")
     return made
 
 
@@ -114,7 +116,7 @@ def _assert_part(part: Any, layer: Any, number: int, one_bias: bool) -> None:
 
 
 def _refused(name: str, *parts: str) -> bool:
-    return any(part in name for part in (*parts, "minimal", "bf16", "int8"))
+    return any(part in name for part in (*parts, "minimal", "rectifiers", "bf16", "int8"))
 
 
 @pytest.mark.parametrize("name", RECURRENT)

@@ -142,7 +142,7 @@ def test_a_cell_of_ones_own_and_batch_first(tmp_path: Path) -> None:
     cell = gpulstm.cells.register(
         gpulstm.cells.Cell("coupled", gates=("i", "g", "o"), states=("c",), saved=3, maths="coupled_cell")
     )
-    layer = nn.RNNBase(cell.name, 3, 4, batch_first=True, seed=0)
+    layer = nn.Recurrent(cell.name, 3, 4, batch_first=True, seed=0)
     io.save_safetensors(layer, tmp_path / "m.safetensors")
     again = io.load_safetensors(tmp_path / "m.safetensors")
     assert again.config == layer.config

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import coupled_cell
+import device_cells
 import layer_checks
 import minimal_cell
 import numpy as np
@@ -49,6 +50,18 @@ def test_equals_the_reference(
     p = layer_checks.problem(CELLS[cell], dtype, layer_checks.SMALL[shape])
     assert f"inference: {walk} walk" in layer.describe(p.shape())
     layer_checks.check(layer, p, "cuda", shape)
+
+
+@pytest.mark.parametrize("cell", [cells.get("cifg"), device_cells.slstm], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("walk", ["step", "block"])
+def test_any_derived_cell_equals_the_reference(
+    runtime: Any, walk: str, cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpulstm_kernels.cuda import numba_layer as layer
+
+    monkeypatch.setenv("GPULSTM_WALK", walk)
+    p = device_cells.started(layer_checks.problem(cell, "float32", layer_checks.SMALL["odd"]))
+    layer_checks.check(layer, p, "cuda", walk)
 
 
 def test_an_index_past_the_end_raises(runtime: Any) -> None:

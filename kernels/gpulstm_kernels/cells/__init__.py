@@ -1,4 +1,5 @@
-"""What the walks know of a cell; the maths itself is in one module a cell beside this file.
+"""What the walks know of a cell. A cell is written in the language (:mod:`gpulstm_kernels.language`), one in each file
+beside this one; what is said here is what comes of it, or is written by hand.
 
 A cell maps the pre-activations ``gates`` (one value a gate) and its carried ``states`` (the previous c of an LSTM)
 to the hidden value h, the new states, and what its backward wants saved. Its maths module has two functions, written
@@ -63,6 +64,10 @@ class Cell:
                 f"cell: {self.name!r}: maths: expected a module that can be imported, got {self.maths!r}: {error}"
             ) from error
         return _checked(self, module)
+
+    def cuda_source(self, struct: str) -> str | None:
+        """Its CUDA C++, a struct of that name; None where that lies in a file beside the maths."""
+        return None
 
 
 @functools.cache

@@ -1,19 +1,13 @@
-"""The vanilla recurrent cell (Elman 1990): ``h' = tanh(a)``, a the one gate.
-
-Nothing is saved: backward needs only h'.
-"""
+"""The vanilla recurrent cell (Elman 1990)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .activations import tanh
+from ..language.cell import cell
+from ..language.operators import tanh
 
 
-def forward(gates: Any, states: Any) -> Any:
-    (a,) = gates
-    return tanh(a), (), ()
-
-
-def backward(dh: Any, dstates: Any, h: Any, saved: Any, states: Any, previous: Any) -> Any:
-    return (dh * (1.0 - h * h),), ()
+@cell(gates="a")
+def rnn(x: Any, s: Any) -> Any:
+    return tanh(x.a), {}

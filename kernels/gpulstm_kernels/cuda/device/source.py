@@ -45,7 +45,7 @@ def struct_name(cell: Cell) -> str:
 def why_not(cell: Cell) -> str | None:
     """In words, why there is no CUDA C++ of ``cell``; None where there is."""
     try:
-        _path(cell)
+        _cell_text(cell, set())
     except FileNotFoundError as error:
         return str(error)
     return None
@@ -68,12 +68,24 @@ def _text(source: str, cell: Cell | None) -> str:
         reason = why_not(cell)
         if reason is not None:
             raise ValueError(f"cell: {reason}")
-        parts.append(_inlined(_path(cell), included))
+        parts.append(_cell_text(cell, included))
         counts = {"gates": len(cell.gates), "states": len(cell.states), "saved": cell.saved}
         struct = struct_name(cell)
         same = " && ".join(f"{struct}::{what} == {count}" for what, count in counts.items())
         parts.append(f'static_assert({same}, "{struct}: other counts than the cell declares");\n')
     return "".join(parts)
+
+
+def _cell_text(cell: Cell, included: set[Path]) -> str:
+    """The CUDA C++ of ``cell``, with what it includes.
+
+    Raises:
+        FileNotFoundError: see :func:`_path`.
+    """
+    derived = cell.cuda_source(struct_name(cell))
+    if derived is None:
+        return _inlined(_path(cell), included)
+    return _expanded(derived, _ROOT / "device", included)
 
 
 @functools.lru_cache(maxsize=64)
@@ -94,19 +106,23 @@ def _path(cell: Cell) -> Path:
 
 
 def _inlined(path: Path, included: set[Path]) -> str:
-    """The text of a file with each ``#include "..."`` of ours replaced by that file's, once.
+    return _expanded(path.read_text(encoding="utf-8"), path.parent, included)
+
+
+def _expanded(text: str, folder: Path, included: set[Path]) -> str:
+    """A text of ``folder`` with each ``#include "..."`` of ours replaced by that file's text, once.
 
     A file that is not beside the one that includes it is looked for in the folders that any file may include from,
     since cells may lie anywhere.
     """
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in text.splitlines(keepends=True):
         match = _INCLUDE.match(line)
         if match is None:
             if line.strip() != "#pragma once":
                 lines.append(line)
             continue
-        places = [folder / match[1] for folder in (path.parent, *_FOLDERS)]
+        places = [place / match[1] for place in (folder, *_FOLDERS)]
         target = next((place.resolve() for place in places if place.is_file()), None)
         if target is None:
             lines.append(line)

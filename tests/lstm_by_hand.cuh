@@ -1,8 +1,8 @@
-// The LSTM cell; lstm.py beside this file prints the equations. Gates i, f, g, o; state c; saved i, f, g, o.
+// The LSTM cell; lstm_by_hand.py beside this file prints the equations. Gates i, f, g, o; state c; saved i, f, g, o.
 #pragma once
 #include "numeric.cuh"
 
-struct LstmCell {
+struct LstmByHandCell {
     static constexpr int gates = 4, states = 1, saved = 4;
 
     template <class A>

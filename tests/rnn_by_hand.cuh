@@ -1,8 +1,8 @@
-// The vanilla recurrent cell h' = tanh(a); rnn.py beside this file says more. One gate, no state, nothing saved.
+// The vanilla recurrent cell h' = tanh(a); rnn_by_hand.py beside this file says more. One gate, no state, nothing saved.
 #pragma once
 #include "numeric.cuh"
 
-struct RnnCell {
+struct RnnByHandCell {
     static constexpr int gates = 1, states = 0, saved = 0;
 
     template <class A>
