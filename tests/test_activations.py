@@ -67,8 +67,8 @@ def units(found: np.ndarray, expected: np.ndarray, bits: int, least: int) -> np.
     return np.abs(found - expected) / np.ldexp(1.0, np.maximum(exponent - bits, least))
 
 
-SWEEPS = [(name, 251 if name in ("tanh", "sigmoid") else 4001) for name in NAMES]
-SLOW_SWEEPS = [pytest.param(name, 251, marks=pytest.mark.slow) for name, step in SWEEPS if step > 251]
+SWEEPS = [(name, 4001) for name in NAMES]
+SLOW_SWEEPS = [pytest.param(name, 251, marks=pytest.mark.slow) for name in NAMES]
 
 
 @pytest.mark.parametrize(("name", "step"), [*SWEEPS, *SLOW_SWEEPS])

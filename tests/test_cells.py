@@ -34,7 +34,8 @@ def _own_register(monkeypatch: pytest.MonkeyPatch) -> None:
     cells.register(MINIMAL)
 
 
-@pytest.mark.parametrize("cell", [COUPLED, pytest.param(MINIMAL, marks=pytest.mark.slow)], ids=lambda cell: cell.name)
+@pytest.mark.slow  # for kernels that no other test has
+@pytest.mark.parametrize("cell", [COUPLED, MINIMAL], ids=lambda cell: cell.name)
 def test_gradients_on_every_backend(cell: Cell) -> None:
     """Reference against finite differences, kernels against the reference."""
     for options in ({"directions": 2, "ragged": True}, {"projection": 2, "ragged": True}):
@@ -51,6 +52,7 @@ def test_gradients_on_every_backend(cell: Cell) -> None:
                 layer_checks.check(layer, p, "kernel", f"hidden {hidden}, {count} threads, {split}", truth)
 
 
+@pytest.mark.slow
 def test_layers_of_a_registered_cell() -> None:
     net = nn.Recurrent("coupled", 3, 5, 2, bidirectional=True, proj_size=2, dtype="float64", seed=0, init="recommended")
     assert net.params["weight_ih_l0"].shape == (15, 3)

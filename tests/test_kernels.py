@@ -115,7 +115,7 @@ def test_gradients_are_taken_in_chunks(cell: str, dtype: str, chunk_rows: int, s
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_pullback_may_be_called_again(cell: str, dtype: str) -> None:
-    p, _ = solved(cell, dtype, "projected" if cell == "lstm" else "odd")
+    p, _ = solved(cell, dtype, "projected" if (cell, dtype) == ("lstm", "float32") else "odd")
     _, tape = problems.outputs(layer, p, training=True)
     first = problems.gradients(layer, p, tape)
     problems.gradients(layer, p._replace(dy=2 * p.dy), tape)

@@ -103,6 +103,7 @@ def changes_nothing(was: str) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_every_term_of_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     every_operator()
     found = [

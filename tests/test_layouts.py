@@ -220,7 +220,7 @@ def _check_quantized(case: Case, kind: str, layouts: Sequence[Layout], what: str
         np.testing.assert_array_equal(found, right, f"{what}, stream of {plain.kind}")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cell", [gpulstm.LSTM, pytest.param(gpulstm.RNN, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("projected", "examples"),

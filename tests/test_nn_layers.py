@@ -334,13 +334,14 @@ def test_sequential_draws_all_masks_from_one_generator() -> None:
 
 def test_every_layer_has_one_form_of_inference_and_vjp() -> None:
     x, ids = normal(4, 3, 3), RNG.integers(0, 5, (4, 3))
+    single = x.astype("float32")
     layers: list[tuple[nn.Layer, Any]] = [
         (nn.Linear(3, 2, dtype="float64", seed=0), x),
         (nn.EveryStepHead(3, 2, dtype="float64", seed=0), x),
         (nn.LastStepHead(3, 2, dtype="float64", seed=0), x),
         (nn.Embedding(5, 2, seed=0), ids),
         (nn.Dropout(0.0), x),
-        (nn.RNN(3, 2, dtype="float64", seed=0), x),
+        (nn.RNN(3, 2, seed=0), single),
         (nn.LSTM(3, 2, dtype="float64", seed=0), x),
         (nn.Reversed(nn.LSTM(3, 2, dtype="float64", seed=0)), x),
         (nn.Sequential(nn.LSTM(3, 2, dtype="float64", seed=0), nn.Linear(2, 2, dtype="float64", seed=0)), x),

@@ -158,6 +158,7 @@ def trained(layer: Any, x: np.ndarray) -> None:
     pullback(y)
 
 
+@pytest.mark.slow  # for a projection of narrow weights
 def test_packed_weights_go_with_their_layer(empty_cache: cache._Cache) -> None:
     x = np.ones((20, 4, 64), np.float32)
     stays = gpulstm.LSTM(64, 300, seed=0)

@@ -53,7 +53,7 @@ def whole(layer: Any, x: np.ndarray, state: Any = None) -> Any:
 
 @pytest.mark.usefixtures("shared_streams")
 @pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LAYERS)
 def test_steps_are_the_sequence(name: str, dtype: str, backend: str) -> None:
     layer = LAYERS[name](dtype)

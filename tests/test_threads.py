@@ -218,7 +218,7 @@ def _networks() -> list[problems.Network]:
     layers = [
         gpulstm.LSTM(7, 40, 2, bidirectional=True, seed=0),
         gpulstm.LSTM(7, 150, proj_size=9, seed=0),
-        gpulstm.RNN(7, 80, dtype="float64", seed=0),
+        gpulstm.RNN(7, 80, seed=0),
     ]
     return [problems.network(layer, steps=9, batch=5, ragged=True) for layer in layers]
 

@@ -128,7 +128,7 @@ def test_random_configuration_on_the_reference(seed: int) -> None:
     check(configuration(seed), seed, "reference")
 
 
-@pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
+@pytest.mark.parametrize("backend", [pytest.param("numba_cpu", marks=pytest.mark.slow), "reference"])
 def test_an_rnn_of_rectifiers(backend: str) -> None:
     options = {"num_layers": 2, "bidirectional": True, "batch_first": True, "nonlinearity": "relu"}
     check(Configuration("RNN", (6, 4, 5, 19), options, "float32", True, True), 1, backend)

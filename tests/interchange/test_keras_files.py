@@ -238,7 +238,7 @@ def test_weights_of_another_architecture(tmp_path: Path) -> None:
 # --- the way back ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 16))])
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 16))])
 def test_archive_and_weights_for_keras(seed: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)
     kind = ("LSTM", "RNN")[seed % 2]
