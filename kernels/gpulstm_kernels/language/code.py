@@ -46,7 +46,8 @@ class _Writer:
         self._number, self._line = number, line
         self.lines: list[str] = []
         self._depths: Counter[int] = Counter()  # of parentheses
-        order = ordered(roots, self._texts)
+        # As the author wrote them: compilers keep much of an order, and arguments are made before what they are of.
+        order = sorted(ordered(roots, self._texts), key=lambda value: value.index)
         self._uses = Counter(argument.index for value in order for argument in value.arguments)
         self._uses.update(root.index for root in roots)
         for value in order:
