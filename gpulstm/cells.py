@@ -19,7 +19,7 @@ need, is derived. ::
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cells.cifg import cifg
@@ -117,12 +117,13 @@ def register(cell: _AnyCell) -> _AnyCell:
             f"cell: {cell.name!r}: expected gates and states of different names beside h, got {twice} twice"
         )
     checks.integer(cell.saved, f"cell: {cell.name!r}: saved", 0)
-    before = _cells.get(cell.name, cell)
-    if before != cell and not _written_anew(before, cell):
+    before = _cells.get(cell.name)
+    if before == cell:
+        return before
+    if before is not None and not _written_anew(before, cell):
         raise ValueError(f"cell: the name {cell.name!r} is taken by {before}; expected another name")
-    if before is cell or before != cell:
-        _cells[cell.name] = cell
-    return cast(_AnyCell, _cells[cell.name])
+    _cells[cell.name] = cell
+    return cell
 
 
 def _written_anew(before: Cell, cell: Cell) -> bool:

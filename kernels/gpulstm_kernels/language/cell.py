@@ -284,9 +284,9 @@ def _failed_at(error: Exception) -> str:
     """The last line of the author's that an error came from."""
     step, place = error.__traceback__, ""
     while step is not None:
-        code = step.tb_frame.f_code
-        if not graph.is_ours(code.co_filename):
-            place = f" ({code.co_filename}, line {step.tb_lineno})"
+        file = step.tb_frame.f_code.co_filename
+        if not graph.is_ours(file):
+            place = f" ({file}, line {step.tb_lineno})"
         step = step.tb_next
     return place
 
