@@ -75,10 +75,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("quick")
 
 
+def pytest_collection(session: pytest.Session) -> None:
+    """While imports and tests pile up there is nothing to collect, and looking for it takes seconds of each worker."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """What is there to stay, such as torch's hundred thousands of objects, is not looked at by each collection."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

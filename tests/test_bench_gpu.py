@@ -216,10 +216,10 @@ def test_the_tests_are_run_for_a_while(
         f"import pytest\n@pytest.mark.gpu\ndef test_one():\n    {test}\ndef test_other():\n    assert 0\n"
     )
     monkeypatch.setattr(run, "ROOT", tmp_path)
-    found = run.device_tests(60.0 if passed is not None else 2.0)
+    found = run.device_tests(60.0 if passed is not None else 1.0)
     assert found["passed"] is passed
     assert found["seconds"] < 30
-    assert run.outcome(found).startswith(said or "not finished after 2 s")
+    assert run.outcome(found).startswith(said or "not finished after 1 s")
 
 
 def test_a_contender_that_hangs_is_left_alone(record: dict[str, Any], tmp_path: Path) -> None:

@@ -165,11 +165,12 @@ def ragged_lstm(dtype: str, **options: Any) -> tuple[Any, np.ndarray, np.ndarray
 
 @pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_padding_may_hold_anything(dtype: str, backend: str) -> None:
+@pytest.mark.parametrize("projected", [False, True], ids=["whole", "projected"])
+def test_padding_may_hold_anything(projected: bool, dtype: str, backend: str) -> None:
     """NaN and infinities past the lengths, in x and in dy, change nothing; outputs and dx are zero there."""
-    lstm, x, lengths = ragged_lstm(dtype, proj_size=4)
+    lstm, x, lengths = ragged_lstm(dtype, proj_size=4 if projected else 0)
     valid = (np.arange(len(x))[:, None] < lengths)[:, :, None]
-    dy = np.random.default_rng(2).standard_normal((6, 4, 8)).astype(dtype)
+    dy = np.random.default_rng(2).standard_normal((6, 4, 8 if projected else 18)).astype(dtype)
     results = []
     for padding in (0, np.nan, np.inf):
         with arrays.poison():
