@@ -1,4 +1,5 @@
-"""The benchmark: ``python -m bench run cpu`` times gpulstm beside the LSTMs it competes with.
+"""The benchmark: ``python -m bench run cpu`` times gpulstm beside the LSTMs it competes with, ``run cells`` its
+other cells beside what computes them elsewhere.
 
 Each provider lives in a process of its own (:mod:`bench.worker`) and shows its outputs before it is timed
 (:mod:`bench.verify`); turns are taken in interleaved rounds (:mod:`bench.run`); what is printed and drawn

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 
 def main() -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "kernels"))  # where gpulstm is not installed
     if sys.argv[1:3] == ["run", "gpu"]:
         from .gpu.command import main as gpu
 

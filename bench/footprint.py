@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from . import pool
-from .problem import Problem, names
-from .registry import CELLS, ITEMSIZE, Case, Provider, parse_case
+from .problem import Problem
+from .registry import ITEMSIZE, Case, Provider, parse_case
 from .worker import limit_cores
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -48,7 +48,8 @@ def progress(found: dict[str, Any]) -> str:
 
 def tape(case: Case) -> int:
     """Bytes that the forward pass saves for the backward one: y, of an LSTM c, and the gates of every step."""
-    values = case.outputs + (CELLS[case.cell] + len(names(case)) - 1) * case.hidden
+    cell = case.of_cell
+    values = case.outputs + (len(cell.preactivations) + len(cell.states)) * case.hidden
     return ITEMSIZE[case.dtype] * case.layers * case.directions * case.steps * case.batch * values
 
 

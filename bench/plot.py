@@ -18,6 +18,8 @@ def plot(record: dict[str, Any], path: Path) -> str | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    if record["kind"] == "cells":
+        return "no plot: cells have tables alone"
     tables = {mode: [row for row in rows(record, mode) if row.shown] for mode in MODES}
     tables = {mode: table for mode, table in tables.items() if table}
     if not tables:

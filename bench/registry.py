@@ -7,11 +7,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+from gpulstm_kernels.cells import Cell
+
+from .networks import config
+
 MODES = ("inference", "training")
 SUBJECT = "gpulstm"  # the provider that the others are compared with
+BASELINE = "baseline"  # gpulstm again, with what Case.baseline says
 
 
-CELLS = {"lstm": 4, "rnn": 1}  # and their gates
 ITEMSIZE = {"float32": 4, "float64": 8}
 
 
@@ -23,10 +27,12 @@ class Case:
         batch, steps, hidden: B, T, H.
         dtype: of everything.
         inputs: I; 0 for I = H.
-        cell: ``"lstm"`` or ``"rnn"`` (tanh).
+        cell: the name of one that :mod:`gpulstm.cells` or :mod:`bench.networks` has.
         layers, directions: L, D.
         projection: features that h is projected to; 0 for none.
         bias: 1 with biases, 0 without.
+        heads: blocks on the diagonal of the recurrent weights, N.
+        resets: of how many steps in a hundred a sequence begins anew.
     """
 
     batch: int
@@ -39,6 +45,8 @@ class Case:
     directions: int = 1
     projection: int = 0
     bias: int = 1
+    heads: int = 1
+    resets: int = 0
 
     @property
     def label(self) -> str:
@@ -54,8 +62,21 @@ class Case:
 
     @property
     def is_plain(self) -> bool:
-        """One LSTM layer of one direction with biases and without a projection, which everybody has."""
-        return (self.cell, self.layers, self.directions, self.projection, self.bias) == ("lstm", 1, 1, 0, 1)
+        """One layer of one direction with biases and nothing further, which everybody has who has the cell."""
+        features = self.layers, self.directions, self.projection, self.bias, self.heads, self.resets
+        return features == (1, 1, 0, 1, 1, 0)
+
+    @property
+    def of_cell(self) -> Cell:
+        """What its cell declares."""
+        return config(self).cell
+
+    @property
+    def baseline(self) -> Case:
+        """What gpulstm is compared with among its own: the call without resets and heads, or the LSTM."""
+        if self.resets or self.heads > 1:
+            return replace(self, resets=0, heads=1)
+        return replace(self, cell="lstm")
 
     @property
     def features(self) -> int:
@@ -70,41 +91,30 @@ class Case:
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Shapes under torch's names and in torch's order."""
-        rows = CELLS[self.cell] * self.hidden
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(self.layers):
-            inputs = self.features if layer == 0 else self.outputs * self.directions
-            for end in ("", "_reverse")[: self.directions]:
-                own: dict[str, tuple[int, ...]] = {"weight_ih": (rows, inputs), "weight_hh": (rows, self.outputs)}
-                if self.bias:
-                    own |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-                if self.projection:
-                    own["weight_hr"] = (self.projection, self.hidden)
-                shapes |= {f"{name}_l{layer}{end}": shape for name, shape in own.items()}
-        return shapes
+        return config(self).shapes()
 
     def flops(self, mode: str) -> int:
         """Of the matrix products alone: those of the forward pass, and twice as many for the gradients."""
-        forward = 2 * self.steps * self.batch * sum(map(math.prod, self._matrices()))
+        forward = 2 * self.steps * self.batch * (self._numbers(recurrent=False) + self._numbers(recurrent=True))
         return forward if mode == "inference" else 3 * forward
 
     @property
     def resident_bytes(self) -> int:
         """What every step or call reads again: the recurrent weights; for one step the input weights too."""
-        return self._bytes() if self.steps == 1 else self._bytes("weight_hh", "weight_hr")
+        once = self._numbers(recurrent=False) if self.steps == 1 else 0
+        return ITEMSIZE[self.dtype] * (once + self._numbers(recurrent=True))
 
     def read_bytes(self, mode: str) -> int:
         """Weights read at least: the recurrent ones every step, the input ones once; twice to train."""
-        forward = self._bytes("weight_hh", "weight_hr") * self.steps + self._bytes("weight_ih")
-        return forward if mode == "inference" else 2 * forward
+        numbers = self._numbers(recurrent=True) * self.steps + self._numbers(recurrent=False)
+        return ITEMSIZE[self.dtype] * numbers * (1 if mode == "inference" else 2)
 
-    def _matrices(self, *names: str) -> list[tuple[int, ...]]:
-        """The shapes of the matrices whose names begin so; of all of them for none."""
-        wanted = names or ("weight",)
-        return [shape for name, shape in self.parameters.items() if name.startswith(wanted)]
-
-    def _bytes(self, *names: str) -> int:
-        return ITEMSIZE[self.dtype] * sum(map(math.prod, self._matrices(*names)))
+    def _numbers(self, *, recurrent: bool) -> int:
+        """In the matrices that a step multiplies with, or in those that the whole input is multiplied with."""
+        matrices = {name: shape for name, shape in self.parameters.items() if name.startswith("weight")}
+        return sum(
+            math.prod(shape) for name, shape in matrices.items() if name.startswith("weight_ih") is not recurrent
+        )
 
 
 _FEATURES = {field.name: field.default for field in fields(Case) if field.name not in ("batch", "steps", "hidden")}
@@ -153,9 +163,28 @@ def timed_tables(wanted: Collection[str], grid: tuple[Case, ...], quick: bool) -
     return found
 
 
+def cell_tables(wanted: Collection[str], asked: tuple[Case, ...], quick: bool) -> list[Table]:
+    """Those of CELL_TABLES that are ``wanted``, with the cases ``asked`` for in their place, if any.
+
+    None wanted: a table of the cases, of all providers. ``quick``: of each table the cases of one size, the first.
+    """
+    if not wanted:
+        return [Table("cases", asked)]
+    found = [table for table in CELL_TABLES if table.name in wanted]
+    if asked:
+        return [replace(table, cases=asked) for table in found]
+    return [replace(table, cases=_of_one_size(table.cases)) if quick else table for table in found]
+
+
+def _of_one_size(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    sizes = [(case.batch, case.steps, case.hidden) for case in cases]
+    kept = SIZES[0] if SIZES[0] in sizes else sizes[0]
+    return tuple(case for case, own in zip(cases, sizes, strict=True) if own == kept)
+
+
 @dataclass(frozen=True)
 class Provider:
-    """An LSTM that is timed: ``module`` builds it and needs the packages ``requires``.
+    """A layer that is timed: ``module`` builds it and needs the packages ``requires``.
 
     The module has ``setup(threads)``, called once, and for each of ``modes`` a function of that name: given a
     :class:`bench.problem.Problem` it returns ``call, outputs``. ``call()`` is what is timed and ends when its
@@ -168,6 +197,7 @@ class Provider:
     requires: tuple[str, ...]
     modes: tuple[str, ...] = MODES
     tolerance: float | None = None  # of its error, where it rounds more than the dtype does; see bench.verify
+    baseline: bool = False  # whether it is given the case's baseline
 
 
 # With weights in fewer bits, in a table of their own. A gate sums 2 H products of weights of up to H^-1/2 and inputs of
@@ -179,6 +209,7 @@ NARROW = {
     "gpulstm_bf16": Provider("gpulstm_bf16", "bench.providers.gpulstm_bf16", ("gpulstm",), ("inference",), 1e-2),
     "gpulstm_int8": Provider("gpulstm_int8", "bench.providers.gpulstm_int8", ("gpulstm",), ("inference",), 2e-2),
 }
+OWN = (SUBJECT, BASELINE, *NARROW)  # those that are gpulstm
 CPU_PROVIDERS = {
     provider.name: provider
     for provider in (
@@ -190,6 +221,9 @@ CPU_PROVIDERS = {
         *NARROW.values(),
     )
 }
+# h is the exponential of a difference of sums over all steps, some 700 after a thousand of them, which float32 rounds
+# by up to 3e-5 each time something is added. Measured: 4.9e-3 of dx at (16,1024,256).
+LOGARITHMS = 2e-2
 # Modules and layers one calls from torch: the same torch, the same kernels, and what lies between.
 TORCH_GRID = tuple(
     Case(*sizes)
@@ -210,6 +244,47 @@ TORCH_PROVIDERS = {
         Provider(SUBJECT, "bench.providers.gpulstm_torch", ("gpulstm", "torch")),
         Provider("torch", "bench.providers.torch", ("torch",)),
         Provider("arrays", "bench.providers.gpulstm", ("gpulstm",)),
+    )
+}
+PRODUCTS = ("lstm", "peephole", "zoneout", "recurrent_dropout", "cifg", "time_gap", "rnn_relu", "indrnn")
+SIZES = ((16, 128, 256), (1, 128, 256), (64, 128, 512))
+LAYER_NORM = ("layer_norm_lstm", "layer_norm_lstm_by_gate")
+LOOPED = (SUBJECT, BASELINE, "torch_loop")
+CELL_TABLES = (
+    Table("products", tuple(Case(*sizes, cell=cell) for cell in PRODUCTS for sizes in SIZES), LOOPED),
+    Table(
+        "gru",
+        tuple(replace(case, cell="gru") for case in CPU_GRID),
+        (SUBJECT, "torch", "onnxruntime", "openvino", "jax"),
+    ),
+    Table("layer_norm", tuple(Case(16, 128, 256, cell=cell) for cell in LAYER_NORM), LOOPED),
+    Table("resets", (Case(128, 128, 256, resets=3),), (*LOOPED, "torch_scan")),
+    Table(
+        "slstm",
+        tuple(
+            Case(*sizes, cell="slstm", heads=heads)
+            for heads in (1, 4)
+            for sizes in ((16, 128, 256), (1, 512, 256), (64, 128, 512))
+        ),
+        (*LOOPED, "flashrnn"),
+    ),
+    Table("scans", tuple(Case(16, 1024, 256, cell=cell) for cell in ("mingru", "minlstm")), (SUBJECT, "torch_loop")),
+    Table(
+        "scans_positive",
+        tuple(Case(16, 1024, 256, cell=cell, bias=0) for cell in ("mingru_positive", "minlstm_positive")),
+        (SUBJECT, "torch_loop", "mingru_pytorch"),
+    ),
+)
+CELL_PROVIDERS = {
+    provider.name: provider
+    for provider in (
+        Provider(SUBJECT, "bench.providers.gpulstm_calls", ("gpulstm",)),
+        Provider(BASELINE, "bench.providers.gpulstm_calls", ("gpulstm",), baseline=True),
+        Provider("torch_loop", "bench.providers.torch_loop", ("torch",)),
+        Provider("torch_scan", "bench.providers.torch_scan", ("torch",)),
+        *(CPU_PROVIDERS[name] for name in ("torch", "onnxruntime", "openvino", "jax")),
+        Provider("flashrnn", "bench.providers.flashrnn", ("flashrnn", "torch")),
+        Provider("mingru_pytorch", "bench.providers.mingru_pytorch", ("minGRU_pytorch", "torch"), tolerance=LOGARITHMS),
     )
 }
 REFERENCE = Provider("reference", "bench.providers.reference", ("gpulstm",))
@@ -240,16 +315,19 @@ def parse_case(text: str) -> Case:
     for name, fits, expected in (
         ("dtype", case.dtype in ITEMSIZE, f"one of {', '.join(ITEMSIZE)}"),
         ("inputs", case.inputs >= 0, "a size"),
-        ("cell", case.cell in CELLS, f"one of {', '.join(CELLS)}"),
         ("layers", case.layers >= 1, "at least 1"),
         ("directions", case.directions in (1, 2), "1 or 2"),
         ("projection", 0 <= case.projection < hidden, f"less than H = {hidden}"),
         ("bias", case.bias in (0, 1), "0 or 1"),
+        ("heads", case.heads >= 1, "at least 1"),
+        ("resets", 0 <= case.resets <= 100, "a percentage"),
     ):
         if not fits:
             raise ValueError(f"case: expected {name} to be {expected}, got {text!r}")
-    if case.projection and case.cell != "lstm":
-        raise ValueError(f"case: expected a projection of an lstm alone, got {text!r}")
+    try:
+        config(case)
+    except ValueError as error:
+        raise ValueError(f"case: expected a network that can be, got {text!r}: {error}") from None
     return case
 
 

@@ -9,7 +9,18 @@ from typing import Any
 
 from . import footprint, peak
 from .provenance import vectors
-from .registry import MODES, NARROW, SCALED, SUBJECT, Case
+from .registry import BASELINE, MODES, NARROW, OWN, SCALED, SUBJECT, Case
+
+CELL_TITLES = {  # of registry.CELL_TABLES; the baseline is Case.baseline
+    "products": "cells of as many products as the LSTM, or fewer; baseline: our LSTM",
+    "gru": "GRU",
+    "layer_norm": "LSTM with layer normalisation; baseline: our LSTM",
+    "resets": "LSTM, sequences that begin anew in the middle; baseline: the same without resets",
+    "slstm": "sLSTM; baseline: our LSTM, of more heads the same of one",
+    "scans": "cells without a recurrent product",
+    "scans_positive": "those that keep h above 0, as minGRU-pytorch has them",
+    "cases": "cases asked for; baseline: the same without resets and heads, or our LSTM",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Row:
     @property
     def best_peer(self) -> str | None:
         """The fastest of the others that compute as exactly."""
-        peers = [name for name in self.seconds if name != SUBJECT and name not in NARROW]
+        peers = [name for name in self.seconds if name not in OWN]
         return min(peers, key=lambda name: self.seconds[name]["median"], default=None)
 
     @property
@@ -54,6 +65,10 @@ def report(record: dict[str, Any]) -> str:
     for mode in MODES:
         if table_rows := rows(record, mode):
             parts.append(f"{mode}, milliseconds\n\n{mode_table(record, mode, table_rows)}")
+    for table, title in CELL_TITLES.items():
+        for mode in MODES:
+            if table_rows := rows(record, mode, table):
+                parts.append(f"{title}: {mode}, milliseconds\n\n{cell_table(record, mode, table_rows)}")
     if any(NARROW.keys() & row.seconds.keys() for row in rows(record, "inference")):
         parts.append(
             f"inference with weights in fewer bits, milliseconds, and how many times longer the best float32 peer and "
@@ -114,7 +129,7 @@ def worst_errors(record: dict[str, Any]) -> dict[str, float]:
 
 
 def version(entry: dict[str, Any]) -> str:
-    return next(iter(entry["versions"].values())) or "of this tree"
+    return "(not here)" if entry["missing"] else next(iter(entry["versions"].values())) or "of this tree"
 
 
 def mode_table(record: dict[str, Any], mode: str, table_rows: Sequence[Row]) -> str:
@@ -129,6 +144,25 @@ def mode_table(record: dict[str, Any], mode: str, table_rows: Sequence[Row]) -> 
     to_best = [row.ratio(row.best_peer) for row in table_rows if row.best_peer]
     means = [mean([row.ratio(name) for row in table_rows]) if name != SUBJECT else "" for name in names]
     return markdown([header, *body, ["geometric mean", *means, mean(to_best), "", ""]])
+
+
+def cell_table(record: dict[str, Any], mode: str, table_rows: Sequence[Row]) -> str:
+    """Cases down, providers across; times and products of gpulstm over those of its baseline, where that was timed."""
+    names = [name for name in record["providers"] if any(name in row.seconds for row in table_rows)]
+    with_baseline = BASELINE in names
+    header = ["B,T,H", *names, "best peer", *["of baseline", "products"] * with_baseline]
+    body = []
+    for row in table_rows:
+        line = [row.case.label, *(figure(row, name) for name in names), ratio_to_best(row)]
+        if with_baseline:
+            ratio = row.ratio(SUBJECT, BASELINE)
+            products = row.case.flops(mode) / row.case.baseline.flops(mode)
+            line += ["-" if ratio is None else f"{ratio:.2f}×", f"{products:.2f}×"]
+        body.append(line)
+    to_best = [row.ratio(row.best_peer) for row in table_rows if row.best_peer]
+    means = [mean([row.ratio(name) for row in table_rows]) if name != SUBJECT else "" for name in names]
+    to_baseline = [mean([row.ratio(SUBJECT, BASELINE) for row in table_rows]), ""] if with_baseline else []
+    return markdown([header, *body, ["geometric mean", *means, mean(to_best), *to_baseline]])
 
 
 def narrow_table(table_rows: Sequence[Row]) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from . import footprint, peak, provenance
 from .pool import ROOT, ProviderError, Worker
-from .problem import Problem
+from .problem import Outputs, Problem
 from .registry import MODES, REFERENCE, Case, Provider, Table
 from .timing import Spread
 from .verify import Verdict, check
@@ -92,15 +92,16 @@ def run_cpu(
         for table in tables:
             timed = [worker for worker in workers if worker.provider.name in (table.providers or record["providers"])]
             for case in table.cases if timed else ():
-                reference.send_prepare(case, MODES[-1])  # training's outputs are inference's and more
-                truth = reference.receive_outputs()
+                truths = {case: truth(reference, case)}
+                if any(worker.provider.baseline for worker in timed) and case.baseline != case:
+                    truths[case.baseline] = truth(reference, case.baseline)
                 for mode in table.modes:
                     entrants = [worker for worker in timed if mode in worker.provider.modes]
-                    cells = prepare(entrants, Problem.of(case), mode, truth)
+                    cells = prepare(entrants, case, mode, truths)
                     for _, cell in cells:
                         cell["table"] = table.name
                         record["cells"].append(cell)
-                    interleave([entry for entry in cells if not entry[1]["rejected"]], settings)
+                    interleave([pair for pair in cells if not pair[1]["rejected"]], settings)
                     save(record, path)
                     say(progress(case, mode, [cell for _, cell in cells]))
         for case in memory_cases:
@@ -121,24 +122,42 @@ def ready(worker: Worker, record: Record) -> bool:
     return True
 
 
+def truth(reference: Worker, case: Case) -> Outputs:
+    """All outputs of a case as they should be: training's are inference's and more."""
+    reference.send_prepare(case, MODES[-1])
+    return reference.receive_outputs()
+
+
 def prepare(
-    workers: Sequence[Worker], problem: Problem, mode: str, truth: dict[str, Any]
+    workers: Sequence[Worker], case: Case, mode: str, truths: Mapping[Case, Outputs]
 ) -> list[tuple[Worker, Record]]:
-    """Build ``mode`` of the case in all workers at once; a cell for each, rejected with a reason if wrong."""
-    for worker in workers:
-        worker.send_prepare(problem.case, mode)
-    return [(worker, checked(worker, problem, mode, truth)) for worker in workers]
+    """Build ``mode`` of the case in all workers at once; a cell for each, rejected with a reason if wrong.
+
+    ``truths``: of the case and of its baseline.
+    """
+    own = [case.baseline if worker.provider.baseline else case for worker in workers]
+    problems = {given: Problem.of(given) for given in dict.fromkeys(own)}
+    for worker, given in zip(workers, own, strict=True):
+        worker.send_prepare(given, mode)
+    return [
+        (worker, entry(case, mode, worker.provider, checked(worker, problems[given], mode, truths[given])))
+        for worker, given in zip(workers, own, strict=True)
+    ]
 
 
-def checked(worker: Worker, problem: Problem, mode: str, truth: dict[str, Any]) -> Record:
+def checked(worker: Worker, problem: Problem, mode: str, truth: Outputs) -> Verdict:
     try:
-        verdict = check(problem, mode, worker.receive_outputs(), truth, worker.provider.tolerance)
+        return check(problem, mode, worker.receive_outputs(), truth, worker.provider.tolerance)
     except ProviderError as error:
-        verdict = Verdict(None, str(error))
+        return Verdict(None, str(error))
+
+
+def entry(case: Case, mode: str, provider: Provider, verdict: Verdict) -> Record:
+    """Of a record, before anything was timed."""
     return {
-        "case": asdict(problem.case),
+        "case": asdict(case),
         "mode": mode,
-        "provider": worker.provider.name,
+        "provider": provider.name,
         "error": verdict.error,
         "rejected": verdict.reason,
         "turns": [],

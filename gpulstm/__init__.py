@@ -23,11 +23,12 @@ from gpulstm_kernels.memory import release as release_memory
 from . import cells, io, nn, optim
 from .cells import cell
 from .dispatch import BackendUnavailable, backends, set_backend, use_backend
-from .nn import LSTM, RNN, quantize
+from .nn import GRU, LSTM, RNN, quantize
 from .threads import get_num_threads, set_num_threads
 from .version import __version__
 
 __all__ = [
+    "GRU",
     "LSTM",
     "RNN",
     "BackendUnavailable",

@@ -23,9 +23,23 @@ from typing import Any, TypeVar
 
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cells.cifg import cifg
+from gpulstm_kernels.cells.gru import gru
+from gpulstm_kernels.cells.gru_reset_before import gru_reset_before
+from gpulstm_kernels.cells.indrnn import indrnn
+from gpulstm_kernels.cells.layer_norm_gru import layer_norm_gru
+from gpulstm_kernels.cells.layer_norm_lstm import layer_norm_lstm
+from gpulstm_kernels.cells.layer_norm_lstm_by_gate import layer_norm_lstm_by_gate
 from gpulstm_kernels.cells.lstm import lstm
+from gpulstm_kernels.cells.mingru import mingru
+from gpulstm_kernels.cells.minlstm import minlstm
+from gpulstm_kernels.cells.multiplicative_lstm import multiplicative_lstm
+from gpulstm_kernels.cells.peephole import peephole
+from gpulstm_kernels.cells.recurrent_dropout import recurrent_dropout
 from gpulstm_kernels.cells.rnn import rnn
 from gpulstm_kernels.cells.rnn_relu import rnn_relu
+from gpulstm_kernels.cells.slstm import slstm
+from gpulstm_kernels.cells.time_gap import time_gap
+from gpulstm_kernels.cells.zoneout import zoneout
 from gpulstm_kernels.language import cell as _language
 from gpulstm_kernels.language.cell import TracedCell
 from gpulstm_kernels.language.check import check
@@ -38,7 +52,9 @@ from gpulstm_kernels.language.operators import (
     maximum,
     minimum,
     named,
+    product,
     relu,
+    row_mean,
     sigmoid,
     softplus,
     sqrt,
@@ -59,29 +75,45 @@ __all__ = [
     "cifg",
     "exp",
     "get",
+    "gru",
+    "gru_reset_before",
     "hard_sigmoid",
+    "indrnn",
+    "layer_norm_gru",
+    "layer_norm_lstm",
+    "layer_norm_lstm_by_gate",
     "log",
     "lstm",
     "maximum",
+    "mingru",
     "minimum",
+    "minlstm",
+    "multiplicative_lstm",
     "named",
+    "peephole",
+    "product",
+    "recurrent_dropout",
     "register",
     "relu",
     "rnn",
     "rnn_relu",
+    "row_mean",
     "show",
     "sigmoid",
+    "slstm",
     "softplus",
     "sqrt",
     "tanh",
+    "time_gap",
     "where",
+    "zoneout",
 ]
 
 _AnyCell = TypeVar("_AnyCell", bound=Cell)
 _cells: dict[str, Cell] = {}
 
 
-def cell(*, gates: str, states: str = "") -> Callable[[Callable[..., Any]], TracedCell]:
+def cell(**declaration: str) -> Callable[[Callable[..., Any]], TracedCell]:
     """Make a cell of a function, and make it known under the function's name.
 
     See :func:`gpulstm_kernels.language.cell.cell` for the arguments, what the function may do and what is raised; an
@@ -90,7 +122,7 @@ def cell(*, gates: str, states: str = "") -> Callable[[Callable[..., Any]], Trac
     Raises:
         ValueError: another cell has the name.
     """
-    traced = _language.cell(gates=gates, states=states)
+    traced = _language.cell(**declaration)
     return lambda function: register(traced(function))
 
 
@@ -107,15 +139,17 @@ def register(cell: _AnyCell) -> _AnyCell:
     for field in ("name", "maths"):
         if not isinstance(value := getattr(cell, field), str) or not value:
             raise TypeError(f"cell: {field}: expected a name, got {value!r}")
-    for field in ("gates", "states"):
+    for field in _language.PARTS:
         _check_names(cell, field)
-    if not cell.gates:
-        raise ValueError(f"cell: {cell.name!r} declares no gates; expected at least one")
-    names = ("h", *cell.gates, *cell.states)
+    if not cell.gates + cell.x_gates:
+        raise ValueError(f"cell: {cell.name!r} declares no gates; expected at least one, of gates or x_gates")
+    names = ("h", *cell.preactivations, *cell.states, *cell.params, *cell.inputs)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
-            f"cell: {cell.name!r}: expected gates and states of different names beside h, got {twice} twice"
+            f"cell: {cell.name!r}: expected gates, states, parameters and inputs of different names beside h, got "
+            f"{twice} twice"
         )
+    checks.flag(cell.reads_h, f"cell: {cell.name!r}: reads_h")
     checks.integer(cell.saved, f"cell: {cell.name!r}: saved", 0)
     before = _cells.get(cell.name)
     if before == cell:
@@ -153,5 +187,24 @@ def get(name: str | Cell) -> Cell:
     return _cells[name]
 
 
-for _cell in (lstm, rnn, cifg, rnn_relu):
+for _cell in (
+    cifg,
+    gru,
+    gru_reset_before,
+    indrnn,
+    layer_norm_gru,
+    layer_norm_lstm,
+    layer_norm_lstm_by_gate,
+    lstm,
+    mingru,
+    minlstm,
+    multiplicative_lstm,
+    peephole,
+    recurrent_dropout,
+    rnn,
+    rnn_relu,
+    slstm,
+    time_gap,
+    zoneout,
+):
     register(_cell)

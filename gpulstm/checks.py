@@ -198,8 +198,8 @@ def integers(value: Any, name: str) -> np.ndarray:
     return result
 
 
-def lengths(value: Any, batch: int, steps: int) -> np.ndarray:
-    """``value`` (an array or a list) as intp (B,), each length in ``1 .. steps``."""
+def lengths(value: Any, batch: int, steps: int, least: int = 0) -> np.ndarray:
+    """``value`` (an array or a list) as intp (B,), each length in ``least .. steps``."""
     if isinstance(value, (list, tuple)):
         try:
             value = np.asarray(value)
@@ -209,8 +209,8 @@ def lengths(value: Any, batch: int, steps: int) -> np.ndarray:
     if result.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},), one a sequence, got {result.shape}")
     for extreme in (int(result.min()), int(result.max())):
-        if not 1 <= extreme <= steps:
-            raise ValueError(f"lengths: expected 1 <= length <= {steps}, the number of steps, got {extreme}")
+        if not least <= extreme <= steps:
+            raise ValueError(f"lengths: expected {least} <= length <= {steps}, the number of steps, got {extreme}")
     return result.astype(np.intp, copy=False)
 
 

@@ -25,7 +25,10 @@ class Config:
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a size below 1, dropout outside [0, 1), ``proj_size`` not below ``hidden_size``, unknown cell.
+        ValueError: a size below 1, dropout or ``weight_dropout`` outside [0, 1), ``proj_size`` not below
+            ``hidden_size``, or a projection for a cell that reads h other than through a product or has no recurrent
+            product; ``heads`` that do not divide ``hidden_size``, or more than one for a cell without recurrent product
+            or with a projection; unknown cell.
     """
 
     cell: Cell
@@ -37,6 +40,8 @@ class Config:
     dropout: float = 0.0
     bidirectional: bool = False
     proj_size: int = 0
+    heads: int = 1
+    weight_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size", "num_layers"):
@@ -47,6 +52,20 @@ class Config:
             checks.flag(getattr(self, name), name)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size: expected less than hidden_size = {self.hidden_size}, got {self.proj_size}")
+        if self.proj_size and (self.cell.reads_h or self.cell.stages > 1 or not self.cell.gates_of_h):
+            why = "reads h unit by unit" if self.cell.reads_h else "has no recurrent product"
+            why = "has stages" if self.cell.stages > 1 else why
+            raise ValueError(f"proj_size: expected 0 for cell {self.cell.name!r}, which {why}, got {self.proj_size}")
+        checks.integer(self.heads, "heads")
+        checks.real(self.weight_dropout, "weight_dropout", "[0, 1)")
+        if self.weight_dropout and not self.cell.gates_of_h:
+            why = f"cell {self.cell.name!r}, which has no recurrent weights"
+            raise ValueError(f"weight_dropout: expected 0 with {why}, got {self.weight_dropout}")
+        if self.hidden_size % self.heads:
+            raise ValueError(f"heads: expected a divisor of hidden_size = {self.hidden_size}, got {self.heads}")
+        if self.heads > 1 and (self.proj_size or not self.cell.gates_of_h):
+            why = "a projection" if self.proj_size else f"cell {self.cell.name!r}, which has no recurrent product"
+            raise ValueError(f"heads: expected 1 with {why}, got {self.heads}")
 
     def memory(self, itemsize: int) -> int:
         """Bytes that the parameters take, of ``itemsize`` bytes a number; however many layers, none is listed."""
@@ -86,14 +105,21 @@ class Config:
     @functools.cached_property
     def parameters(self) -> list[list[list[tuple[str, str, tuple[int, ...]]]]]:
         """For each layer and direction its parameters, in torch's order: (name in it, torch's name, shape)."""
-        rows, inputs = len(self.cell.gates) * self.hidden_size, self.input_size
+        cell, hidden, inputs = self.cell, self.hidden_size, self.input_size
+        rows = {"ih": len(cell.gates_of_x) * hidden, "hh": len(cell.gates_of_h) * hidden}
+        products = [name for name in rows if rows[name]]
         layers = []
         for ends in self.suffixes():
-            own: dict[str, tuple[int, ...]] = {"weight_ih": (rows, inputs), "weight_hh": (rows, self.output_size)}
+            own: dict[str, tuple[int, ...]] = {}
+            own |= {f"weight_{n}": (rows[n], inputs if n == "ih" else self.output_size) for n in products}
+            if self.heads > 1:
+                own["weight_hh"] = (self.heads, rows["hh"] // self.heads, hidden // self.heads)
             if self.bias:
-                own |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                own |= {f"bias_{n}": (rows[n],) for n in products}
             if self.proj_size:
-                own["weight_hr"] = (self.proj_size, self.hidden_size)
+                own["weight_hr"] = (self.proj_size, hidden)
+            own |= dict.fromkeys(cell.params, (hidden,))
+            own |= {f"weight_{name}": (hidden, hidden) for name in cell.weights}
             layers.append([[(name, name + end, shape) for name, shape in own.items()] for end in ends])
             inputs = self.output_size * self.directions
         return layers
@@ -103,7 +129,15 @@ class Config:
         return {name: shape for layer in self.parameters for own in layer for _, name, shape in own}
 
     def layer_shape(
-        self, layer: int, steps: int, batch: int, dtype: np.dtype, weights: np.dtype, training: bool, ragged: bool
+        self,
+        layer: int,
+        steps: int,
+        batch: int,
+        dtype: np.dtype,
+        weights: np.dtype,
+        training: bool,
+        ragged: bool,
+        resets: bool = False,
     ) -> LayerShape:
         """Of a call of one layer; ``weights`` is the dtype of its matrices, which quantized ones have of their own."""
         # By position and without properties, which every call of a network would pay: names make this twice as slow.
@@ -123,6 +157,8 @@ class Config:
             self.bias,
             self.proj_size > 0,
             ragged,
+            resets,
+            self.heads,
         )
 
     def state_layout(self, rows: tuple[int, ...]) -> StateLayout:

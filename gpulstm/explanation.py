@@ -57,6 +57,7 @@ def _benchmark_case(config: Config, steps: int, batch: int, dtype: np.dtype) -> 
         "directions": (config.directions, 1),
         "projection": (config.proj_size, 0),
         "bias": (int(config.bias), 1),
+        "heads": (config.heads, 1),
     }
     given = [f"{name}={value}" for name, (value, usual) in features.items() if value != usual]
     return ",".join([str(batch), str(steps), str(config.hidden_size), *given])

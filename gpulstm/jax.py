@@ -40,7 +40,7 @@ def lstm(
         params: arrays under torch's names, all of one dtype, float32 or float64.
         x: (T, B, I), (B, T, I) with ``batch_first``, or one sequence (T, I), of the dtype of ``params``.
         state: initial ``(h, c)``, (L·D, B, P) and (L·D, B, H), without B for one sequence; None for zeros.
-        lengths: steps of each sequence, integers (B,) in 1 .. T; None for T. Past them y is zero. Under ``jit``
+        lengths: steps of each sequence, integers (B,) in 0 .. T; None for T. Past them y is zero. Under ``jit``
             their values are looked at when the function runs.
 
     Returns:

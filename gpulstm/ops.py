@@ -6,6 +6,7 @@ Inside everything is time-major, (T, B, features).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,14 @@ from .config import Config
 State = tuple[np.ndarray, ...]
 
 
+class Layout(NamedTuple):
+    """Of a call: T, B, and whether its arrays have no batch axis."""
+
+    steps: int
+    batch: int
+    unbatched: bool
+
+
 class Tape(NamedTuple):
     """What :func:`rnn_forward` keeps for :func:`rnn_backward` in training."""
 
@@ -26,11 +35,10 @@ class Tape(NamedTuple):
     backend: Backend
     device: str
     dtype: np.dtype
-    unbatched: bool
-    steps: int
-    batch: int
+    layout: Layout
     layers: list[Any]
     masks: list[np.ndarray | None]
+    inputs: dict[str, tuple[int, ...]]  # the shapes of the cell's inputs, as they were given
 
 
 def rnn_forward(
@@ -39,7 +47,9 @@ def rnn_forward(
     x: Any,
     state: Any = None,
     lengths: Any = None,
+    resets: Any = None,
     *,
+    inputs: Any = None,
     training: bool = False,
     rng: Any = None,
     backend: str | None = None,
@@ -52,7 +62,14 @@ def rnn_forward(
         x: (T, B, I), (B, T, I) with ``batch_first``, or one sequence (T, I).
         state: the initial h, or (h, c, ...) for a cell that carries more, with the shapes of
             ``config.state_shapes(B)`` (without B for one sequence); None for zeros.
-        lengths: steps of each sequence, whole numbers (B,) in 1 .. T; None for T. Past them the output is zero.
+        lengths: steps of each sequence, whole numbers (B,) in 0 .. T; None for T. Past them the output is zero, and the
+            final state is that of the last step, or the initial one of a sequence of none.
+        resets: bools (T, B), laid out like ``x``: True where a new sequence begins, before whose first step h and the
+            states are zero, whatever ``state`` was given. Gradients do not cross it. A reverse direction begins anew at
+            the last step of each.
+        inputs: where the cell declares any, a dict of arrays by their names, laid out like ``x``: (T, B) or (T, B, 1),
+            a value a step and row, or (T, B, H), one a unit too; of the dtype of the parameters, or bools, which are 1
+            and 0. Each layer and direction is given the same.
         training: whether :func:`rnn_backward` will be called; only then does dropout act.
         rng: generator or seed for dropout's masks.
         backend: name of the backend, see :mod:`gpulstm.dispatch`.
@@ -62,8 +79,10 @@ def rnn_forward(
         tape refers to ``x`` and ``params``: call backward before they change.
 
     Raises:
-        TypeError: a dtype that is not that of the parameters, floats as lengths, something that is no array.
-        ValueError: a shape, length or size that does not fit; the message names the argument.
+        TypeError: a dtype that is not that of the parameters, floats as lengths, resets that are no bools, something
+            that is no array.
+        ValueError: a shape, length or size that does not fit, inputs that are missing or left over; the message names
+            the argument.
     """
     like = next(iter(params.values()))
     device, dtype = arrays.device_of(like), dtype_of(params)
@@ -71,14 +90,23 @@ def rnn_forward(
     x, unbatched = check_input(config, x, dtype, device)
     steps, batch, _ = x.shape
     state = check_state("state", config, state, batch, unbatched, dtype, device)
+    layout = Layout(steps, batch, unbatched)
     if lengths is not None:
-        lengths = library.lengths(checks.lengths(lengths, batch, steps))
+        lengths = checks.lengths(lengths, batch, steps)
+    if resets is not None:
+        resets = library.resets(check_resets(config, resets, layout, lengths))
+    if lengths is not None:
+        lengths = library.lengths(lengths)
+    given = None
+    if inputs is not None or config.cell.inputs:
+        given = check_inputs(config, inputs, layout, lengths, dtype, device)
     matrices = dtype_of_matrices(params, dtype, training)
-    shape = config.layer_shape(0, steps, batch, dtype, matrices, training, lengths is not None)
+    features = training, lengths is not None, resets is not None
+    shape = config.layer_shape(0, steps, batch, dtype, matrices, *features)
     registered = select_backend(params, shape, device, backend)[0]
     chosen, upper, is_stack = registered.module, shape, config.num_layers > 1
     if is_stack:
-        upper = config.layer_shape(1, steps, batch, dtype, matrices, training, lengths is not None)
+        upper = config.layer_shape(1, steps, batch, dtype, matrices, *features)
         if upper != shape:
             dispatch.module_for(registered, upper)
     if lengths is not None:
@@ -94,7 +122,7 @@ def rnn_forward(
         own = slice(layer * config.directions, (layer + 1) * config.directions)
         initial = tuple([part[own] for part in state]) if is_stack else state
         weights = weights_of(config, params, layer, dtype, matrices)
-        y, final, tape = chosen.layer_forward(upper if layer else shape, x, initial, weights, lengths)
+        y, final, tape = chosen.layer_forward(upper if layer else shape, x, initial, weights, lengths, given, resets)
         mask = None
         if generator is not None and layer + 1 < config.num_layers:
             mask = library.dropout_mask(generator, y.shape, config.dropout)
@@ -108,7 +136,7 @@ def rnn_forward(
     elif training:
         y = library.copy(y)  # backward reads the tape: what the caller does with the output must not reach it
     states = tuple([library.concatenate(parts) for parts in zip(*finals, strict=True)]) if is_stack else final
-    tape = Tape(config, chosen, device, dtype, unbatched, steps, batch, tapes, masks) if training else None
+    tape = Tape(config, chosen, device, dtype, layout, tapes, masks, shapes_of(inputs)) if training else None
     return _outside(config, y, unbatched), _states_outside(states, unbatched), tape
 
 
@@ -121,23 +149,25 @@ def rnn_backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[np.nda
         dstate: gradients of the final state, of its form; None, or None in place of a part, for zeros.
 
     Returns:
-        The gradients of x, of the initial state (always a tuple), and a dict of those of the parameters.
+        The gradients of x, of the initial state (always a tuple), and a dict of those of the parameters and, as
+        ``inputs.<name>``, of the cell's differentiable inputs.
 
     Raises:
         TypeError, ValueError: an argument whose dtype or shape is not that of the output or the state.
     """
-    config, device, dtype = tape.config, tape.device, tape.dtype
+    config, device, dtype, layout = tape.config, tape.device, tape.dtype, tape.layout
     library = arrays.library(device)
     features = config.output_size * config.directions
     if dy is None:
-        gradient = library.zeros((tape.steps, tape.batch, features), dtype)
+        gradient = library.zeros((layout.steps, layout.batch, features), dtype)
     else:
-        shape = _outside_shape(config, tape.steps, tape.batch, features, tape.unbatched)
-        gradient = _inside(config, checks.array(dy, "dy", dtype, shape, device=device), tape.unbatched, library)
-    dstate = check_state("dstate", config, dstate, tape.batch, tape.unbatched, dtype, device)
+        shape = _outside_shape(config, layout, features)
+        gradient = _inside(config, checks.array(dy, "dy", dtype, shape, device=device), layout.unbatched, library)
+    dstate = check_state("dstate", config, dstate, layout.batch, layout.unbatched, dtype, device)
 
     initials: list[State] = []
     grads: dict[str, np.ndarray] = {}
+    of_inputs: dict[str, np.ndarray] = {}
     for layer, ends in reversed(list(enumerate(config.suffixes()))):
         own = slice(layer * config.directions, (layer + 1) * config.directions)
         mask = tape.masks[layer]
@@ -148,10 +178,15 @@ def rnn_backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[np.nda
         )
         initials.insert(0, initial)
         for end, part in zip(ends, of_weights, strict=True):
+            for name in config.cell.differentiable:  # each layer and direction is given the same
+                value = part.pop(f"inputs.{name}")
+                of_inputs[name] = library.add(of_inputs[name], value) if name in of_inputs else value
             grads |= {name + end: value for name, value in part.items()}
     states = tuple(library.concatenate(parts) for parts in zip(*initials, strict=True))
     ordered = {name: grads[name] for name in config.shapes()}
-    return _outside(config, gradient, tape.unbatched), _states_outside(states, tape.unbatched), ordered
+    for name, value in of_inputs.items():
+        ordered[f"inputs.{name}"] = _input_outside(config, value, tape.inputs[name], layout, library)
+    return _outside(config, gradient, layout.unbatched), _states_outside(states, layout.unbatched), ordered
 
 
 def select_backend(
@@ -211,7 +246,7 @@ def _narrow(parameters: list[tuple[str, str, Any]], dtype: np.dtype) -> list[tup
     if dtype != np.int8:
         return parameters
     return parameters + [
-        (name.replace("weight", "scale"), full.replace("weight", "scale"), shape[:1])
+        (name.replace("weight", "scale"), full.replace("weight", "scale"), shape[:-1])
         for name, full, shape in parameters
         if name in _MATRICES
     ]
@@ -307,6 +342,63 @@ def check_state(
     return tuple(checked)
 
 
+def check_resets(config: Config, resets: Any, layout: Layout, lengths: np.ndarray | None) -> np.ndarray:
+    """``resets`` as (T, B) on the host, False past the checked ``lengths``."""
+    array = arrays.to_numpy(resets, "resets")
+    if array.dtype != np.bool_:
+        raise TypeError(f"resets: expected bools, got dtype {array.dtype}")
+    shape = _outside_shape(config, layout)
+    if array.shape != shape:
+        raise ValueError(f"resets: expected shape {shape}, a bool a step and sequence, got {array.shape}")
+    array = _inside(config, array, layout.unbatched, arrays.library("cpu"))
+    return array if lengths is None else array & (np.arange(layout.steps)[:, None] < lengths)
+
+
+def check_inputs(config: Config, inputs: Any, layout: Layout, lengths: Any, dtype: np.dtype, device: str) -> Any:
+    """The cell's inputs in their order, (N, T, B, W), zero past the library's ``lengths``.
+
+    W is 1 where none has a value for each unit.
+    """
+    names, library = config.cell.inputs, arrays.library(device)
+    cell = f"cell {config.cell.name!r}"
+    if not names:
+        raise ValueError(f"inputs: expected None, since {cell} declares none, got {checks.shown(inputs)}")
+    given = checks.named({} if inputs is None else inputs, "inputs")
+    missing, extra = [n for n in names if n not in given], sorted(given.keys() - set(names))
+    if missing or extra:
+        raise ValueError(
+            f"inputs: expected a dict with {', '.join(names)}, which {cell} declares, got "
+            f"{'none' if inputs is None else f'missing {missing}, left over {extra}'}"
+        )
+    values, hidden = [], config.hidden_size
+    for name in names:
+        value = library.to_array(given[name], f"inputs[{name!r}]")
+        if value.dtype == np.bool_:
+            value = library.numbers(value, dtype)
+        shapes = [_outside_shape(config, layout), *(_outside_shape(config, layout, n) for n in (1, hidden))]
+        value = checks.array(value, f"inputs[{name!r}]", dtype, *shapes, device=device)
+        if value.shape == shapes[0]:
+            value = value[..., None]
+        value = _inside(config, value, layout.unbatched, library)
+        values.append(value if lengths is None else library.clear_padding(value, lengths))
+    return library.stack(values)
+
+
+def shapes_of(inputs: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a call's ``inputs``, by name."""
+    return {} if inputs is None else {name: tuple(value.shape) for name, value in inputs.items()}
+
+
+def _input_outside(
+    config: Config, gradient: Any, shape: tuple[int, ...], layout: Layout, library: arrays.Arrays
+) -> Any:
+    """The ``gradient`` (T, B, W) of an input, in the ``shape`` that was given."""
+    if math.prod(shape) < gradient.size:  # it is another input that has a value for each unit
+        gradient = library.sum_features(gradient)
+    outside = _outside(config, gradient, layout.unbatched)
+    return library.contiguous(outside).reshape(shape)
+
+
 def _inside(config: Config, array: np.ndarray, unbatched: bool, library: arrays.Arrays) -> np.ndarray:
     """As the kernels take it: (T, B, features), contiguous and aligned."""
     if unbatched:
@@ -322,10 +414,11 @@ def _outside(config: Config, array: np.ndarray, unbatched: bool) -> np.ndarray:
     return array.swapaxes(0, 1) if config.batch_first else array
 
 
-def _outside_shape(config: Config, steps: int, batch: int, features: int, unbatched: bool) -> tuple[int, ...]:
+def _outside_shape(config: Config, layout: Layout, *features: int) -> tuple[int, ...]:
+    steps, batch, unbatched = layout
     if unbatched:
-        return (steps, features)
-    return (batch, steps, features) if config.batch_first else (steps, batch, features)
+        return (steps, *features)
+    return (batch, steps, *features) if config.batch_first else (steps, batch, *features)
 
 
 def _states_outside(states: State, unbatched: bool) -> State:

@@ -42,9 +42,11 @@ QUICK = {
 }
 TESTS = Path(__file__).parent
 
-# Kernels take seconds to compile. The README's test command takes those of an LSTM in each type of weights, of an RNN
-# in float32 and of a projection in float32; they stand for the others, which the slow lane takes.
+# Kernels take seconds to compile. The README's test command takes those of an LSTM in each type of weights, of an RNN,
+# a GRU and a projection in float32, and of one cell with stages; they stand for the others, which the slow lane takes.
 OTHER_TYPES = re.compile("float64|bf16|int8")
+OTHER_CELLS = re.compile("peephole|time_gap|indrnn|min(gru|lstm)|slstm|zoneout|dropout|layer_norm|multiplicative")
+OF_CELLS = ("test_cell_parts.py", "test_heads.py", "test_staged_cells.py", "test_stream_parts.py")
 LANES = ("emulator", "simulator", "compile_matrix", "inductor", "gpu")
 
 
@@ -62,8 +64,11 @@ def _compiles_other_kernels(item: pytest.Item) -> bool:
     given = getattr(getattr(item, "callspec", None), "params", {})
     if given.get("backend") == "reference":
         return False
-    features = "rnn" in item.name.lower(), bool("projected" in item.name or given.get("projected"))
-    return all(features) or (any(features) and OTHER_TYPES.search(item.name) is not None)
+    name = item.name.lower()
+    if item.path.name in OF_CELLS and ("resets" in name or OTHER_CELLS.search(name)):
+        return True
+    features = "rnn" in name or "gru" in name, bool("projected" in name or given.get("projected"))
+    return all(features) or (any(features) and OTHER_TYPES.search(name) is not None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -55,6 +55,21 @@ def every_operator(x: Any, s: Any) -> Any:
     return tanh(one * two), {"s": 0.5 * one - 0.25 * s.s, "t": tanh(two)}
 
 
+@cell(gates="a b", x_gates="c d", h_gates="e", states="s t", params="p q r", inputs="i j k", differentiable="k i")
+def all_parts(x: Any, s: Any, p: Any, i: Any) -> Any:
+    """No cell of the literature: all that one may have, in counts that differ."""
+    new = sigmoid(x.a + p.p * s.s) * s.s + tanh(x.c + p.q * i.i) * i.j
+    h = tanh(new + x.d * x.e) + p.r * s.h * i.k + sigmoid(x.b) * s.t
+    return h, {"s": new, "t": 0.5 * s.t + tanh(x.e)}
+
+
+@cell(x_gates="a b", states="s t", params="p q", inputs="i j", differentiable="j")
+def scanned(x: Any, s: Any, p: Any, i: Any) -> Any:
+    """Likewise, but h enters no product."""
+    new = sigmoid(x.a + p.p * s.h) * s.s + tanh(x.b) * i.i
+    return tanh(new + p.q * i.j * s.t) + 0.25 * s.h, {"s": new, "t": 0.5 * s.t + i.j}
+
+
 def started(p: Problem) -> Problem:
     """``p``, in which the sLSTM's n starts above 0, as the sums of exponentials that it is do."""
     if p.cell != slstm:

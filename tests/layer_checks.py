@@ -72,6 +72,8 @@ def solved(p: Problem) -> Arrays:
     weights = [{name: value.astype("float64") for name, value in w.items()} for w in p.weights]
     x, dy = wide((p.x, p.dy))
     p = p._replace(x=x, state=wide(p.state), weights=weights, dy=dy, dstate=wide(p.dstate))
+    if p.inputs is not None:
+        p = p._replace(inputs=p.inputs.astype("float64"))
     return computed(reference, p)
 
 
@@ -127,9 +129,13 @@ class OnDevice:
     def _back(self, parts: Any) -> tuple[np.ndarray, ...]:
         return tuple(map(self.runtime.to_host, parts))
 
-    def layer_forward(self, shape: Any, x: Any, state: Any, weights: Any, lengths: Any) -> Any:
+    def layer_forward(
+        self, shape: Any, x: Any, state: Any, weights: Any, lengths: Any, inputs: Any = None, resets: Any = None
+    ) -> Any:
         x, state, weights = map(self._there, (x, state, weights))
-        y, final, tape = self.layer.layer_forward(shape, x, state, weights, lengths, **self.options)
+        inputs = None if inputs is None else self._there(inputs)
+        resets = None if resets is None else self._there(resets.view(np.uint8))
+        y, final, tape = self.layer.layer_forward(shape, x, state, weights, lengths, inputs, resets, **self.options)
         return self.runtime.to_host(y), self._back(final), tape
 
     def layer_backward(self, tape: Any, dy: Any, dstate: Any) -> Any:

@@ -33,10 +33,17 @@ class Problem(NamedTuple):
     lengths: np.ndarray | None
     dy: np.ndarray
     dstate: tuple[np.ndarray, ...]
+    inputs: np.ndarray | None = None
+    resets: np.ndarray | None = None
 
     def shape(self, training: bool = False) -> LayerShape:
         """Of the call."""
-        return LayerShape.of(self.cell, self.x, self.weights, self.lengths, training)
+        return LayerShape.of(self.cell, self.x, self.weights, self.lengths, training, self.resets)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of ``layer_forward``, behind the shape."""
+        return self.x, self.state, self.weights, self.lengths, self.inputs, self.resets
 
 
 def layer_shape(
@@ -51,12 +58,14 @@ def layer_shape(
     directions: int = 1,
     training: bool = True,
     ragged: bool = False,
+    resets: bool = False,
+    heads: int = 1,
     tf32: bool = False,
 ) -> LayerShape:
     """The shape of a call, with biases; with a projection where ``outputs`` are given."""
     cell, kind = cells.get(cell) if isinstance(cell, str) else cell, np.dtype(dtype)
     sizes = steps, batch, inputs, hidden, hidden if outputs is None else outputs, directions
-    return LayerShape(cell, *sizes, kind, kind, training, True, outputs is not None, ragged, tf32)
+    return LayerShape(cell, *sizes, kind, kind, training, True, outputs is not None, ragged, resets, heads, tf32)
 
 
 def layer_problem(
@@ -71,12 +80,19 @@ def layer_problem(
     directions: int = 1,
     bias: bool = True,
     ragged: bool = False,
+    resets: bool = False,
+    scalar_inputs: bool = False,
+    heads: int = 1,
     seed: int = 0,
 ) -> Problem:
-    """A random problem with a non-zero initial state and a gradient of every output."""
+    """A random problem with a non-zero initial state and a gradient of every output.
+
+    ``resets``: a third of the steps, but at least one, begins a sequence. ``scalar_inputs``: what the cell is given has
+    one value a row, in [0, 1) in any case.
+    """
     rng, kind = np.random.default_rng(seed), dtype_of(dtype)
     cell = cells.get(cell) if isinstance(cell, str) else cell
-    rows, outputs = len(cell.gates) * hidden, projection or hidden
+    of_x, of_h, outputs = len(cell.gates_of_x) * hidden, len(cell.gates_of_h) * hidden, projection or hidden
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(kind)
@@ -84,11 +100,16 @@ def layer_problem(
     def states() -> tuple[np.ndarray, ...]:
         return normal(directions, batch, outputs), *(normal(directions, batch, hidden) for _ in cell.states)
 
-    shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, outputs)}
+    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (of_x, inputs), "weight_hh": (of_h, outputs)}
     if bias:
-        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        shapes |= {"bias_ih": (of_x,), "bias_hh": (of_h,)}
     if projection:
         shapes["weight_hr"] = (projection, hidden)
+    if heads > 1:
+        shapes["weight_hh"] = (heads, of_h // heads, hidden // heads)
+    shapes |= dict.fromkeys(cell.params, (hidden,))
+    shapes |= {f"weight_{name}": (hidden, hidden) for name in cell.weights}
+    shapes = {name: shape for name, shape in shapes.items() if shape[0]}
     bound = 1 / np.sqrt(hidden)
     weights = [
         {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in shapes.items()}
@@ -96,7 +117,17 @@ def layer_problem(
     ]
     lengths = _lengths(rng, steps, batch) if ragged else None
     dy = normal(steps, batch, directions * outputs)
-    return Problem(cell, normal(steps, batch, inputs), states(), weights, lengths, dy, states())
+    x, initial, dstate = normal(steps, batch, inputs), states(), states()
+    given = begins = None
+    if cell.inputs:
+        width = 1 if scalar_inputs else hidden
+        given = rng.uniform(size=(len(cell.inputs), steps, batch, width)).astype(kind)
+    if resets:
+        begins = rng.uniform(size=(steps, batch)) < 1 / 3
+        begins[steps // 2, 0] = True
+        if lengths is not None:
+            begins &= np.arange(steps)[:, None] < lengths
+    return Problem(cell, x, initial, weights, lengths, dy, dstate, given, begins)
 
 
 def _lengths(rng: np.random.Generator, steps: int, batch: int) -> np.ndarray:
@@ -112,7 +143,7 @@ def _named(cell: Cell, parts: tuple[np.ndarray, ...], prefix: str = "", suffix: 
 
 def outputs(backend: Any, p: Problem, training: bool = False) -> tuple[Arrays, Any]:
     """y (zero past lengths, where a backend may leave anything) and the final states by name, and the tape."""
-    y, final, tape = backend.layer_forward(p.shape(training), p.x, p.state, p.weights, p.lengths)
+    y, final, tape = backend.layer_forward(p.shape(training), *p.arguments)
     if p.lengths is not None:
         y = np.where(np.arange(len(y))[:, None, None] < p.lengths[:, None], y, 0)
     return {"y": y, **_named(p.cell, final)}, tape
@@ -121,8 +152,9 @@ def outputs(backend: Any, p: Problem, training: bool = False) -> tuple[Arrays, A
 def gradients(backend: Any, p: Problem, tape: Any) -> Arrays:
     """Every gradient by name."""
     dx, initial, grads = backend.layer_backward(tape, p.dy, p.dstate)
+    of_inputs = {f"dinputs.{name}": sum(g.pop(f"inputs.{name}") for g in grads) for name in p.cell.differentiable}
     of_weights = {f"d{name}[{d}]": value for d, grad in enumerate(grads) for name, value in grad.items()}
-    return {"dx": dx, **_named(p.cell, initial, "d", "0"), **of_weights}
+    return {"dx": dx, **_named(p.cell, initial, "d", "0"), **of_weights, **of_inputs}
 
 
 def differences(loss: Callable[[], float], array: np.ndarray, step: float = 1e-5) -> np.ndarray:
@@ -148,6 +180,9 @@ def layer_differences(backend: Any, p: Problem) -> Arrays:
 
     inputs = {"dx": p.x, **_named(p.cell, p.state, "d", "0")}
     inputs |= {f"d{name}[{d}]": value for d, weights in enumerate(p.weights) for name, value in weights.items()}
+    for k, name in enumerate(p.cell.inputs):
+        if name in p.cell.differentiable:  # of both directions together
+            inputs[f"dinputs.{name}"] = p.inputs[k]
     return {name: differences(loss, value) for name, value in inputs.items()}
 
 
@@ -202,6 +237,7 @@ def network_differences(n: Network, rng: Any = None, **options: Any) -> Arrays:
         return float(total)
 
     inputs = {"x": n.x, **{f"state {k}": part for k, part in enumerate(parts(n.state))}, **n.layer.params}
+    inputs |= {f"inputs.{name}": value for name, value in options.get("inputs", {}).items()}
     return {name: differences(loss, value) for name, value in inputs.items()}
 
 

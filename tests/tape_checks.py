@@ -24,10 +24,10 @@ def name(options: dict[str, Any]) -> str:
 def check_tape(backend: Any, p: problems.Problem, **runtime: Any) -> None:
     """Arrays as announced, and the same gradients from the tape that they make again."""
     shape = p.shape(training=True)
-    y, _, tape = backend.layer_forward(shape, p.x, p.state, p.weights, p.lengths, **runtime)
+    y, _, tape = backend.layer_forward(shape, *p.arguments, **runtime)
     arrays = backend.tape_arrays(tape)
     assert [(array.shape, array.dtype.name) for array in arrays] == backend.tape_layout(shape)
-    again = backend.tape_of(shape, p.x, p.weights, p.lengths, arrays, **runtime)
+    again = backend.tape_of(shape, p.x, p.weights, p.lengths, arrays, p.inputs, p.resets, **runtime)
     found = [problems.gradients(backend, p, one) for one in (tape, again)]
     host = np.asarray if not runtime else runtime["runtime"].to_host
     np.testing.assert_array_equal(host(arrays[0])[1:-1], host(y))

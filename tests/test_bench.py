@@ -72,13 +72,17 @@ def test_tables_that_are_asked_for() -> None:
         "",
         "1,2,3,4",
         "1,2,3,gates=4",
-        "1,2,3,cell=gru",
+        "1,2,3,cell=lsmt",
+        "1,2,3,heads=2",
+        "1,2,4,cell=mingru,heads=2",
+        "1,2,3,heads=0",
+        "1,2,3,resets=101",
         "1,2,3,dtype=float16",
         "1,2,3,layers=0",
         "1,2,3,directions=3",
         "1,2,3,projection=3",
         "1,2,3,inputs=x",
-        "1,2,3,cell=rnn,projection=2",
+        "1,2,3,cell=gru,projection=2",
     ],
 )
 def test_a_case_that_is_none_is_named(text: str) -> None:
@@ -91,6 +95,7 @@ def test_a_case_that_is_none_is_named(text: str) -> None:
     [
         (gpulstm.LSTM(4, 4, seed=0), (2, 3, 4)),
         (gpulstm.LSTM(3, 7, 2, bias=False, bidirectional=True, proj_size=2, dtype="float64", seed=0), (5, 1, 3)),
+        (gpulstm.nn.Recurrent("lstm", 4, 4, heads=2, seed=0), (2, 3, 4)),
         (gpulstm.RNN(3, 5, bidirectional=True, batch_first=True, seed=0), (2, 4, 3)),
     ],
 )

@@ -34,7 +34,7 @@ def test_a_layer_of_all_features_is_timed_beside_torch(tmp_path: Path) -> None:
     for mode in ("inference", "training"):
         assert rejected["gpulstm", mode] is None
         assert rejected["torch", mode] is None
-        assert "one plain LSTM layer" in rejected["jax", mode]
+        assert "one plain LSTM or GRU layer" in rejected["jax", mode]
 
 
 @pytest.mark.slow
@@ -130,6 +130,8 @@ def test_the_drop_in_is_timed_beside_torchs_module(tmp_path: Path) -> None:
         (["run", "cpu", "--providers", "caffe"], "known are gpulstm"),
         (["run", "cpu", "--case", "1,2"], "expected three integers"),
         (["run", "cpu", "--tables", "grid,plot"], "known are grid, narrow, scaling, memory"),
+        (["run", "cells", "--tables", "grid"], "known are products, gru, layer_norm"),
+        (["run", "cells", "--case", "1,2,3,cell=lsmt"], "unknown cell 'lsmt'"),
         (["run", "cpu", "--tables", "grid", "--providers", "gpulstm_int8"], "unknown ['gpulstm_int8']"),
         (["run", "cpu", "--dtype", "int8"], "float32"),
         (["run", "cpu", "--threads", "0"], "threads"),

@@ -93,9 +93,9 @@ def test_names() -> None:
     with pytest.raises(ValueError, match="cell: 'none' declares no gates; expected at least one"):
         cells.register(Cell("none", gates=(), states=(), saved=0, maths="coupled_cell"))
     with pytest.raises(
-        ValueError, match="cell: unknown cell 'gru'; known cells: cifg, coupled, lstm, minimal, rnn, rnn_relu"
+        ValueError, match=r"cell: unknown cell 'grv'; known cells: cifg, coupled, .*gru, .*lstm, .*rnn, rnn_relu"
     ):
-        nn.Recurrent("gru", 3, 5)
+        nn.Recurrent("grv", 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,11 @@ def test_names() -> None:
         ({"gates": "igo"}, TypeError, r"cell: 'new': gates: expected a tuple of names, got 'igo'"),
         ({"gates": ("i", 2)}, TypeError, r"cell: 'new': gates: expected a tuple of names, got \('i', 2\)"),
         ({"states": ["c"]}, TypeError, r"cell: 'new': states: expected a tuple of names, got \['c'\]"),
-        ({"gates": ("i", "g", "i")}, ValueError, r"gates and states of different names beside h, got \['i'\] twice"),
+        (
+            {"gates": ("i", "g", "i")},
+            ValueError,
+            r"gates, states, parameters and inputs of different names beside h, got \['i'\] twice",
+        ),
         ({"states": ("c", "c")}, ValueError, r"got \['c'\] twice"),
         ({"states": ("g",)}, ValueError, r"got \['g'\] twice"),
         ({"states": ("h",)}, ValueError, r"got \['h'\] twice"),
@@ -228,10 +232,10 @@ def test_maths_that_works_in_place_changes_nobody_elses_values(tmp_path: Path, m
 
 
 def test_the_cuda_struct_has_the_declared_counts() -> None:
-    """The C++ text ends in an assertion, so that a struct of other counts does not compile."""
+    """An assertion in the C++ text, so that a struct of other counts does not compile."""
     text = cuda_source(Kernel("walks/step/kernels", "step_forward", (np.dtype("float32"), cells.lstm, True, 4)))
     expected = "LstmCell::gates == 4 && LstmCell::states == 1 && LstmCell::saved == 4"
-    assert text.endswith(f'static_assert({expected}, "LstmCell: other counts than the cell declares");\n')
+    assert f'\nstatic_assert({expected}, "LstmCell: other counts than the cell declares");\n' in text
 
 
 def test_declaring_a_cell_imports_nothing() -> None:

@@ -15,6 +15,7 @@ from written_cells import function, written
 import gpulstm
 from gpulstm import cells
 from gpulstm_kernels.language import cell as language
+from gpulstm_kernels.language.cell import cell
 
 CONDITION = r"a value is no condition, .* expected where\(x, a, b\), maximum or minimum instead of if, and, or, not, "
 NUMBER = r"a value is no Python number, .* expected the functions of gpulstm.cells instead of those of math"
@@ -69,8 +70,7 @@ MISTAKES = [
     ("c = np.clip(x.a, 0, 1)" + GOOD, 2, "expected "),  # names a line of NumPy's
     # names
     ("c = x.q" + GOOD, 2, "expected one of the gates that are declared, a, b, got 'q'"),
-    ("c = s.q" + GOOD, 2, "expected one of the states that are declared, c, got 'q'"),
-    ("c = s.h" + GOOD, 2, "expected one of the states that are declared, c, got 'h'"),
+    ("c = s.q" + GOOD, 2, "expected one of the states that are declared, c, h, got 'q'"),
     ("c = cc" + GOOD, 2, "NameError: name 'cc' is not defined"),
     ("c = gelu(x.a)" + GOOD, 2, "NameError: name 'gelu' is not defined"),
     ("a, b = x\nc = a * s.c" + GOOD, 2, TOGETHER.format("gates", "x.a")),
@@ -196,13 +196,13 @@ def test_a_function_may_call_its_arguments_what_it_likes() -> None:
 
 
 NAMES = "expected names of ASCII letters, digits and _, which do not begin with _ and are no keywords"
-DIFFERENT = "expected gates and states of different names beside h"
+DIFFERENT = "expected gates, states, parameters and inputs of different names beside h"
 
 
 @pytest.mark.parametrize(
     ("gates", "states", "error", "message"),
     [
-        ("", "", ValueError, "gates: expected at least one, got none"),
+        ("", "", ValueError, "gates: expected at least one, got none, nor any of x_gates"),
         ("a a b", "", ValueError, rf"{DIFFERENT}, got a twice"),
         ("a b", "a", ValueError, rf"{DIFFERENT}, got a twice"),
         ("a b", "c c", ValueError, rf"{DIFFERENT}, got c twice"),
@@ -224,6 +224,58 @@ DIFFERENT = "expected gates and states of different names beside h"
 def test_a_wrong_declaration(gates: Any, states: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=rf"^cell 'q': {message}( \(author\.py, line 1\))?$"):
         written("return x.a * x.b, {}", gates, states)
+
+
+@pytest.mark.parametrize(
+    ("declared", "arguments", "body", "message"),
+    [
+        ({"x_gates": "a"}, "x, s", "return x.b, {}", "expected one of the gates that are declared, a, got 'b'"),
+        ({"gates": "a", "x_gates": "a"}, "x, s", "return x.a, {}", f"{DIFFERENT}, got a twice"),
+        ({"gates": "a", "params": "u", "inputs": "u"}, "x, s, p, i", "return x.a, {}", f"{DIFFERENT}, got u twice"),
+        ({"h_gates": "a"}, "x, s", "return x.a, {}", "gates: expected at least one, got none, nor any of x_gates"),
+        (
+            {"gates": "a", "params": "weight_ih"},
+            "x, s, p",
+            "return x.a, {}",
+            "params: expected other names than those of a layer's own parameters, got weight_ih",
+        ),
+        (
+            {"gates": "a", "inputs": "k", "differentiable": "k q"},
+            "x, s, i",
+            "return x.a * i.k, {}",
+            "differentiable: expected names of inputs, k, got q",
+        ),
+        (
+            {"gates": "a", "inputs": "k", "differentiable": "k k"},
+            "x, s, i",
+            "return x.a * i.k, {}",
+            "differentiable: expected each once, got k twice",
+        ),
+        (
+            {"gates": "a", "params": "u"},
+            "x, s",
+            "return x.a, {}",
+            r"expected a function of the gates, the states and the parameters, q\(x, s, p\), got q\(x, s\)",
+        ),
+        (
+            {"gates": "a", "inputs": "k"},
+            "x, s, p, i",
+            "return x.a, {}",
+            r"expected a function of the gates, the states and the inputs, q\(x, s, i\), got q\(x, s, p, i\)",
+        ),
+        (
+            {"gates": "a", "params": "u v"},
+            "x, s, p",
+            "return x.a * p.u, {}",
+            "params: expected each to be used, got 'v'",
+        ),
+        ({"gates": "a", "inputs": "k"}, "x, s, i", "return x.a, {}", "inputs: expected each to be used, got 'k'"),
+        ({"gates": "a", "params": "u"}, "x, s, p", "return p * x.a, {}", "expected one of the parameters by its name"),
+    ],
+)
+def test_wrong_parts(declared: dict[str, str], arguments: str, body: str, message: str) -> None:
+    with pytest.raises(cells.CellError, match=rf"^cell 'q': {message}"):
+        cell(**declared)(function(body, arguments))
 
 
 @pytest.mark.parametrize("what", [3, None, "lstm", np.tanh, cells.lstm, type("Q", (), {})])

@@ -72,10 +72,10 @@ def test_bad_x_with_batch_first() -> None:
 @pytest.mark.parametrize(
     ("lengths", "error", "message"),
     [
-        ([5, 0, 1], ValueError, "lengths: expected 1 <= length <= 5, the number of steps, got 0"),
-        ([5, -2, 1], ValueError, "lengths: expected 1 <= length <= 5, the number of steps, got -2"),
-        ([5, 6, 1], ValueError, "lengths: expected 1 <= length <= 5, the number of steps, got 6"),
-        ([2**64 - 1] * 3, ValueError, "lengths: expected 1 <= length <= 5, the number of steps, got 184467"),
+        ([5, -1, 1], ValueError, "lengths: expected 0 <= length <= 5, the number of steps, got -1"),
+        ([5, -2, 1], ValueError, "lengths: expected 0 <= length <= 5, the number of steps, got -2"),
+        ([5, 6, 1], ValueError, "lengths: expected 0 <= length <= 5, the number of steps, got 6"),
+        ([2**64 - 1] * 3, ValueError, "lengths: expected 0 <= length <= 5, the number of steps, got 184467"),
         ([5, 1], ValueError, "lengths: expected shape (3,), one a sequence, got (2,)"),
         ([[5], [1], [1]], ValueError, "lengths: expected shape (3,), one a sequence, got (3, 1)"),
         (np.array(3), ValueError, "lengths: expected shape (3,), one a sequence, got ()"),

@@ -133,10 +133,16 @@ def hunt(
 
 
 @functools.cache
-def solved(cell: str, projection: int = 0) -> tuple[Problem, Any, Arrays]:
+def solved(cell: str, projection: int = 0, resets: bool = False, heads: int = 1) -> tuple[Problem, Any, Arrays]:
     """A problem with every feature, the reference's tape of it, and its gradients by finite differences."""
-    p = problems.layer_problem(cell, steps=3, hidden=3, projection=projection, directions=2, ragged=True)
+    more = {"resets": resets, "heads": heads, "scalar_inputs": heads > 1}
+    p = problems.layer_problem(
+        cell, steps=3, hidden=4 if heads > 1 else 3, projection=projection, directions=2, ragged=True, **more
+    )
     return p, problems.outputs(reference, p, training=True)[1], problems.layer_differences(reference, p)
+
+
+STAGED = [("multiplicative_lstm",), ("gru_reset_before",)]
 
 
 @pytest.mark.parametrize(
@@ -144,10 +150,10 @@ def solved(cell: str, projection: int = 0) -> tuple[Problem, Any, Arrays]:
     [
         ("lstm_backward", [("lstm", 0)], 40),
         ("rnn_backward", [("rnn", 0)], 5),
-        ("layer_backward", [("lstm", 2), ("rnn", 0)], 20),
+        ("layer_backward", [("lstm", 2), ("gru", 0, True), ("time_gap", 0, True, 2), ("time_gap",), *STAGED], 30),
     ],
 )
-def test_every_term_of_the_reference(function: str, cases: list[tuple[str, int]], at_least: int) -> None:
+def test_every_term_of_the_reference(function: str, cases: list[Any], at_least: int) -> None:
     def check(module: ModuleType) -> bool:
         return all(
             agree(problems.gradients(module, p, tape), expected, "differences")
@@ -177,12 +183,12 @@ def test_every_term_of_the_cells(maths: ModuleType, cell: str, at_least: int, mo
 
 
 def test_every_step_of_the_stack() -> None:
-    n = problems.network(
-        gpulstm.LSTM(2, 3, 2, dropout=0.4, bidirectional=True, dtype="float64", seed=0), steps=3, ragged=True
-    )
+    net = gpulstm.nn.Recurrent("time_gap", 2, 3, 2, dropout=0.4, bidirectional=True, dtype="float64", seed=0)
+    n = problems.network(net, steps=3, ragged=True)
+    options: dict[str, Any] = {"rng": 3, "inputs": {"gap": np.random.default_rng(1).uniform(0.1, 1, (3, 3))}}
     with gpulstm.use_backend("reference"):
-        expected = problems.network_differences(n, rng=3)
-        _, _, tape = ops.rnn_forward(n.layer.config, n.layer.params, n.x, n.state, n.lengths, training=True, rng=3)
+        expected = problems.network_differences(n, **options)
+        _, _, tape = ops.rnn_forward(net.config, net.params, n.x, n.state, n.lengths, training=True, **options)
 
     def check(module: ModuleType) -> bool:
         dx, initial, grads = module.rnn_backward(tape, n.dy, n.dstate)
@@ -208,17 +214,16 @@ def test_every_step_of_the_stack() -> None:
 
 
 @functools.cache
-def solved_by_kernels(cell: str, projection: int = 0) -> tuple[Problem, Any, Arrays]:
+def solved_by_kernels(cell: str, projection: int = 0, resets: bool = False, heads: int = 1) -> Any:
     """A problem, the kernels' tape of it, and its gradients by the reference."""
-    p = problems.layer_problem(
-        cell, steps=4, hidden=9, inputs=5, projection=projection, directions=2, ragged=True, seed=2
-    )
+    sizes = {"hidden": 9 if heads == 1 else 64 * heads, "inputs": 5, "projection": projection, "heads": heads}
+    p = problems.layer_problem(cell, steps=4, **sizes, directions=2, ragged=True, resets=resets, seed=2)
     with arrays.poison():
         _, tape = problems.outputs(layer, p, training=True)
     return p, tape, problems.gradients(reference, p, problems.outputs(reference, p, training=True)[1])
 
 
-WALKS = [("lstm", 0), ("lstm", 3), ("rnn", 0)]
+WALKS = [("lstm", 0), ("lstm", 3), ("rnn", 0), ("lstm", 0, True, 2), ("gru", 0, True), ("time_gap", 0, True)]
 
 
 def kernels_agree(module: ModuleType = layer) -> bool:
@@ -246,18 +251,33 @@ TERMS = [
         "dh_total = load(ys, element_address(dh, 0, b, unit), n)\n",
         "dh_total = FACTOR * load(ys, element_address(dh, 0, b, unit), n)\n",
     ),
-    ("store_tuple(da, ", "ON store_tuple(da, "),
+    ("store_gates(cell, da, ", "ON store_gates(cell, da, "),
     ("store_tuple(dprevious, at, dstride)", "ON store_tuple(dprevious, at, dstride)"),
-    ("dgates[slot, b, first + valid : first + width] = 0", "ON dgates[slot, b, first + valid : first + width] = 0"),
+    ("dgates[slot, b, start + valid : start + width] = 0", "ON dgates[slot, b, start + valid : start + width] = 0"),
     ("= dh[0, b, j] + dy[", "= FACTOR * dh[0, b, j] + dy["),
     ("dh[0, b, j] + dy[", "dh[0, b, j] + FACTOR * dy["),
     ("j] if t < lengths[b] else 0", "j] if t < lengths[b] else 0.0 / FACTOR"),
-    ("hidden, False, flat", "hidden, not NOW, flat"),
+    ("hidden,\n                        False,", "hidden,\n                        not NOW,"),
     ("multiply_panels(\n                        dhidden", "ON multiply_panels(\n                        dhidden"),
-    ("dgates[slot, b, p * across :", "ON dgates[slot, b, p * across :"),
-    ("dh[0, b, own.o0 : own.o1] = 0", "ON dh[0, b, own.o0 : own.o1] = 0"),
-    ("masked > 0", "masked > 0 and NOW"),
-    ("multiply_panels(dh, ", "ON multiply_panels(dh, "),
+    ("dgates[slot, b, start + own", "ON dgates[slot, b, start + own"),
+    (
+        "lengths[b]:\n                dh[0, b, own.o0 : own.o1] = 0",
+        "lengths[b]:\n                ON dh[0, b, own.o0 : own.o1] = 0",
+    ),
+    (
+        "d, t, b):\n                            dh[0, b, own.o0",
+        "d, t, b):\n                            ON dh[0, b, own.o0",
+    ),
+    ("masked > 0 or", "masked > 0 and NOW or"),
+    ("or cell.reads_h > 0", "or (cell.reads_h > 0 and NOW)"),
+    ("multiply_panels(\n                            dh, ", "ON multiply_panels(\n                            dh, "),
+    ("multiply_blocks(cell, dh", "ON multiply_blocks(cell, dh"),
+    (
+        "store_tuple(load_some_states(cell, ys, at, dstride, 0)",
+        "ON store_tuple(load_some_states(cell, ys, at, dstride, 0)",
+    ),
+    ("stride, 0 if new else lanes(ys)", "stride, 0 if new and NOW else lanes(ys)"),
+    ("store_given_gradients(cell, ys", "ON store_given_gradients(cell, ys"),
     ("multiply_rows(dx, ", "ON multiply_rows(dx, "),
     ("count > 1, flat", "count > 1 and NOW, flat"),
     ("(s0 if plan.reverse else steps - s1)", "(s0 if plan.reverse and NOW else steps - s1)"),

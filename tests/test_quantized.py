@@ -143,6 +143,27 @@ def test_int8_is_rounded_to_nearest_by_rows() -> None:
     np.testing.assert_array_equal(wide[3], 0)
 
 
+def test_int8_with_heads_is_rounded_by_rows() -> None:
+    layer = gpulstm.LSTM(5, 8, heads=2, seed=0)
+    w = layer.params["weight_hh_l0"]
+    w[1, 4] *= 1000
+    quantized = gpulstm.quantize(layer, "int8")
+    assert quantized.params["scale_hh_l0"].shape == (2, 16)
+    wide = quantized.widened()["weight_hh_l0"]
+    assert (np.abs(wide - w) <= np.abs(w).max(axis=2, keepdims=True) / 254 * (1 + 1e-5)).all()
+    x, state = drawn(layer, 4, 3)
+    layer.params |= quantized.widened()
+    for part, wanted in zip(quantized(x, state)[0], layer(x, state)[0], strict=True):
+        np.testing.assert_allclose(part, wanted, atol=1e-4)  # activations are rounded to 16 bits
+
+
+def test_a_layer_without_recurrent_weights() -> None:
+    layer = gpulstm.nn.Recurrent("indrnn", 5, 8, seed=0)
+    quantized = gpulstm.quantize(layer, "int8")
+    assert list(quantized.params) == ["weight_ih_l0", "scale_ih_l0", "bias_ih_l0", "u_l0"]
+    np.testing.assert_array_equal(quantized.params["u_l0"], layer.params["u_l0"])
+
+
 @pytest.mark.parametrize("largest", [0, 1e-45, 2e-43, 1e-40, 1e-36])
 def test_rows_of_the_smallest_weights(largest: float) -> None:
     layer = gpulstm.LSTM(5, 9, seed=0)

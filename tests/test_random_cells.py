@@ -24,7 +24,7 @@ from gpulstm import arrays
 from gpulstm_kernels.cells import activations
 from gpulstm_kernels.cpu import layer
 from gpulstm_kernels.language import derive
-from gpulstm_kernels.language.cell import TracedCell
+from gpulstm_kernels.language.cell import TracedCell, cell
 from gpulstm_kernels.language.graph import CellError, Value, ordered
 from gpulstm_kernels.language.operators import ON_ARRAYS
 
@@ -78,21 +78,29 @@ class Written(NamedTuple):
     body: str
     gates: str
     states: str
+    more: tuple[tuple[str, str], ...] = ()  # further parts and their names
+
+    @property
+    def arguments(self) -> str:
+        parts = dict(self.more)
+        return "x, s" + ", p" * ("params" in parts) + ", i" * ("inputs" in parts)
 
     def cell(self) -> TracedCell:
-        return written(self.body, self.gates, self.states)
+        parts = {"gates": self.gates, "states": self.states, **dict(self.more)}
+        parts["differentiable"] = parts.get("inputs", "")
+        return cell(**parts)(function(self.body, self.arguments))
 
-    def on_arrays(self, gates: Any, states: Any) -> tuple[np.ndarray, ...]:
+    def on_arrays(self, cell: TracedCell, gates: Any, states: Any, given: Any) -> tuple[np.ndarray, ...]:
         """h and the new states, of the function as it stands, called with arrays."""
         names = {name: getattr(activations, name) for name in ("tanh", "sigmoid", "softplus", "exp", "log", "sqrt")}
         names |= {"abs": np.abs, "where": lambda x, a, b: np.where(x > 0, a, b), "named": lambda value: value}
         names |= {"maximum": np.maximum, "minimum": np.minimum, "relu": lambda x: np.maximum(x, 0.0)}
         names["hard_sigmoid"] = lambda x, alpha=1 / 6, beta=1 / 2: np.clip(alpha * x + beta, 0.0, 1.0)
-        q = function(self.body)
+        q = function(self.body, self.arguments)
         q.__globals__.update(names)
-        x = SimpleNamespace(**dict(zip(self.gates.split(), gates, strict=True)))
-        s = SimpleNamespace(**dict(zip(self.states.split(), states, strict=True)))
-        h, new = q(x, s)
+        values = {"h": np.zeros_like(gates[0])}  # of lines that nothing uses
+        values |= dict(zip((*cell.preactivations, *cell.states, *cell.given), (*gates, *states, *given), strict=True))
+        h, new = q(*[SimpleNamespace(**values)] * len(self.arguments.split(",")))
         return (h, *(new[state] for state in self.states.split()))
 
 
@@ -124,6 +132,22 @@ def random_cells(draw: st.DrawFn, bounded: bool = False) -> Written:
     return Written("\n".join([*lines, f"return {results[0]}, {{{new}}}"]), " ".join(gates), " ".join(states))
 
 
+@st.composite
+def cells_of_all_parts(draw: st.DrawFn) -> Written:
+    """One whose gates are, but for the first, of any kind, or are parameters, inputs or h instead."""
+    random = draw(random_cells(bounded=True))
+    body, parts = random.body, {"gates": "", "x_gates": ""}
+    for k, gate in enumerate(random.gates.split()):
+        kind = draw(
+            st.sampled_from(("gates", "x_gates") if k == 0 else ("x_gates", "h_gates", "params", "inputs", "h"))
+        )
+        if kind != "h":
+            parts[kind] = f"{parts.get(kind, '')} {gate}".strip()
+        instead = {"params": f"p.{gate}", "inputs": f"i.{gate}", "h": "s.h"}.get(kind, f"x.{gate}")
+        body = body.replace(f"x.{gate}", instead)
+    return Written(body, parts.pop("gates"), random.states, tuple(parts.items()))
+
+
 def traced(random: Written) -> TracedCell:
     """Its cell; drawn anew where a gate is used by lines alone that nothing uses, or a name is given twice."""
     try:
@@ -136,23 +160,25 @@ def traced(random: Written) -> TracedCell:
 def compare(random: Written, seed: int) -> None:
     cell = traced(random)
     rng = np.random.default_rng(seed)
-    gates, states = drawn(rng, len(cell.gates)), drawn(rng, len(cell.states))
+    gates, states = drawn(rng, len(cell.preactivations)), drawn(rng, len(cell.states))
+    given = drawn(rng, len(cell.given))
     upstream = drawn(rng, 1 + len(cell.states))
     with np.errstate(all="ignore"):
-        plain = random.on_arrays(gates, states)
-        evaluated = cell.evaluate(ON_ARRAYS, gates, states)
-        gradient = cell.gradient(ON_ARRAYS, gates, states, upstream[0], upstream[1:])
-    found = forward(cell, gates, states)
+        plain = random.on_arrays(cell, gates, states, given)
+        evaluated = cell.evaluate(ON_ARRAYS, gates, states, given)
+        gradient = cell.gradient(ON_ARRAYS, gates, states, upstream[0], upstream[1:], given)
+    found = forward(cell, gates, states, given)
     for one, two, three in zip(found, plain, evaluated, strict=True):
         np.testing.assert_array_equal(one, two)
         np.testing.assert_array_equal(one, three)
-    derived = backward(cell, gates, states, upstream)
+    derived = backward(cell, gates, states, upstream, given)
     for one, two in zip(derived, gradient, strict=True):
         np.testing.assert_array_equal(one, np.broadcast_to(two, one.shape))
     # Two steps agree where neither meets a kink, a jump or a lack of places.
-    coarse, fine = (differences(cell, gates, states, upstream, step) for step in (1e-5, 2e-6))
+    coarse, fine = (differences(cell, gates, states, upstream, step, given) for step in (1e-5, 2e-6))
     tried = 0
-    for name, value, one, two in zip((*cell.gates, *cell.states), derived, coarse, fine, strict=True):
+    names = *cell.preactivations, *cell.states, *cell.given_gradients
+    for name, value, one, two in zip(names, derived, coarse, fine, strict=True):
         scale = np.maximum(1.0, np.abs(two))
         smooth = np.abs(one - two) <= 1e-7 * scale
         tried += smooth.sum()
@@ -168,15 +194,21 @@ def test_derived_gradients_are_those_of_finite_differences(random: Written, seed
     compare(random, seed)
 
 
+@settings(REPEATABLE, max_examples=60)
+@given(cells_of_all_parts(), st.integers(0, 1000))
+def test_derived_gradients_of_all_parts(random: Written, seed: int) -> None:
+    compare(random, seed)
+
+
 @pytest.mark.slow
 @settings(REPEATABLE, max_examples=300)
-@given(random_cells(), st.integers(1001, 100_000))
+@given(st.one_of(random_cells(), cells_of_all_parts()), st.integers(1001, 100_000))
 def test_derived_gradients_of_many_cells(random: Written, seed: int) -> None:
     compare(random, seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operator", derive.RULES)
+@pytest.mark.parametrize("operator", derive.COSTS)
 def test_a_wrong_rule_is_found(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = derive.RULES[operator]
 
@@ -201,7 +233,7 @@ def test_every_operator_is_drawn() -> None:
         + [form.format(a, b, c) for form in THREE]
     )
     cells = [written(f"named(t=x.b + x.c)\nreturn x.a * x.b * x.c + {text}, {{}}", "a b c") for text in texts]
-    assert {value.operator for cell in cells for value in ordered([cell.derivation.h])} >= derive.RULES.keys()
+    assert {value.operator for cell in cells for value in ordered([cell.derivation.h])} >= derive.COSTS.keys()
 
 
 @functools.cache
@@ -210,7 +242,7 @@ def large_cells(count: int) -> list[Written]:
     found: list[Written] = []
 
     @settings(REPEATABLE, max_examples=40, phases=[Phase.generate])
-    @given(random_cells(bounded=True))
+    @given(st.one_of(random_cells(bounded=True), cells_of_all_parts()))
     def collect(random: Written) -> None:
         traced(random)
         found.append(random)
@@ -223,6 +255,6 @@ def large_cells(count: int) -> list[Written]:
 @pytest.mark.parametrize("number", range(6))
 def test_kernels_of_random_cells(number: int) -> None:
     random = large_cells(6)[number]
-    p = problems.layer_problem(random.cell(), hidden=9, directions=2, ragged=True, seed=number)
+    p = problems.layer_problem(random.cell(), hidden=9, directions=2, ragged=True, resets=number % 2 == 1, seed=number)
     with arrays.poison(), problems.threads(2, "batch"):
         layer_checks.check(layer, p, "kernel of a random cell", repr(random))

@@ -219,7 +219,8 @@ def test_patterns_of_quick_tests_match_something(name: str, pattern: str) -> Non
 DISTRIBUTIONS = {"google": ["protobuf"], "cuda": ["cuda-bindings"], "nvidia": ["nvidia-nvjitlink"]}
 DISTRIBUTIONS |= {name: ["cupy-cuda12x", "cupy-cuda13x"] for name in ("cupy", "cupy_backends")}
 BY_NUMBA = {"llvmlite"}  # in the one version that Numba asks for
-RIVALS = {"haste_pytorch", "flashrnn"}  # timed where they are installed; they are in no registry, or need a compiler
+# Timed where they are installed: they are in no registry, need a compiler, or have one cell alone.
+RIVALS = {"haste_pytorch", "flashrnn", "minGRU_pytorch"}
 PLUGINS = {"pytest-xdist"}  # used by being installed
 
 

@@ -21,7 +21,7 @@ def test_a_tape_travels_as_arrays(backend: Any, cell: str, options: dict[str, An
     p = problems.layer_problem(cell, **options)
     check_tape(backend, p)
     with memory.poison():  # nothing is left as it came from the system
-        _, _, tape = backend.layer_forward(p.shape(training=True), p.x, p.state, p.weights, p.lengths)
+        _, _, tape = backend.layer_forward(p.shape(training=True), *p.arguments)
         arrays = backend.tape_arrays(tape)
     assert all(np.isfinite(array).all() for array in arrays)
     for a, b in itertools.combinations(arrays, 2):

@@ -114,6 +114,14 @@ H = torch.ones(1, 2, 4)
 BAD_HX = ["", "x", [], {}, ODD, 0, 1.5, True, HUGE, H, (H,), (H, H, H), (H, None), (H[:, :1], H), (H, H.double())]
 TENSORS = {"input": "tensor", "hx": [*BAD_HX, (H.to_sparse(), H), (H, H.to("meta")), (H.int(), H.int())]}
 ONE_TENSOR = {"hx": ["", "x", [], {}, ODD, 0, 1.5, True, HUGE, (H,), H[:, :1], H.double(), H.to_sparse(), H.to("meta")]}
+NO_FLAGS = [*("", "x", [], {}, ODD, 0, 1.5, True, HUGE, np.ones((5, 2), "?")), torch.ones(5, 2), torch.ones(2, 5) > 0]
+ANY_CELL = {
+    "x": "tensor",
+    "state": [value for value in BAD_HX if value is not H],
+    "lengths": [*("", "x", [], {}, ODD, 0, 1.5, True, HUGE, [1], [-1, 1], [1, 6], [1.0, 2.0]), torch.ones(2)],
+    "resets": [*NO_FLAGS, (torch.ones(5, 2) > 0).to_sparse()],
+    "inputs": [*(None, "", "x", [], {}, ODD, 0, 1.5, True, HUGE, {"gap": None}, {1: 2}), {"gap": torch.ones(5, 9)}],
+}
 CELL = {"input": [value for value in KINDS["tensor"] if getattr(value, "shape", None) != (7,)], "hx": BAD_HX}
 
 
@@ -307,11 +315,38 @@ CALLS: dict[str, Callable[[], Call]] = {
     # torch
     "torch.LSTM": lambda: Call(gpulstm.torch.LSTM, SIZES, TORCH),
     "torch.LSTM.forward": lambda: Call(gpulstm.torch.LSTM(3, 4).forward, {"input": torch.ones(5, 2, 3)}, TENSORS),
+    "torch.GRU": lambda: Call(gpulstm.torch.GRU, SIZES, TORCH),
+    "torch.GRU.forward": lambda: Call(
+        gpulstm.torch.GRU(3, 4).forward, {"input": torch.ones(5, 2, 3)}, TENSORS | ONE_TENSOR
+    ),
     "torch.RNN.forward": lambda: Call(
         gpulstm.torch.RNN(3, 4).forward, {"input": torch.ones(5, 2, 3)}, TENSORS | ONE_TENSOR
     ),
     "torch.LSTMCell.forward": lambda: Call(
         gpulstm.torch.LSTMCell(3, 4).forward, {"input": torch.ones(2, 3)}, TENSORS | CELL
+    ),
+    "torch.Recurrent": lambda: Call(
+        gpulstm.torch.Recurrent,
+        {"cell": "lstm"} | SIZES,
+        {
+            **dict.fromkeys(("input_size", "hidden_size", "num_layers", "heads"), "size"),
+            **{name: TORCH[name] for name in ("device", "dtype")},
+        },
+    ),
+    "torch.Recurrent.forward": lambda: Call(
+        gpulstm.torch.Recurrent("time_gap", 3, 4).forward,
+        {"x": torch.ones(5, 2, 3), "inputs": {"gap": torch.ones(5, 2)}},
+        ANY_CELL,
+    ),
+    "torch.GRUCell": lambda: Call(gpulstm.torch.GRUCell, SIZES, TORCH | dict.fromkeys(SIZES, "count")),
+    "torch.GRUCell.forward": lambda: Call(
+        gpulstm.torch.GRUCell(3, 4).forward,
+        {"input": torch.ones(2, 3)},
+        CELL | {"hx": ["x", [], 0, (H,), H, H[0].double()]},
+    ),
+    "torch.RNNCell": lambda: Call(gpulstm.torch.RNNCell, SIZES, TORCH | dict.fromkeys(SIZES, "count")),
+    "torch.RNNCell.forward": lambda: Call(
+        gpulstm.torch.RNNCell(3, 4).forward, {"input": torch.ones(2, 3)}, CELL | {"hx": ["x", 0, (H,), H, H.double()]}
     ),
     "torch.RNN": lambda: Call(gpulstm.torch.RNN, SIZES, TORCH),
     "torch.LSTMCell": lambda: Call(gpulstm.torch.LSTMCell, SIZES, TORCH | dict.fromkeys(SIZES, "count")),
@@ -441,7 +476,7 @@ def test_a_wrong_argument_of_a_call_with_files_is_named(name: str, of_files: dic
 
 CELL_LANGUAGE = (
     *("abs", "cell", "check", "exp", "hard_sigmoid", "log", "maximum", "minimum", "named", "relu", "show", "sigmoid"),
-    *("softplus", "sqrt", "tanh", "where"),
+    *("product", "row_mean", "softplus", "sqrt", "tanh", "where"),
 )
 EXEMPT = {
     "gpulstm.backends": "takes nothing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -30,33 +31,34 @@ def written(body: str, gates: str = "a b", states: str = "", arguments: str = "x
     return cell(gates=gates, states=states)(function(body, arguments, **names))
 
 
-def forward(cell: Cell, gates: Arrays, states: Arrays) -> tuple[np.ndarray, ...]:
+def forward(cell: Cell, gates: Arrays, states: Arrays, given: Arrays = ()) -> tuple[np.ndarray, ...]:
     """h and the new states, of float64 arrays."""
     with np.errstate(all="ignore"):
-        h, new, _ = cell.module.forward(tuple(gates), tuple(states))
+        h, new, _ = cell.module.forward(tuple(gates), tuple(states), *[tuple(given)] * bool(given))
     return (h, *new)
 
 
-def backward(cell: Cell, gates: Arrays, states: Arrays, upstream: Arrays) -> tuple[np.ndarray, ...]:
-    """The gradients of gates and states, for those of h and the new states."""
+def backward(cell: Cell, gates: Arrays, states: Arrays, upstream: Arrays, given: Arrays = ()) -> tuple[np.ndarray, ...]:
+    """The gradients of gates, states and what has one of ``given``, for those of h and the new states."""
+    more = [tuple(given)] * bool(given)
     with np.errstate(all="ignore"):
-        h, new, saved = cell.module.forward(tuple(gates), tuple(states))
-        dgates, dstates = cell.module.backward(upstream[0], tuple(upstream[1:]), h, saved, new, tuple(states))
-    return (*dgates, *dstates)
+        h, new, saved = cell.module.forward(tuple(gates), tuple(states), *more)
+        found = cell.module.backward(upstream[0], tuple(upstream[1:]), h, saved, new, tuple(states), *more)
+    return tuple(itertools.chain(*found))
 
 
 def differences(
-    cell: Cell, gates: Arrays, states: Arrays, upstream: Arrays, step: float = 1e-6
+    cell: Cell, gates: Arrays, states: Arrays, upstream: Arrays, step: float = 1e-6, given: Arrays = ()
 ) -> tuple[np.ndarray, ...]:
     """What :func:`backward` should give, by central differences of :func:`forward`, which works element by element."""
-    given = [*gates, *states]
+    values, first = [*gates, *states, *given], len(gates) + len(states)
 
     def loss(k: int, by: float) -> np.ndarray:
-        moved = [value + by if j == k else value for j, value in enumerate(given)]
-        results = forward(cell, moved[: len(gates)], moved[len(gates) :])
+        moved = [value + by if j == k else value for j, value in enumerate(values)]
+        results = forward(cell, moved[: len(gates)], moved[len(gates) : first], moved[first:])
         return np.asarray(sum(value * d for value, d in zip(results, upstream, strict=True)))
 
-    return tuple((loss(k, step) - loss(k, -step)) / (2 * step) for k in range(len(given)))
+    return tuple((loss(k, step) - loss(k, -step)) / (2 * step) for k in range(len(values)))
 
 
 def drawn(rng: np.random.Generator, count: int, lanes: int = 64) -> tuple[np.ndarray, ...]:

@@ -1,6 +1,6 @@
-"""gpulstm: ``gpulstm.LSTM``, NumPy in and out; training is ``vjp`` and its pullback.
+"""gpulstm: a recurrent layer, NumPy in and out; training is ``vjp`` and its pullback.
 
-A single step of inference is timed as one has it, in a stream: ``lstm.stream()``, which owns the state as the bound
+A single step of inference is timed as one has it, in a stream: ``layer.stream()``, which owns the state as the bound
 buffers of others do.
 """
 
@@ -17,11 +17,12 @@ def setup(threads: int) -> None:
     gpulstm.set_num_threads(threads)
 
 
-def inference(problem: Problem, kind: str | None = None) -> Runner:
-    lstm = layer(problem) if kind is None else gpulstm.quantize(layer(problem), kind)
-    x, state, case = problem.x, alone(problem.state), problem.case
-    if case.steps == 1 and case.directions == 1:
-        stream, (step,) = lstm.stream(case.batch, state), x
+def inference(problem: Problem, kind: str | None = None, *, streams: bool = True) -> Runner:
+    """``streams``: whether a single step is one of a stream."""
+    made = layer(problem) if kind is None else gpulstm.quantize(layer(problem), kind)
+    x, state, case, given = problem.x, alone(problem.state), problem.case, further(problem)
+    if streams and case.steps == 1 and case.directions == 1 and not given:
+        stream, (step,) = made.stream(case.batch, state), x
 
         def first_step(_: Any) -> Outputs:
             stream.reset(state)
@@ -34,16 +35,16 @@ def inference(problem: Problem, kind: str | None = None) -> Runner:
         y, final = result
         return {"y": y, **named(case, final)}
 
-    return lambda: lstm(x, state), outputs
+    return lambda: made(x, state, **given), outputs
 
 
 def training(problem: Problem) -> Runner:
-    lstm = layer(problem)
-    x, state, case = problem.x, alone(problem.state), problem.case
+    made = layer(problem)
+    x, state, case, given = problem.x, alone(problem.state), problem.case, further(problem)
     dy, dstate = problem.dy, alone(problem.dstate)
 
     def call() -> Any:
-        result, pullback = lstm.vjp(x, state)
+        result, pullback = made.vjp(x, state, **given)
         return result, pullback(dy, dstate)
 
     def outputs(result: Any) -> Outputs:
@@ -52,6 +53,12 @@ def training(problem: Problem) -> Runner:
         return {"y": y, **named(case, final), "dx": dx, **named(case, initial, "d", "0"), **gradients}
 
     return call, outputs
+
+
+def further(problem: Problem) -> dict[str, Any]:
+    """Arguments of a call beside x and the state, where there are any."""
+    given: dict[str, Any] = {"inputs": problem.inputs} if problem.inputs else {}
+    return given if problem.resets is None else given | {"resets": problem.resets}
 
 
 def layer(problem: Problem) -> gpulstm.nn.Recurrent:
@@ -64,6 +71,7 @@ def layer(problem: Problem) -> gpulstm.nn.Recurrent:
         bias=bool(case.bias),
         bidirectional=case.directions == 2,
         proj_size=case.projection,
+        heads=case.heads,
         dtype=case.dtype,
         seed=0,
     )

@@ -1,4 +1,4 @@
-"""The ONNX model that ONNX Runtime and OpenVINO run: one LSTM node, weights inside."""
+"""The ONNX model that ONNX Runtime and OpenVINO run: one LSTM or GRU node, weights inside."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from ..problem import Problem, check_plain
+from ..problem import Problem, check_plain, named
 
-INPUTS = ("x", "h0", "c0")
-OUTPUTS = ("y", "h", "c")
+ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}  # of ONNX's gates in torch's: i, o, f, c and z, r, h
 
 
 def inputs(problem: Problem) -> dict[str, np.ndarray]:
     """What the model is given, by the names of its inputs."""
-    return dict(zip(INPUTS, (problem.x, *problem.state), strict=True))
+    return {"x": problem.x, **named(problem.case, problem.state, suffix="0")}
 
 
 def serialized(problem: Problem) -> bytes:
     """Inputs x (T, B, I), h0, c0 (1, B, H); outputs y (T, 1, B, H), h, c (1, B, H)."""
     check_plain(problem.case)
-    steps, batch, hidden = problem.case.steps, problem.case.batch, problem.case.hidden
+    case = problem.case
+    steps, batch, hidden, order = case.steps, case.batch, case.hidden, ORDER[case.cell]
 
     def reordered(name: str) -> np.ndarray:
-        i, f, g, o = np.split(problem.params[name], 4)
-        return np.concatenate([i, o, f, g])[None]  # ONNX has the gates as i, o, f, c
+        gates = np.split(problem.params[name], len(order))
+        return np.concatenate([gates[k] for k in order])[None]
 
     weights = {
         "W": reordered("weight_ih_l0"),
@@ -37,12 +37,16 @@ def serialized(problem: Problem) -> bytes:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     state = (1, batch, hidden)
-    node = helper.make_node("LSTM", ["x", "W", "R", "bias", "", "h0", "c0"], list(OUTPUTS), hidden_size=hidden)
+    x, *initial = inputs(problem)
+    y, *final = problem.outputs("inference")
+    options: dict[str, Any] = {"linear_before_reset": 1} if case.cell == "gru" else {}
+    names = [x, "W", "R", "bias", "", *initial]
+    node = helper.make_node(case.cell.upper(), names, [y, *final], hidden_size=hidden, **options)
     graph = helper.make_graph(
         [node],
-        "lstm",
-        [tensor("x", problem.x.shape), tensor("h0", state), tensor("c0", state)],
-        [tensor("y", (steps, 1, batch, hidden)), tensor("h", state), tensor("c", state)],
+        case.cell,
+        [tensor(x, problem.x.shape), *(tensor(name, state) for name in initial)],
+        [tensor(y, (steps, 1, batch, hidden)), *(tensor(name, state) for name in final)],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)

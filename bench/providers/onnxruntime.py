@@ -1,4 +1,4 @@
-"""ONNX Runtime: an LSTM node, inputs and outputs bound once (faster than ``run`` with feeds)."""
+"""ONNX Runtime: an LSTM or GRU node, inputs and outputs bound once (faster than ``run`` with feeds)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from ..problem import Outputs, Problem, Runner
-from .onnx_model import OUTPUTS, inputs, serialized
+from .onnx_model import inputs, serialized
 
 options = onnxruntime.SessionOptions()
 
@@ -31,6 +31,6 @@ def inference(problem: Problem) -> Runner:
 
     def outputs(_: Any) -> Outputs:
         shapes = problem.outputs("inference")
-        return {name: results[name].numpy().reshape(shapes[name]) for name in OUTPUTS}
+        return {name: results[name].numpy().reshape(shapes[name]) for name in shapes}
 
     return lambda: session.run_with_iobinding(binding), outputs

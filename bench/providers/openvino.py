@@ -7,7 +7,7 @@ from typing import Any
 import openvino
 
 from ..problem import Outputs, Problem, Runner
-from .onnx_model import OUTPUTS, inputs, serialized
+from .onnx_model import inputs, serialized
 
 config: dict[str, Any] = {
     "PERFORMANCE_HINT": "LATENCY",
@@ -29,6 +29,6 @@ def inference(problem: Problem) -> Runner:
 
     def outputs(_: Any) -> Outputs:
         shapes = problem.outputs("inference")
-        return {name: request.get_tensor(name).data.reshape(shapes[name]) for name in OUTPUTS}
+        return {name: request.get_tensor(name).data.reshape(shapes[name]) for name in shapes}
 
     return request.infer, outputs

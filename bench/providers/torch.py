@@ -1,4 +1,4 @@
-"""torch: ``torch.nn.LSTM`` in inference mode, and with autograd's gradients of every input and parameter."""
+"""torch: ``torch.nn.LSTM``, ``RNN`` or ``GRU`` in inference mode, and with autograd's gradients of all it is given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def setup(threads: int) -> None:
 
 
 def inference(problem: Problem, modules: Any = torch.nn) -> Runner:
-    """``modules``: what has ``LSTM`` and ``RNN``."""
+    """``modules``: what has ``LSTM``, ``RNN`` and ``GRU``."""
     lstm = layer(problem, modules).eval()
     x, state = torch.from_numpy(problem.x), alone(tuple(map(torch.from_numpy, problem.state)))
 
@@ -54,6 +54,8 @@ def training(problem: Problem, modules: Any = torch.nn) -> Runner:
 
 def layer(problem: Problem, modules: Any) -> torch.nn.Module:
     case = problem.case
+    if case.cell not in ("lstm", "rnn", "gru") or case.heads > 1 or case.resets:
+        raise ValueError(f"it has no layer of {case.label}")
     options: dict[str, Any] = {"proj_size": case.projection} if case.cell == "lstm" else {}
     lstm: torch.nn.Module = getattr(modules, case.cell.upper())(
         case.features,

@@ -21,6 +21,7 @@ from . import random
 from .random import CounterGenerator
 
 __all__ = [
+    "add",
     "add_bias",
     "assign",
     "check_rng",
@@ -38,8 +39,12 @@ __all__ = [
     "indices",
     "launch",
     "lengths",
+    "numbers",
+    "resets",
     "scatter_rows",
+    "stack",
     "sum_by_id",
+    "sum_features",
     "sum_rows",
     "take",
     "to_array",
@@ -93,6 +98,47 @@ def concatenate(parts: Sequence[Any]) -> Any:
 def lengths(value: np.ndarray) -> Any:
     """Checked lengths (B,) as kernels take them."""
     return current().to_device(value.astype(np.int32))
+
+
+def resets(value: np.ndarray) -> Any:
+    """Checked resets (T, B) as kernels take them."""
+    return current().to_device(np.ascontiguousarray(value).view(np.uint8))
+
+
+def numbers(value: Any, dtype: Any) -> Any:
+    """Bools as ones and zeros of ``dtype``."""
+    result = empty(value.shape, dtype)
+    launch(_ARRAYS, "from_bools", (result.dtype,), result.size, (contiguous(value), result, result.size))
+    return result
+
+
+def stack(parts: Sequence[Any]) -> Any:
+    """See :func:`gpulstm.arrays.Arrays.stack`."""
+    if len(parts) == 1:
+        return parts[0][None]
+    width = max(part.shape[-1] for part in parts)
+    stacked = empty((len(parts), *parts[0].shape[:-1], width), parts[0].dtype)
+    for target, part in zip(stacked, parts, strict=True):
+        if part.shape[-1] == width:
+            current().copy(target, part)
+        else:
+            launch(_ARRAYS, "repeat", (part.dtype,), target.size, (contiguous(part), target, target.size, width))
+    return stacked
+
+
+def add(a: Any, b: Any) -> Any:
+    """``a + b``, of one shape and dtype."""
+    result = empty(a.shape, a.dtype)
+    launch(_ARRAYS, "add", (a.dtype,), result.size, (contiguous(a), contiguous(b), result, result.size))
+    return result
+
+
+def sum_features(values: Any) -> Any:
+    """See :func:`gpulstm.arrays.Arrays.sum_features`."""
+    steps, batch, features = values.shape
+    result = empty((steps, batch, 1), values.dtype)
+    layer.sum_columns(current(), contiguous(values).reshape(-1, features), result.reshape(-1, 1))
+    return result
 
 
 def clear_padding(array: Any, valid: Any) -> Any:

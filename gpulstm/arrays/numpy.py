@@ -17,6 +17,7 @@ from .. import dispatch
 from .random import check_rng, generator
 
 __all__ = [
+    "add",
     "add_bias",
     "assign",
     "check_rng",
@@ -33,8 +34,12 @@ __all__ = [
     "generator",
     "indices",
     "lengths",
+    "numbers",
+    "resets",
     "scatter_rows",
+    "stack",
     "sum_by_id",
+    "sum_features",
     "sum_rows",
     "take",
     "to_array",
@@ -63,6 +68,36 @@ def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
 def lengths(value: np.ndarray) -> np.ndarray:
     """Checked lengths (B,) as kernels take them."""
     return value.astype(np.int64)
+
+
+def resets(value: np.ndarray) -> np.ndarray:
+    """Checked resets (T, B) as kernels take them."""
+    return contiguous(value)
+
+
+def numbers(value: np.ndarray, dtype: Any) -> np.ndarray:
+    """Bools as ones and zeros of ``dtype``."""
+    return value.astype(dtype)
+
+
+def stack(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """See :func:`gpulstm.arrays.Arrays.stack`."""
+    if len(parts) == 1:
+        return parts[0][None]
+    stacked = empty((len(parts), *np.broadcast_shapes(*(part.shape for part in parts))), parts[0].dtype)
+    for target, part in zip(stacked, parts, strict=True):
+        target[...] = part
+    return stacked
+
+
+def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``a + b``."""
+    return np.add(a, b, out=empty(a.shape, a.dtype))
+
+
+def sum_features(values: np.ndarray) -> np.ndarray:
+    """(T, B, 1), the sums over the last axis of (T, B, W)."""
+    return values.sum(axis=2, keepdims=True)
 
 
 def clear_padding(array: np.ndarray, valid: np.ndarray) -> np.ndarray:

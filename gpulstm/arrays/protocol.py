@@ -57,10 +57,25 @@ class Arrays(Protocol):
     def lengths(self, value: np.ndarray) -> Array:
         """Checked lengths (B,) as kernels take them."""
 
+    def resets(self, value: np.ndarray) -> Array:
+        """Checked resets (T, B) as kernels take them."""
+
     def indices(self, value: np.ndarray) -> Array:
         """Checked indices of any integer dtype as :meth:`take` and its inverses take them."""
 
+    def numbers(self, value: Array, dtype: Any) -> Array:
+        """An array of bools as ones and zeros of ``dtype``."""
+
+    def stack(self, parts: Sequence[Array]) -> Array:
+        """(N, T, B, W) of ``parts`` (T, B, W or 1), of which those of one value a row are repeated."""
+
     # arithmetic
+
+    def add(self, a: Array, b: Array) -> Array:
+        """``a + b``, of one shape and dtype."""
+
+    def sum_features(self, values: Array) -> Array:
+        """(T, B, 1), the sums over the last axis of (T, B, W), in one order always."""
 
     def gemm(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:
         """``a @ b`` of two matrices of one dtype, one of them maybe read transposed: (M, K) by (K, N) gives (M, N)."""

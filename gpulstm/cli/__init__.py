@@ -45,6 +45,9 @@ for name, use in tasks.USES.items():
 @click.argument("target", metavar="OUT")
 @click.option("--layer", help="The layer that is wanted, by its name in an ONNX or Keras file of several.")
 @click.option("--prefix", default="", help="What its names begin with in a safetensors file of more.")
+@click.option(
+    "--cell", help="Its cell, such as rnn_relu, where a safetensors file is mute. [default: lstm, gru or rnn]"
+)
 @click.option("--batch-first", is_flag=True, default=None, help="It takes (B, T, I), where a safetensors file is mute.")
 @click.option("--dtype", help="float32 or float64. [default: that of IN, float32 for half types]")
 @click.option("--state", is_flag=True, help="An ONNX model takes initial states.")

@@ -19,6 +19,12 @@ Arrays = dict[str, np.ndarray]
 PathLike = str | os.PathLike[str]
 path_of = checks.path
 MOST = 1 << 33  # bytes of a file; 2·10⁹ parameters of float32
+# the class that has a cell's name, and what it is told beside
+_CLASSES: dict[str, tuple[type[nn.Recurrent], dict[str, Any]]] = {
+    "lstm": (nn.LSTM, {}),
+    "gru": (nn.GRU, {}),
+    **{cell: (nn.RNN, {"nonlinearity": name}) for name, cell in nn.RNN.CELLS.items()},
+}
 
 
 class WeightsError(ValueError):
@@ -119,25 +125,25 @@ def recurrent(
 ) -> nn.Recurrent:
     """A layer of the shape ``config`` that holds ``params``, all of one dtype unless ``dtype`` is given.
 
-    It is of the class ``kind``; by default of the one that has the cell's name.
+    It is of the class ``kind``; by default of the one that has the cell's name, ``Recurrent`` for any other cell and
+    with heads.
 
     Raises:
         ValueError: names, shapes or values that do not fit; the message names the parameter.
     """
     cell = config.cell.name
-    usual = {"lstm": nn.LSTM, "rnn": nn.RNN, "rnn_relu": nn.RNN}.get(cell, nn.Recurrent)
-    kind = usual if kind is None else kind
+    usual, own = _CLASSES.get(cell, (nn.Recurrent, {}))
+    if kind is None:
+        kind = usual if config.heads == 1 else nn.Recurrent
     if kind not in (usual, nn.Recurrent):
         raise WeightsError(f"cell: expected that of {kind.__name__}, got {cell!r}")
     dtypes = {widened(value).dtype if device in (None, "cpu") else value.dtype for value in params.values()}
     if dtype is None and len(dtypes) != 1:
         raise WeightsError(f"dtype: expected one for all parameters, or dtype=..., got {sorted(map(str, dtypes))}")
-    options = {
-        name: getattr(config, name)
-        for name in ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
-    }
-    if kind is nn.RNN and cell == "rnn_relu":
-        options["nonlinearity"] = "relu"
+    names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size", "heads", "weight_dropout")
+    options = {name: getattr(config, name) for name in names}
+    if kind is not nn.Recurrent:
+        options |= own
     options |= {"dtype": dtypes.pop() if dtype is None else dtype, "device": device, "seed": 0}
     sizes = config.input_size, config.hidden_size
     make: Any = functools.partial(nn.Recurrent, cell) if kind is nn.Recurrent else kind

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import checks, nn
+from .. import cells, checks, nn
 from .common import PathLike, WeightsError, path_of
 from .keras_read import load_keras
 from .keras_write import save_keras
@@ -24,6 +24,7 @@ def convert(
     *,
     layer: str | None = None,
     prefix: str = "",
+    cell: str | None = None,
     batch_first: bool | None = None,
     dtype: Any = None,
     state: bool = False,
@@ -38,7 +39,8 @@ def convert(
         target: a file (``.safetensors``, ``.onnx``, ``.keras``, ``.weights.h5``).
         layer: the one that is wanted of an ONNX or Keras model of several. Only Keras's formats hold several at once.
         prefix: what its names begin with in a safetensors file of more.
-        batch_first: of the layer, for a safetensors file that does not say.
+        cell: the name of the layer's, for a safetensors file that does not say, as in :func:`load_torch`.
+        batch_first: of the layer, likewise.
         dtype: ``"float32"`` or ``"float64"``; by default that of the source, float32 for half types.
         state, lengths: of an ONNX target, see :func:`export_onnx`.
         force: replace a target that exists.
@@ -55,6 +57,8 @@ def convert(
     checks.text(prefix, "prefix")
     if layer is not None:
         checks.text(layer, "layer")
+    if cell is not None:
+        cells.get(cell)
     if batch_first is not None:
         checks.flag(batch_first, "batch_first")
     for name, value in (("state", state), ("lengths", lengths), ("force", force)):
@@ -64,7 +68,7 @@ def convert(
     write = _writer(target, state, lengths)
     if target.exists() and not force:
         raise WeightsError(f"{target}: exists already; expected a new file, or force (--force) to replace it")
-    found = _read(source, layer, prefix, batch_first, dtype)
+    found = _read(source, layer, {"prefix": prefix, "cell": cell, "batch_first": batch_first}, dtype)
     if isinstance(found, dict) and len(found) == 1:
         (found,) = found.values()
     if isinstance(found, dict) and not _is_keras(target):
@@ -90,12 +94,13 @@ def _writer(target: Path, state: bool, lengths: bool) -> Callable[[Any], None]:
     raise WeightsError(f"{target}: expected a name that ends in {TARGETS}{hint}")
 
 
-def _read(source: Path, layer: str | None, prefix: str, batch_first: bool | None, dtype: Any) -> Any:
-    """A layer or model, or several layers by name."""
+def _read(source: Path, layer: str | None, of_tensors: dict[str, Any], dtype: Any) -> Any:
+    """A layer or model, or several layers by name; ``of_tensors`` are the options for safetensors files."""
     chosen = None if layer is None else [layer]
     onnx, keras = source.suffix == ".onnx", source.suffix in (".keras", ".h5")
-    if (onnx or keras) and (prefix or batch_first is not None):
-        raise WeightsError(f"{source}: prefix and batch_first are for safetensors files; expected neither")
+    unused = [name for name, value in of_tensors.items() if value not in (None, "")]
+    if (onnx or keras) and unused:
+        raise WeightsError(f"{source}: {', '.join(of_tensors)} are for safetensors files; expected none, got {unused}")
     if layer is not None and not (onnx or keras):
         raise WeightsError(f"{source}: layer is for ONNX and Keras files; expected a prefix or none")
     if onnx:
@@ -103,11 +108,11 @@ def _read(source: Path, layer: str | None, prefix: str, batch_first: bool | None
     if keras:
         return load_keras(source, layers=chosen, dtype=dtype)
     if source.suffix.lower() in (".safetensors", *PICKLES):
-        return load_safetensors(source, prefix, batch_first=batch_first, dtype=dtype)
+        return load_safetensors(source, **of_tensors, dtype=dtype)
     if source.is_dir():
         from .. import tasks
 
-        if prefix or batch_first is not None or dtype is not None:
+        if unused or dtype is not None:
             raise WeightsError(f"{source}: is a checkpoint, which has all of that stored; expected no other options")
         return tasks.restored(source)
     raise WeightsError(f"{source}: expected a name that ends in {SOURCES}")

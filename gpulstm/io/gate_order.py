@@ -1,14 +1,16 @@
-"""How formats order gates and split biases. gpulstm has torch's: rows i, f, g, o, and two biases that are added."""
+"""How formats order gates. gpulstm has torch's order: rows i, f, g, o, or r, z, n, in both weights and both biases."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..cells import Cell
+from ..config import Config
 
-# c is what ONNX and Keras call the gate that torch calls g
-ONNX = {"lstm": ("i", "o", "f", "g"), "rnn": ("a",)}
-KERAS = {"lstm": ("i", "f", "g", "o"), "rnn": ("a",)}
+# n of a GRU is a gate of the input's and one of h's product, the last rows of both
+TORCH = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("a",), "rnn_relu": ("a",)}
+# c is what ONNX and Keras call the gate that torch calls g, and h the one that it calls n
+ONNX = TORCH | {"lstm": ("i", "o", "f", "g"), "gru": ("z", "r", "n")}
+KERAS = TORCH | {"gru": ("z", "r", "n")}
 
 
 def reordered(value: np.ndarray, source: tuple[str, ...], target: tuple[str, ...]) -> np.ndarray:
@@ -28,12 +30,15 @@ def from_cudnn(kernel: np.ndarray, gates: int) -> np.ndarray:
     return np.ascontiguousarray(blocks).reshape(gates * units, inputs)
 
 
-def check(cell: Cell, known: dict[str, tuple[str, ...]], format: str) -> tuple[str, ...]:
-    """The gates of ``cell`` in the order of a format.
+def check(config: Config, known: dict[str, tuple[str, ...]], format: str) -> tuple[str, ...]:
+    """The gates of a layer's cell in the order of a format.
 
     Raises:
-        ValueError: the format has no such cell.
+        ValueError: the format has no such cell, or the layer has heads.
     """
-    if cell.name not in known:
-        raise ValueError(f"cell: {format} has {', '.join(sorted(known))}, got {cell.name!r}")
-    return known[cell.name]
+    name = config.cell.name
+    if name not in known:
+        raise ValueError(f"cell: {format} has {', '.join(sorted(known))}, got {name!r}")
+    if config.heads > 1:
+        raise ValueError(f"heads: expected 1, since {format} has no recurrent weights in blocks, got {config.heads}")
+    return known[name]

@@ -1,4 +1,4 @@
-"""Keras in: the LSTM and SimpleRNN layers of an archive or a weights file, Bidirectional ones too."""
+"""Keras in: the LSTM, GRU and SimpleRNN layers of an archive or a weights file, Bidirectional ones too."""
 
 from __future__ import annotations
 
@@ -8,16 +8,28 @@ from typing import Any
 import numpy as np
 
 from .. import checks, nn
-from ..cells import lstm, rnn
+from ..cells import Cell, gru, lstm, rnn, rnn_relu
 from ..config import Config
 from . import gate_order
 from .common import Arrays, PathLike, WeightsError, check_target, finite, free_name, path_of, recurrent
 from .keras_files import Found, found_in
 
 LAYOUTS = ("keras", "cudnn")
-_CELLS = {4: lstm, 1: rnn}
-_CLASSES = {"LSTM": 4, "LSTMCell": 4, "CuDNNLSTM": 4, "SimpleRNN": 1, "SimpleRNNCell": 1}
-_ACTIVATIONS = {"activation": "tanh", "recurrent_activation": "sigmoid"}
+_CELLS = {4: lstm, 3: gru, 1: rnn}  # by gates, with the activations that Keras has by default
+_LSTM: dict[str, Cell] = {"tanh": lstm}
+_GRU: dict[str, Cell] = {"tanh": gru}
+_RNN: dict[str, Cell] = {"tanh": rnn, "relu": rnn_relu}
+_CLASSES = {  # the cells of a class by their activation
+    "LSTM": _LSTM,
+    "LSTMCell": _LSTM,
+    "CuDNNLSTM": _LSTM,
+    "GRU": _GRU,
+    "GRUCell": _GRU,
+    "SimpleRNN": _RNN,
+    "SimpleRNNCell": _RNN,
+}
+_EXPECTED = "expected LSTM, GRU or SimpleRNN"
+_BEFORE = "is not supported; expected True, where the reset gate scales the product of h"
 
 
 def load_keras(
@@ -42,14 +54,15 @@ def load_keras(
     after 5 seconds, and a second for each further 32 MiB.
 
     Returns:
-        ``gpulstm.LSTM`` and ``gpulstm.RNN`` with ``batch_first=True``, as Keras takes (B, T, I). A Bidirectional is
-        one layer of two directions. They give every step and the states, whatever ``return_sequences`` says; Keras's
-        dropout and masks are not theirs.
+        ``gpulstm.LSTM``, ``gpulstm.GRU`` and ``gpulstm.RNN`` with ``batch_first=True``, as Keras takes (B, T, I). A
+        Bidirectional is one layer of two directions. They give every step and the states, whatever
+        ``return_sequences`` says; Keras's dropout and masks are not theirs. A file of weights alone does not say
+        activations, nor ``reset_after`` of a GRU without bias: Keras's defaults are taken.
 
     Raises:
         ValueError: a file that is cut short, damaged or not Keras's, no recurrent layer in it, a layer that gpulstm
-            does not compute (a GRU, other activations, ``go_backwards``, another ``merge_mode``; named, with the
-            reason), weights of another layout or not finite.
+            does not compute (a GRU with ``reset_after=False``, other activations, ``go_backwards``, another
+            ``merge_mode``; named, with the reason), weights of another layout or not finite.
         TypeError: an argument of another type.
         ImportError: h5py is not installed.
     """
@@ -61,7 +74,7 @@ def load_keras(
     taken: dict[str, int] = {}  # of an inner model, where names may come again
     found = {free_name(entry.name, taken): entry for entry in found_in(path)}
     if not found:
-        raise WeightsError(f"{path}: expected a model with LSTM or SimpleRNN layers, found none")
+        raise WeightsError(f"{path}: expected a model with LSTM, GRU or SimpleRNN layers, found none")
     wanted = list(found) if chosen is None else chosen
     if unknown := [name for name in wanted if name not in found]:
         raise WeightsError(f"{path}: layers: expected some of {list(found)}, got {unknown}")
@@ -76,9 +89,9 @@ def load_keras(
 
 def _layer(found: Found, layout: str | None, dtype: Any, device: str | None) -> nn.Recurrent:
     if found.why_not:
-        raise WeightsError(f"{found.why_not} is not supported; expected LSTM or SimpleRNN")
+        raise WeightsError(f"{found.why_not} is not supported; {_EXPECTED}")
     words = [] if found.words is None else _checked(found.words, len(found.weights))
-    for entry in words:
+    for entry, _ in words:
         if entry.get("class_name") == "CuDNNLSTM":
             if layout == "keras":
                 raise WeightsError("layout: expected 'cudnn' for a CuDNNLSTM, got 'keras'")
@@ -87,27 +100,29 @@ def _layer(found: Found, layout: str | None, dtype: Any, device: str | None) -> 
     hidden = recurrent_kernel.shape[0]
     gates, rest = divmod(recurrent_kernel.shape[1], hidden)
     if rest or gates not in _CELLS:
-        hint = "; three is a GRU, which gpulstm does not have" if gates == 3 and not rest else ""
         raise WeightsError(
-            f"recurrent kernel: expected shape (H, 4H) for an LSTM or (H, H) for a SimpleRNN, got "
-            f"{recurrent_kernel.shape}{hint}"
+            f"recurrent kernel: expected shape (H, 4H) for an LSTM, (H, 3H) for a GRU or (H, H) for a SimpleRNN, got "
+            f"{recurrent_kernel.shape}"
         )
-    for entry in words:
-        if _CLASSES.get(str(entry.get("class_name")), gates) != gates:
+    cell = words[0][1] if words else _CELLS[gates]
+    for entry, of in words:
+        if of is not cell:
+            raise WeightsError(f"expected one cell in both directions, got {cell.name} and {of.name}")
+        if len(of.gates_of_x) != gates:
             raise WeightsError(f"{entry['class_name']}: expected weights of its own, got {gates} gates a unit")
     config = Config(
-        _CELLS[gates],
+        cell,
         kernel.shape[0],
         hidden,
         bias=len(found.weights[0]) == 3,
-        batch_first=not any(entry["config"].get("time_major") for entry in words),
+        batch_first=not any(entry["config"].get("time_major") for entry, _ in words),
         bidirectional=len(found.weights) == 2,
     )
     params: Arrays = {}
     for end, weights in zip(config.suffixes()[0], found.weights, strict=True):
         if len(weights) != len(found.weights[0]):
             raise WeightsError("bias: expected one in both directions or in none")
-        params |= {name + end: value for name, value in _torch_names(weights, gates, hidden, layout).items()}
+        params |= {name + end: value for name, value in _torch_names(weights, cell, hidden, layout).items()}
     return recurrent(config, params, dtype=dtype, device=device)
 
 
@@ -120,10 +135,11 @@ def _matrices(weights: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return weights[0], weights[1]
 
 
-def _torch_names(weights: list[np.ndarray], gates: int, hidden: int, layout: str | None) -> Arrays:
+def _torch_names(weights: list[np.ndarray], cell: Cell, hidden: int, layout: str | None) -> Arrays:
     """One direction's weights as gpulstm has them."""
     kernel, recurrent_kernel = _matrices(weights)
-    cell, rows = _CELLS[gates], gates * hidden
+    order = gate_order.KERAS[cell.name]
+    rows = len(order) * hidden
     for name, value in zip(("kernel", "recurrent kernel", "bias"), weights, strict=False):
         finite(value, name)
     if kernel.shape[1] != rows or recurrent_kernel.shape != (hidden, rows):
@@ -135,24 +151,30 @@ def _torch_names(weights: list[np.ndarray], gates: int, hidden: int, layout: str
     single = bias is not None and bias.shape == (rows,)
     if bias is not None and not single and bias.size != 2 * rows:
         raise WeightsError(f"bias: expected shape ({rows},), or two of them, got {bias.shape}")
+    if cell is gru and bias is not None and single:
+        raise WeightsError(
+            f"bias: expected shape (2, {rows}), as of reset_after = True, got {bias.shape}; False {_BEFORE}"
+        )
     if layout is None:
         layout = "cudnn" if bias is not None and bias.shape == (2 * rows,) else "keras"
     if layout == "cudnn" and (cell is not lstm or single):
         found = f"a bias of shape ({rows},)" if single else f"a cell {cell.name!r}"
         raise WeightsError(f"layout: 'cudnn' is an LSTM's, with two biases ({2 * rows},); got {found}")
     if layout == "cudnn":
-        matrices = [gate_order.from_cudnn(value, gates) for value in (kernel, recurrent_kernel)]
+        matrices = [gate_order.from_cudnn(value, len(order)) for value in (kernel, recurrent_kernel)]
     else:
         matrices = [np.ascontiguousarray(value.T) for value in (kernel, recurrent_kernel)]
     params = dict(zip(("weight_ih", "weight_hh"), matrices, strict=True))
     if bias is not None:
         params["bias_ih"], params["bias_hh"] = (bias, np.zeros_like(bias)) if single else bias.reshape(2, rows)
-    order = gate_order.KERAS[cell.name]
-    return {name: gate_order.reordered(value, order, cell.gates) for name, value in params.items()}
+    return {name: gate_order.reordered(value, order, gate_order.TORCH[cell.name]) for name, value in params.items()}
 
 
-def _checked(words: dict[str, Any], directions: int) -> list[dict[str, Any]]:
-    """The entries of a layer's directions, if gpulstm computes what they say."""
+_Direction = tuple[dict[str, Any], Cell]  # its entry in the configuration, and what it computes
+
+
+def _checked(words: dict[str, Any], directions: int) -> list[_Direction]:
+    """A layer's directions, if gpulstm computes what their entries say."""
     if directions == 1:
         return [_direction(words, backwards=False)]
     if words.get("class_name") != "Bidirectional":
@@ -166,23 +188,33 @@ def _checked(words: dict[str, Any], directions: int) -> list[dict[str, Any]]:
     return entries
 
 
-def _direction(words: Any, *, backwards: bool) -> dict[str, Any]:
+def _direction(words: Any, *, backwards: bool) -> _Direction:
     config = _config(words)
-    _cell(config.get("cell") if words.get("class_name") == "RNN" else words)  # an RNN is one of one cell
+    cell = _cell(config.get("cell") if words.get("class_name") == "RNN" else words)  # an RNN is one of one cell
     if bool(config.get("go_backwards", False)) != backwards:
         raise WeightsError(f"go_backwards = {config.get('go_backwards')} is not supported here; expected {backwards}")
-    return words
+    return words, cell
 
 
-def _cell(words: Any) -> None:
+def _cell(words: Any) -> Cell:
+    """The cell that an entry is of."""
     config, name = _config(words), words.get("class_name")
     if name not in tuple(_CLASSES) or words.get("registered_name") not in (None, name):
-        raise WeightsError(f"{words.get('registered_name') or name} is not supported; expected LSTM or SimpleRNN")
-    for key, expected in _ACTIVATIONS.items():
-        value = config.get(key, expected)
-        value = value.get("config", value) if isinstance(value, dict) else value
-        if value != expected:
-            raise WeightsError(f"{key} = {value!r} is not supported; expected {expected!r}")
+        raise WeightsError(f"{words.get('registered_name') or name} is not supported; {_EXPECTED}")
+    activation = _activation(config, "activation", tuple(_CLASSES[name]))
+    _activation(config, "recurrent_activation", ("sigmoid",))
+    cell = _CLASSES[name][activation]
+    if cell is gru and config.get("reset_after", False) is not True:  # the first versions had no other
+        raise WeightsError(f"reset_after = {config.get('reset_after', False)!r} {_BEFORE}")
+    return cell
+
+
+def _activation(config: dict[str, Any], key: str, known: tuple[str, ...]) -> str:
+    value = config.get(key, known[0])
+    value = value.get("config", value) if isinstance(value, dict) else value
+    if value not in known:
+        raise WeightsError(f"{key} = {value!r} is not supported; expected {' or '.join(map(repr, known))}")
+    return str(value)
 
 
 def _config(words: Any) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from . import gate_order
 from .common import Arrays, PathLike, WeightsError, free_name, on_host, path_of, require, write
 from .keras_files import CONFIG, WEIGHTS, snake_case, unique
 
-_CLASSES = {"lstm": "LSTM", "rnn": "SimpleRNN"}
+_CLASSES = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN", "rnn_relu": "SimpleRNN"}
+_OPTIONS: dict[str, dict[str, Any]] = {"gru": {"reset_after": True}, "rnn_relu": {"activation": "relu"}}
 
 
 @dataclass
@@ -41,10 +42,10 @@ def save_keras(layers: nn.Layer | Mapping[str, nn.Recurrent], path: PathLike) ->
         path: ``….weights.h5`` for the weights of a Keras model that has these layers in this order, or ``….keras``
             for the whole model, a ``keras.Sequential`` whose recurrent layers return sequences.
 
-    The two biases of gpulstm are summed, since Keras has one.
+    The two biases of gpulstm are summed, since Keras has one; its GRU has both.
 
     Raises:
-        ValueError: another suffix, a layer that Keras has not (a projection, ``Reversed``, a cell of one's own,
+        ValueError: another suffix, a layer that Keras has not (a projection, heads, ``Reversed``, another cell,
             ``LastStepHead`` behind two directions), layers whose sizes do not follow on each other in an archive, a
             parameter that is not finite, a disk that refuses.
         TypeError: ``layers`` is none of these.
@@ -92,7 +93,9 @@ def _entries(layer: nn.Layer, params: Arrays, prefix: str, before: list[_Entry])
         if isinstance(layer, nn.LastStepHead):
             last = next((entry for entry in reversed(before) if entry.kind != "Dropout"), None)
             if last is None or last.kind not in _CLASSES.values():
-                raise WeightsError("layers: expected LastStepHead behind an LSTM or RNN of one direction, for Keras")
+                raise WeightsError(
+                    "layers: expected LastStepHead behind an LSTM, GRU or RNN of one direction, for Keras"
+                )
             last.config["return_sequences"] = False
         bias = f"{prefix}bias" in params
         variables = [own("weight").T, own("bias")] if bias else [own("weight").T]
@@ -105,18 +108,23 @@ def _entries(layer: nn.Layer, params: Arrays, prefix: str, before: list[_Entry])
 def _stack(layer: nn.Recurrent, params: Arrays, prefix: str) -> Iterator[_Entry]:
     """One Keras layer a layer."""
     c = layer.config
-    order = gate_order.check(c.cell, gate_order.KERAS, "Keras")
+    order = gate_order.check(c, gate_order.KERAS, "Keras")
+    own = gate_order.TORCH[c.cell.name]
     if c.proj_size:
         raise WeightsError(f"proj_size: expected 0, since Keras has no projection, got {c.proj_size}")
     kind, inputs = _CLASSES[c.cell.name], c.input_size
     for ends in c.suffixes():
         config = {"units": c.hidden_size, "use_bias": c.bias, "return_sequences": True}
+        config |= _OPTIONS.get(c.cell.name, {})
         variables = []
         for end in ends:
-            values = [params[f"{prefix}weight_{part}{end}"] for part in ("ih", "hh")]
+            weights = [params[f"{prefix}weight_{part}{end}"] for part in ("ih", "hh")]
+            values = [gate_order.reordered(value, own, order).T for value in weights]
             if c.bias:
-                values.append(params[f"{prefix}bias_ih{end}"] + params[f"{prefix}bias_hh{end}"])
-            variables.append([gate_order.reordered(value, c.cell.gates, order).T for value in values])
+                both = [params[f"{prefix}bias_{part}{end}"] for part in ("ih", "hh")]
+                both = [gate_order.reordered(value, own, order) for value in both]
+                values.append(np.stack(both) if c.cell.name == "gru" else both[0] + both[1])
+            variables.append(values)
         if len(ends) == 1:
             yield _Entry(kind, config, {"cell": variables[0]}, inputs, c.hidden_size)
         else:

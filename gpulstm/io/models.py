@@ -1,7 +1,9 @@
 """Layers and models of :mod:`gpulstm.nn` in a few words of JSON beside their tensors, and back.
 
 The words say only what names and shapes of the tensors do not, so that the two cannot contradict each other:
-``{"layer": "Sequential", "layers": [{"layer": "Embedding"}, {"layer": "Dropout", "p": 0.1}]}``.
+``{"layer": "Sequential", "layers": [{"layer": "Embedding"}, {"layer": "Dropout", "p": 0.1}]}``. A cell is named, with
+what it declares, ``{"cell": "gru", "declaration": {"gates": "r z", "x_gates": "n_x", "h_gates": "n_h"}}``: one of that
+name and declaration must be known where the file is loaded. Files of earlier versions have no declaration.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from gpulstm_kernels.backend import NARROW
+from gpulstm_kernels.language.cell import PARTS
 
 from .. import cells, checks, nn, parsing
 from .common import Arrays, WeightsError, finite, recurrent, widened
 from .torch_names import infer, under
 
-_RECURRENT = {"LSTM": nn.LSTM, "RNN": nn.RNN, "Recurrent": nn.Recurrent}
+_RECURRENT = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "Recurrent": nn.Recurrent}
 _HEADS = {"Linear": nn.Linear, "EveryStepHead": nn.EveryStepHead, "LastStepHead": nn.LastStepHead}
 _KNOWN = (*_RECURRENT, *_HEADS, "Dropout", "Embedding", "Quantized", "Reversed", "Sequential")
 _SHOWN = 12  # names in a message
@@ -48,7 +51,10 @@ def _describe(layer: Any, depth: int) -> dict[str, Any]:
         words["of"] = _describe(layer.layer, depth + 1)
     elif isinstance(layer, (nn.Recurrent, nn.Quantized)):
         config = layer.config
-        words |= {"cell": config.cell.name, "batch_first": config.batch_first, "dropout": config.dropout}
+        words |= {"cell": config.cell.name, "declaration": _declaration(config.cell)}
+        words |= {"batch_first": config.batch_first, "dropout": config.dropout}
+        if config.weight_dropout:
+            words["weight_dropout"] = config.weight_dropout
         if isinstance(layer, nn.Quantized):
             words["kind"] = layer.kind
     elif isinstance(layer, nn.Dropout):
@@ -58,8 +64,19 @@ def _describe(layer: Any, depth: int) -> dict[str, Any]:
     return words
 
 
+def _declaration(cell: cells.Cell) -> dict[str, str]:
+    """What ``cell`` declares, in the words of :func:`gpulstm.cell`."""
+    return {part: " ".join(getattr(cell, part)) for part in PARTS if getattr(cell, part)}
+
+
 def restore(
-    text: str, tensors: Arrays, *, batch_first: bool | None = None, dtype: Any = None, device: str | None = None
+    text: str,
+    tensors: Arrays,
+    *,
+    cell: cells.Cell | None = None,
+    batch_first: bool | None = None,
+    dtype: Any = None,
+    device: str | None = None,
 ) -> Any:
     """The layer or model that ``text`` and ``tensors`` are of.
 
@@ -71,8 +88,13 @@ def restore(
         words = parsing.loads(text)
     except ValueError as error:
         raise WeightsError(f"metadata: {error}") from error
-    if batch_first is not None and isinstance(words, dict):
-        words["batch_first"] = batch_first
+    if isinstance(words, dict):
+        if batch_first is not None:
+            words["batch_first"] = batch_first
+        if cell is not None and words.get("cell") != cell.name:
+            raise WeightsError(
+                f"cell: expected none or that of the file, {checks.shown(words.get('cell'))}, got {cell.name!r}"
+            )
     return _restore(words, tensors, "", dtype, device)
 
 
@@ -104,8 +126,9 @@ def _restore(words: Any, own: Arrays, prefix: str, dtype: Any, device: str | Non
     if strange := [name for name, value in own.items() if value.dtype.kind != "f"]:
         raise WeightsError(f"{prefix}{strange[0]}: expected floating point, got dtype {own[strange[0]].dtype}")
     if kind in tuple(_RECURRENT):
-        params = under({prefix + name: value for name, value in own.items()}, prefix)
-        config = infer({name: value.shape for name, value in params.items()}, prefix, _cell(words), **_options(words))
+        cell = _cell(words)
+        params = under({prefix + name: value for name, value in own.items()}, prefix, cell)
+        config = infer({name: value.shape for name, value in params.items()}, prefix, cell, **_options(words))
         return recurrent(config, params, kind=_RECURRENT[kind], dtype=dtype, device=device)
     if kind == "Embedding":
         return _filled(nn.Embedding, _matrix(own, prefix).shape, own, prefix, dtype, device)
@@ -123,15 +146,35 @@ def _nothing_in(left: Any, prefix: str, words: dict[str, Any]) -> None:
         raise WeightsError(f"tensors: unexpected {names[:_SHOWN]}; the metadata says {str(words)[:200]}")
 
 
-def _cell(words: dict[str, Any]) -> Any:
-    name = words.get("cell")
+def _cell(words: dict[str, Any]) -> cells.Cell:
+    """The cell that the file names, which must be known here and declare what it did where the file was written."""
+    name, declared = words.get("cell"), words.get("declaration")
     if not isinstance(name, str):
-        raise WeightsError(f"metadata: cell: expected a name, got {name!r}")
-    return cells.get(name)
+        raise WeightsError(f"metadata: cell: expected a name, got {checks.shown(name)}")
+    if declared is not None and not (
+        isinstance(declared, dict) and all(isinstance(text, str) for text in declared.values())
+    ):
+        raise WeightsError(f"metadata: declaration: expected texts by part, got {checks.shown(declared)}")
+    try:
+        cell = cells.get(name)
+    except ValueError as error:
+        hint = f"; expected one that was made before, of {_shown_declaration(declared)}" if declared else ""
+        raise WeightsError(f"metadata: {error}{hint}") from error
+    if declared is not None and declared != (known := _declaration(cell)):
+        raise WeightsError(
+            f"metadata: cell {name!r}: expected the declaration of the cell of that name here, "
+            f"{_shown_declaration(known)}, got {_shown_declaration(declared)}"
+        )
+    return cell
+
+
+def _shown_declaration(declared: dict[str, str]) -> str:
+    return ", ".join(f"{part}={text!r}" for part, text in declared.items())[:300]
 
 
 def _options(words: dict[str, Any]) -> dict[str, Any]:
-    return {"batch_first": words.get("batch_first", False), "dropout": words.get("dropout", 0.0)}
+    usual = {"batch_first": False, "dropout": 0.0, "weight_dropout": 0.0}
+    return {name: words.get(name, value) for name, value in usual.items()}
 
 
 def _quantized(words: dict[str, Any], own: Arrays, prefix: str, dtype: Any, device: str | None) -> nn.Quantized:
@@ -141,14 +184,19 @@ def _quantized(words: dict[str, Any], own: Arrays, prefix: str, dtype: Any, devi
         raise WeightsError(f"metadata: kind: expected one of {', '.join(NARROW)}, got {kind!r}")
     if (dtype is not None and checks.dtype(dtype) != np.float32) or device not in (None, "cpu"):
         raise WeightsError(f"dtype, device: a quantized layer is float32 on the CPU; got {dtype} and {device}")
-    params = {name: value for name, value in own.items() if not name.startswith("scale_")}
-    config = infer({name: value.shape for name, value in params.items()}, prefix, _cell(words), **_options(words))
+    cell = _cell(words)
+    of_cell = tuple(f"{name}_l" for name in cell.params)
+    shapes = {
+        name: value.shape for name, value in own.items() if not name.startswith("scale_") or name.startswith(of_cell)
+    }
+    config = infer(shapes, prefix, cell, **_options(words))
+    scales = nn.Quantized.scales(config)
     expected = {}
     for name, shape in config.shapes().items():
-        narrow = name.startswith(("weight_ih", "weight_hh"))
+        narrow = name in scales
         expected[name] = shape, NARROW[kind] if narrow else np.dtype(np.float32)
         if narrow and kind == "int8":
-            expected[name.replace("weight", "scale")] = shape[:1], np.dtype(np.float32)
+            expected[scales[name]] = shape[:-1], np.dtype(np.float32)
     _nothing_in(own.keys() - expected.keys(), prefix, words)
     for name, (shape, of) in expected.items():
         value = own.get(name)

@@ -1,7 +1,8 @@
 """The recurrent nodes of an ONNX model: found, their attributes checked, their weights read. Nothing is run.
 
-What a node asks for that gpulstm cannot do (peepholes, other activations, ``clip``, ``input_forget``, a GRU) is refused
-by its name. Weights come from initializers (inside the file, or in files beside it) and from Constant nodes.
+What a node asks for that gpulstm cannot do (peepholes, other activations, ``clip``, ``input_forget``, a GRU with
+``linear_before_reset`` 0) is refused by its name. Weights come from initializers (inside the file, or in files beside
+it) and from Constant nodes.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ from typing import Any
 import numpy as np
 
 from .. import files
-from ..cells import Cell, lstm, rnn
+from ..cells import Cell, gru, lstm, rnn, rnn_relu
 from ..config import Config
 from . import gate_order
 from .common import Arrays, WeightsError, finite, free_name, path_of, read, require
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
-_CELLS = {"LSTM": lstm, "RNN": rnn}
-_OTHERS = {("", "GRU"), ("com.microsoft", "DynamicQuantizeLSTM"), ("com.microsoft", "AttnLSTM")}
-_ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "RNN": ("Tanh",)}
-_KNOWN = (1, 7, 14, 22)  # the opsets that changed LSTM and RNN
+# of each operator its cells by their activations; the first are ONNX's default
+CELLS: dict[str, dict[tuple[str, ...], Cell]] = {
+    "LSTM": {("Sigmoid", "Tanh", "Tanh"): lstm},
+    "GRU": {("Sigmoid", "Tanh"): gru},
+    "RNN": {("Tanh",): rnn, ("Relu",): rnn_relu},
+}
+_OTHERS = {("com.microsoft", "DynamicQuantizeLSTM"), ("com.microsoft", "AttnLSTM")}
+_KNOWN = (1, 3, 7, 14, 22)  # the opsets that changed LSTM, GRU (3 too) and RNN
 _MAIN = ("", "ai.onnx")
 Constants = ChainMap[str, Any]  # TensorProto by name of the graph, None for a name that has no value known
 _MOST = (1 << 31) - 1  # bytes that protobuf reads; larger models have their weights in files beside them
@@ -81,14 +86,14 @@ class Node:
 
     def params(self, w: np.ndarray, r: np.ndarray, b: np.ndarray | None) -> tuple[Config, Arrays]:
         """The layer of this node's weights W, R and B: its configuration, and its parameters under torch's names."""
-        gates = len(self.cell.gates)
+        order = gate_order.ONNX[self.cell.name]
         directions = 2 if self.direction == "bidirectional" else 1
         if w.ndim != 3 or r.ndim != 3 or 0 in w.shape + r.shape:
             raise self.error(f"W, R: expected three axes, none of them empty, got {w.shape} and {r.shape}")
         hidden, inputs = r.shape[2], w.shape[2]
         if self.hidden_size not in (None, hidden):
             raise self.error(f"hidden_size: expected {hidden} as of R {r.shape}, got {self.hidden_size}")
-        rows = gates * hidden
+        rows = len(order) * hidden
         for role, value, shape in (
             ("W", w, (directions, rows, inputs)),
             ("R", r, (directions, rows, hidden)),
@@ -110,7 +115,7 @@ class Node:
             if b is not None:
                 parts |= {"bias_ih": b[direction, :rows], "bias_hh": b[direction, rows:]}
             for name, value in parts.items():
-                params[name + end] = gate_order.reordered(value, gate_order.ONNX[self.cell.name], self.cell.gates)
+                params[name + end] = gate_order.reordered(value, order, gate_order.TORCH[self.cell.name])
         return config, params
 
 
@@ -159,8 +164,8 @@ def checked(model: Model, name: str, proto: Any, constants: Constants) -> Node:
         return model.error(f"node {name!r}: {text}")
 
     op = proto.op_type
-    if op not in _CELLS or proto.domain not in _MAIN:
-        raise error(f"op {op} is not supported; expected {' or '.join(_CELLS)}")
+    if op not in CELLS or proto.domain not in _MAIN:
+        raise error(f"op {op} is not supported; expected one of {', '.join(CELLS)}")
     versions = [entry.version for entry in model.proto.opset_import if entry.domain in _MAIN]
     since = defs.get_schema(op, versions[0]).since_version if versions and versions[0] > 0 else None
     if since not in _KNOWN:
@@ -174,23 +179,30 @@ def checked(model: Model, name: str, proto: Any, constants: Constants) -> Node:
     if hidden is not None and (not isinstance(hidden, int) or hidden < 1):
         raise error(f"hidden_size: expected an integer >= 1, got {hidden!r}")
     activations = [_text(entry) for entry in given.pop("activations", [])]
-    expected = _ACTIVATIONS[op] * (2 if direction == "bidirectional" else 1)
-    if activations and tuple(str(entry).lower() for entry in activations) != tuple(map(str.lower, expected)):
-        raise error(f"activations {activations} are not supported; expected {list(expected)}")
+    by_activations = {of * (2 if direction == "bidirectional" else 1): cell for of, cell in CELLS[op].items()}
+    known = {tuple(map(str.lower, of)): cell for of, cell in by_activations.items()}
+    cell = known.get(tuple(str(entry).lower() for entry in activations) if activations else next(iter(known)))
+    if cell is None:
+        expected = " or ".join(str(list(of)) for of in by_activations)
+        raise error(f"activations {activations} are not supported; expected {expected}")
+    if op == "GRU" and (before := given.pop("linear_before_reset", 0)) != 1:
+        raise error(
+            f"linear_before_reset = {before} is not supported; expected 1, where the reset gate scales the product of h"
+        )
     for key in ("input_forget", "output_sequence"):
         if given.get(key) == 0:
             del given[key]
     for key, value in given.items():
         raise error(f"attribute {key} = {value} is not supported; expected none")
     inputs = {role: entry for role, entry in zip(INPUTS, proto.input, strict=False) if entry}
-    if op == "RNN" and "initial_c" in inputs:
+    if op != "LSTM" and "initial_c" in inputs:
         raise error("expected at most six inputs")
     if missing := {"X", "W", "R"} - inputs.keys():
         raise error(f"inputs {sorted(missing)} are missing")
     node = Node(
         model,
         name,
-        _CELLS[op],
+        cell,
         direction or "forward",
         batchwise == 1,
         hidden,
@@ -212,7 +224,7 @@ def _text(value: Any) -> Any:
 
 def _is_recurrent(proto: Any) -> bool:
     main = proto.domain in _MAIN
-    return (main and proto.op_type in _CELLS) or ("" if main else proto.domain, proto.op_type) in _OTHERS
+    return (main and proto.op_type in CELLS) or ("" if main else proto.domain, proto.op_type) in _OTHERS
 
 
 def _walk(graph: Any, outer: Constants) -> Iterator[tuple[Any, Constants]]:

@@ -1,4 +1,4 @@
-"""ONNX in: a model of one LSTM or RNN node as a callable, and the recurrent nodes of any model as layers."""
+"""ONNX in: a model of one LSTM, GRU or RNN node as a callable, and the recurrent nodes of any model as layers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def onnx_layers(
         device: of the layers.
 
     Returns:
-        ``gpulstm.LSTM`` or ``gpulstm.RNN`` with one layer in one or two directions, and ``gpulstm.nn.Reversed`` of
-        one where the direction is "reverse"; ``batch_first`` where ``layout`` is 1. Initial states and
-        ``sequence_lens`` are arguments of a layer's call (states (D, B, H) in either layout), whatever the graph
-        connects.
+        ``gpulstm.LSTM``, ``gpulstm.GRU`` or ``gpulstm.RNN`` with one layer in one or two directions, and
+        ``gpulstm.nn.Reversed`` of one where the direction is "reverse"; ``batch_first`` where ``layout`` is 1. Initial
+        states and ``sequence_lens`` are arguments of a layer's call (states (D, B, H) in either layout), whatever the
+        graph connects.
 
     Raises:
         ValueError: no whole ONNX model, no recurrent node, one that gpulstm cannot compute (named, with what it asks
@@ -47,7 +47,7 @@ def onnx_layers(
     model = onnx_nodes.load(path_or_model_proto)
     found = {name: (proto, constants) for name, proto, constants in onnx_nodes.nodes(model)}
     if not found:
-        raise model.error("expected a model with LSTM or RNN nodes, found none")
+        raise model.error("expected a model with LSTM, GRU or RNN nodes, found none")
     wanted = list(found) if chosen is None else chosen
     if unknown := [name for name in wanted if name not in found]:
         raise model.error(f"nodes: expected some of {list(found)}, got {unknown}")
@@ -55,7 +55,7 @@ def onnx_layers(
 
 
 def load_onnx(path_or_model_proto: Any) -> OnnxNode:
-    """A model that is one LSTM or RNN node, as a function of its inputs; Constant and Identity nodes may be around.
+    """A model that is one LSTM, GRU or RNN node, as a function of its inputs; with Constant and Identity nodes or not.
 
     ``load_onnx("lstm.onnx")(X=x)["Y"]``: see :class:`OnnxNode`.
 
@@ -65,11 +65,11 @@ def load_onnx(path_or_model_proto: Any) -> OnnxNode:
     """
     model = onnx_nodes.load(path_or_model_proto)
     found = list(onnx_nodes.nodes(model))
-    others = sorted({node.op_type for node in model.proto.graph.node} - {"LSTM", "RNN", "GRU", "Constant", "Identity"})
+    others = sorted({node.op_type for node in model.proto.graph.node} - {*onnx_nodes.CELLS, "Constant", "Identity"})
     if len(found) != 1 or others:
         raise model.error(
-            f"expected a model of exactly one LSTM or RNN node, found {[name for name, *_ in found]} and nodes of the "
-            f"kinds {others}; gpulstm.io.onnx_layers reads the layers of any model"
+            f"expected a model of exactly one LSTM, GRU or RNN node, found {[name for name, *_ in found]} and nodes of "
+            f"the kinds {others}; gpulstm.io.onnx_layers reads the layers of any model"
         )
     return OnnxNode(onnx_nodes.checked(model, *found[0]))
 
@@ -167,7 +167,7 @@ class OnnxNode:
                 raise ValueError(
                     f"{name}: expected shape ({batch},) and values in 0 .. {steps}, got {lengths.tolist()}"
                 )
-            rows = np.flatnonzero(lengths)  # a layer takes no length of 0
+            rows = np.flatnonzero(lengths)  # of a length of 0 a layer would give the initial state
         y = np.zeros((*x.shape[:2], config.directions * config.hidden_size), x.dtype)
         finals = [np.zeros(shape, x.dtype) for _ in labels]
         if rows.size or lengths is None:

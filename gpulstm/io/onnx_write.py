@@ -8,11 +8,15 @@ import numpy as np
 
 from .. import checks, nn
 from ..version import __version__
-from . import gate_order
+from . import gate_order, onnx_nodes
 from .common import Arrays, PathLike, WeightsError, on_host, path_of, require, write
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 _OLDEST = 14  # the first opset whose LSTM, Squeeze and GatherND are those written here
+
+# the operator of each cell, and its activations
+_OPS = {cell.name: (op, list(of)) for op, cells in onnx_nodes.CELLS.items() for of, cell in cells.items()}
+_ATTRIBUTES: dict[str, dict[str, Any]] = {"gru": {"linear_before_reset": 1}}
 
 Shape = list[Any]  # an int is a size, a str the name of one that may be anything
 
@@ -34,8 +38,8 @@ def export_onnx(
     ``1.h0``.
 
     Args:
-        model: ``LSTM``, ``RNN``, ``Reversed`` of one, Embedding, Linear, a head, or a ``Sequential`` of these and
-            Dropout.
+        model: ``LSTM``, ``GRU``, ``RNN``, ``Reversed`` of one, Embedding, Linear, a head, or a ``Sequential`` of these
+            and Dropout.
         path: the file, written whole or not at all.
         state, lengths: whether the model takes initial states, and lengths.
         opset: version of ONNX's operators, 14 or newer.
@@ -43,9 +47,9 @@ def export_onnx(
             float32 only.
 
     Raises:
-        ValueError: a cell that ONNX has not, ``state`` with ``proj_size`` (ONNX has no projection: it is folded into R,
-            which leaves no room for a projected state), ``lengths`` where no layer takes them, a parameter that is not
-            finite, more than 2 GiB, a disk that refuses.
+        ValueError: a cell that ONNX has not, heads, ``state`` with ``proj_size`` (ONNX has no projection: it is folded
+            into R, which leaves no room for a projected state), ``lengths`` where no layer takes them, a parameter that
+            is not finite, more than 2 GiB, a disk that refuses.
         TypeError: a layer of another class.
         ImportError: onnx is not installed.
     """
@@ -206,9 +210,14 @@ class _Graph:
         self.shape = [self.shape[0 if batch_first else 1], self.shape[-1]]
 
     def _recurrent(self, layer: nn.Recurrent, prefix: str, direction: str) -> None:
-        """One node a layer: ONNX's LSTM and RNN have no stacks, and no batch-first that runtimes run."""
+        """One node a layer: ONNX's operators have no stacks, and no batch-first that runtimes run."""
         config = layer.config
-        gates = gate_order.check(config.cell, gate_order.ONNX, "ONNX")
+        gates = gate_order.check(config, gate_order.ONNX, "ONNX")
+        kind, activations = _OPS[config.cell.name]
+        attributes = {"hidden_size": config.hidden_size, "direction": direction}
+        attributes |= _ATTRIBUTES.get(config.cell.name, {})
+        if activations == ["Relu"]:  # the others are ONNX's default
+            attributes["activations"] = activations * config.directions
         if direction == "reverse" and config.bidirectional:
             raise ValueError("model: Reversed of a bidirectional layer cannot be exported; expected one direction")
         if self.state and config.proj_size:
@@ -222,9 +231,7 @@ class _Graph:
             inputs = [value, *weights[:3], self.lengths, *(begin[number] for begin in begins)]
             while not inputs[-1]:
                 inputs.pop()
-            kind = config.cell.name.upper()
-            count = 1 + len(begins)
-            y, *final = self.op(kind, inputs, count, name, hidden_size=config.hidden_size, direction=direction)
+            y, *final = self.op(kind, inputs, 1 + len(begins), name, **attributes)
             if config.proj_size:
                 y, final[0] = (self.op("MatMul", [part, weights[3]]) for part in (y, final[0]))
             if config.bidirectional:
@@ -258,10 +265,11 @@ class _Graph:
     ) -> list[str]:
         """Names of W, R, B ("" without biases) and, with a projection, the matrix (D, H, P) for h and y."""
         config = layer.config
+        own = gate_order.TORCH[config.cell.name]
 
         def stacked(parameter: str) -> np.ndarray:
             values = [self.params[f"{prefix}{parameter}{end}"] for end in ends]
-            return np.stack([gate_order.reordered(value, config.cell.gates, gates) for value in values])
+            return np.stack([gate_order.reordered(value, own, gates) for value in values])
 
         w, r = stacked("weight_ih"), stacked("weight_hh")
         names = [self.constant(f"{name}.W", w), "", ""]

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpulstm_kernels import bfloat16
 
-from .. import checks, files, nn, parsing
+from .. import cells, checks, files, nn, parsing
 from . import models
 from .common import MOST, Arrays, PathLike, WeightsError, check_target, on_host, path_of, read, write
 from .torch_names import from_state_dict
@@ -53,6 +53,7 @@ def load_safetensors(
     path: PathLike,
     prefix: str | None = None,
     *,
+    cell: str | cells.Cell | None = None,
     batch_first: bool | None = None,
     dtype: Any = None,
     device: str | None = None,
@@ -62,6 +63,7 @@ def load_safetensors(
     Args:
         path: the file.
         prefix: what the names of the layer that is wanted begin with, in a file of more. None or ``""`` for all of it.
+        cell: of a layer whose file does not say, as in :func:`load_torch`.
         batch_first: of a layer whose file does not say; by default False.
         dtype, device: as in :func:`load_torch`.
 
@@ -69,8 +71,12 @@ def load_safetensors(
         What :func:`save_safetensors` was given, or, from any other file, the recurrent layer that torch's names and
         shapes tell of.
 
+    A file names a cell, with what it declares, and holds no code: one of your own must be known (:func:`gpulstm.cell`)
+    before the file is loaded. What it computes is not compared.
+
     Raises:
-        ValueError: a file that is cut short, of another format, or of weights that do not fit; the message names it.
+        ValueError: a file that is cut short, of another format, of a cell that is not known or declares something else
+            here, or of weights that do not fit; the message names it.
         TypeError: an argument of another type.
     """
     path = path_of(path)
@@ -78,6 +84,7 @@ def load_safetensors(
         checks.text(prefix, "prefix")
     if batch_first is not None:
         checks.flag(batch_first, "batch_first")
+    of = None if cell is None else cells.get(cell)
     check_target(dtype, device)
     if path.suffix.lower() in PICKLES:
         raise WeightsError(
@@ -88,10 +95,11 @@ def load_safetensors(
     tensors, metadata = contents(path)
     try:
         if not prefix and _KEY in metadata:
-            return models.restore(metadata[_KEY], tensors, batch_first=batch_first, dtype=dtype, device=device)
+            return models.restore(metadata[_KEY], tensors, cell=of, batch_first=batch_first, dtype=dtype, device=device)
         # counters and masks of other modules are left out
         tensors = {name: value for name, value in tensors.items() if value.dtype.kind == "f"}
-        return from_state_dict(tensors, prefix or "", batch_first=bool(batch_first), dtype=dtype, device=device)
+        options: dict[str, Any] = {"batch_first": bool(batch_first), "dtype": dtype, "device": device}
+        return from_state_dict(tensors, prefix or "", cell=of, **options)
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path}: {error}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .. import checks, nn
+from .. import cells, checks, nn
 from .common import check_target, on_host, require
 from .safetensors_files import load_safetensors
 from .torch_names import from_state_dict
@@ -15,6 +15,7 @@ def load_torch(
     source: Any,
     prefix: str = "",
     *,
+    cell: str | cells.Cell | None = None,
     batch_first: bool = False,
     dtype: Any = None,
     device: str | None = None,
@@ -24,25 +25,29 @@ def load_torch(
     Args:
         source: a dict of torch tensors or NumPy arrays, or the path of a ``.safetensors`` file.
         prefix: what the layer's names begin with, such as ``"encoder.lstm."``; other names are left alone.
+        cell: of the layer, or its name, where it is no LSTM, GRU or RNN of tanh: ``"rnn_relu"`` for
+            ``nonlinearity="relu"``, whose names and shapes are the same, or a cell whose parameters have other names.
         batch_first: of the layer: a state dict does not say.
         dtype: of the layer. By default that of the weights, and float32 for half types on a CPU (exact).
         device: of the layer.
 
     Returns:
-        ``gpulstm.LSTM`` or ``gpulstm.RNN``: layers, directions, ``bias``, sizes and ``proj_size`` follow from names and
-        shapes. An RNN is taken to be one of tanh: torch's names are the same for ``nonlinearity="relu"``.
+        ``gpulstm.LSTM``, ``gpulstm.GRU`` or ``gpulstm.RNN``, or ``gpulstm.nn.Recurrent`` for another cell and with
+        heads: layers, directions, ``bias``, sizes, ``proj_size`` and ``heads`` follow from names and shapes, and so
+        does a cell that is not given, of four gates, three or one.
 
     Raises:
-        ValueError: no recurrent layer under ``prefix``, names missing or left over, shapes that contradict each other
-            or belong to another cell, NaN or infinite values, a pickle (``.pt``, ``.pth``).
+        ValueError: an unknown cell, no recurrent layer under ``prefix``, names missing or left over, shapes that
+            contradict each other or belong to another cell, NaN or infinite values, a pickle (``.pt``, ``.pth``).
         TypeError: a source or value that is none of these.
     """
     checks.text(prefix, "prefix")
     checks.flag(batch_first, "batch_first")
+    of = None if cell is None else cells.get(cell)
     check_target(dtype, device)
     if isinstance(source, Mapping):
-        return from_state_dict(source, prefix, batch_first=batch_first, dtype=dtype, device=device)
-    return load_safetensors(source, prefix, batch_first=batch_first, dtype=dtype, device=device)
+        return from_state_dict(source, prefix, cell=of, batch_first=batch_first, dtype=dtype, device=device)
+    return load_safetensors(source, prefix, cell=of, batch_first=batch_first, dtype=dtype, device=device)
 
 
 def save_torch(layer: nn.Recurrent, prefix: str = "") -> dict[str, Any]:

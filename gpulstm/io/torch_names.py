@@ -1,10 +1,13 @@
-"""The names of torch.nn.LSTM's and torch.nn.RNN's parameters: with their shapes they tell a layer's configuration."""
+"""The names of the parameters of torch.nn.LSTM, GRU and RNN: with their shapes they tell a layer's configuration.
+
+A cell's own parameters have names of the same form, such as ``p_i_l0_reverse``.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,30 +17,39 @@ from ..cells import Cell
 from ..config import Config
 from .common import Arrays, WeightsError, finite, recurrent
 
-_NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)_l(\d+)(_reverse)?")
-_CELLS = {4: cells.lstm, 1: cells.rnn}
+_CELLS = {4: cells.lstm, 3: cells.gru, 1: cells.rnn}
+_ROLES = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
+
+
+def _pattern(roles: Iterable[str]) -> re.Pattern[str]:
+    """A parameter's name: what it is, its layer, its direction."""
+    return re.compile(rf"({'|'.join(map(re.escape, roles))})_l(\d+)(_reverse)?")
+
+
+_NAME = _pattern(_ROLES)
 
 
 def from_state_dict(
     state: Mapping[str, Any],
     prefix: str = "",
     *,
+    cell: Cell | None = None,
     batch_first: bool = False,
     dtype: Any = None,
     device: str | None = None,
 ) -> nn.Recurrent:
-    """The layer whose parameters, under ``prefix`` and torch's names, are in ``state``.
+    """The layer whose parameters, under ``prefix`` and torch's names, are in ``state``; of ``cell``, if that is known.
 
     Raises:
         TypeError, ValueError: as :func:`gpulstm.io.load_torch`.
     """
-    params = under(state, prefix)
+    params = under(state, prefix, cell)
     shapes = {name: tuple(value.shape) for name, value in params.items()}
-    config = infer(shapes, prefix, batch_first=batch_first)
+    config = infer(shapes, prefix, cell, batch_first=batch_first)
     return recurrent(config, params, dtype=dtype, device=device)
 
 
-def under(state: Mapping[str, Any], prefix: str) -> Arrays:
+def under(state: Mapping[str, Any], prefix: str, cell: Cell | None = None) -> Arrays:
     """The values under ``prefix`` as finite NumPy arrays, without it; everything else is left out.
 
     Raises:
@@ -50,10 +62,14 @@ def under(state: Mapping[str, Any], prefix: str) -> Arrays:
         found = sorted({name[: match.start()] for name in state if (match := _NAME.search(name))})
         hint = f"the prefixes with one are {found}" if found else f"the names are {sorted(state)[:12]}"
         raise WeightsError(f"prefix: expected one of a recurrent layer, got {prefix!r}; {hint}")
-    strange = sorted(name for name in inside if not _NAME.fullmatch(name))
+    known = _NAME if cell is None else _pattern(_ROLES + cell.params)
+    strange = sorted(name for name in inside if not known.fullmatch(name))
     if strange:
+        own = "" if cell is None else "".join(f", {name}_l0" for name in cell.params)
+        hint = "; parameters of a cell's own need cell=..." if cell is None else ""
         raise WeightsError(
-            f"state_dict: expected torch's names (weight_ih_l0, ...) under prefix {prefix!r}, got {strange[:12]} too"
+            f"state_dict: expected torch's names (weight_ih_l0, ...{own}) under prefix {prefix!r}, got {strange[:12]} "
+            f"too{hint}"
         )
     return {name: finite(_to_numpy(value, prefix + name), prefix + name) for name, value in inside.items()}
 
@@ -65,31 +81,36 @@ def infer(
     *,
     batch_first: bool = False,
     dropout: float = 0.0,
+    weight_dropout: float = 0.0,
 ) -> Config:
     """The configuration of the layer whose parameters have these ``shapes``; ``cell`` if it is known already.
 
     Raises:
         WeightsError: no such layer; the message names the parameter.
     """
-    for name, shape in shapes.items():
-        if len(shape) != (1 if name.startswith("bias") else 2):
-            raise WeightsError(f"{prefix}{name}: expected {'one axis' if 'bias' in name else 'two axes'}, got {shape}")
-    for first in ("weight_ih_l0", "weight_hh_l0"):
+    known = _CELLS if cell is None else {len(cell.gates_of_x): cell}
+    pattern = _NAME if cell is None else _pattern(_ROLES + cell.params)
+    matches = [match for name in shapes if (match := pattern.fullmatch(name))]
+    for match in matches:
+        _check_axes(match, shapes[match[0]], prefix)
+    multiplied = cell is None or bool(cell.gates_of_h)  # h is, by recurrent weights
+    for first in ("weight_ih_l0", *["weight_hh_l0"] * multiplied):
         if first not in shapes:
             raise WeightsError(
                 f"state_dict: {prefix}{first} is missing; got {sorted(prefix + name for name in shapes)}"
             )
     rows, inputs = shapes["weight_ih_l0"]
-    proj_size, hidden = shapes.get("weight_hr_l0", (0, shapes["weight_hh_l0"][1]))
+    heads, hidden = 1, rows // next(iter(known))
+    if multiplied:
+        *blocks, _, hidden = shapes["weight_hh_l0"]
+        heads = blocks[0] if blocks else 1
+    proj_size, hidden = shapes.get("weight_hr_l0", (0, heads * hidden))
     gates, rest = divmod(rows, hidden) if hidden else (0, 0)
-    known = _CELLS if cell is None else {len(cell.gates): cell}
     if rest or gates not in known:
-        hint = "; three is a GRU, which gpulstm does not have" if gates == 3 and not rest else ""
         raise WeightsError(
             f"{prefix}weight_ih_l0: expected {hidden} rows a gate, "
-            f"{' or '.join(f'{n} gates for {of.name}' for n, of in known.items())}, got {rows} rows{hint}"
+            f"{' or '.join(f'{n} gates for {of.name}' for n, of in known.items())}, got {rows} rows"
         )
-    matches = [match for name in shapes if (match := _NAME.fullmatch(name))]
     last = max(matches, key=lambda match: int(match[2]))
     if int(last[2]) >= len(shapes):  # a number that is made up must not cost time
         raise WeightsError(f"{prefix}{last[0]}: expected fewer layers than the {len(shapes)} parameters")
@@ -102,8 +123,10 @@ def infer(
             bias="bias_ih_l0" in shapes or "bias_hh_l0" in shapes,
             batch_first=batch_first,
             dropout=dropout,
+            weight_dropout=weight_dropout,
             bidirectional=any(match[3] for match in matches),
             proj_size=proj_size,
+            heads=heads,
         )
     except ValueError as error:
         raise WeightsError(f"{prefix}weight_ih_l0: {error}") from error
@@ -115,6 +138,13 @@ def infer(
         if shapes[name] != shape:
             raise WeightsError(f"{prefix}{name}: expected shape {shape}, got {shapes[name]}")
     return config
+
+
+def _check_axes(match: re.Match[str], shape: tuple[int, ...], prefix: str) -> None:
+    """Refuse a parameter that has another number of axes; recurrent weights with heads have three."""
+    matrix = match[1].startswith("weight") and match[1] in _ROLES
+    if len(shape) != (2 if matrix else 1) and not (match[1] == "weight_hh" and len(shape) == 3):
+        raise WeightsError(f"{prefix}{match[0]}: expected {'two axes' if matrix else 'one axis'}, got {shape}")
 
 
 def _to_numpy(value: Any, name: str) -> np.ndarray:

@@ -6,11 +6,12 @@ from .linear import EveryStepHead, LastStepHead, Linear
 from .losses import cross_entropy, mse
 from .model import Layer, Params, RecurrentLayer, Sequential
 from .quantized import Quantized, quantize
-from .recurrent import LSTM, RNN, Recurrent
+from .recurrent import GRU, LSTM, RNN, Recurrent
 from .reversed import Reversed
 from .stream import Stream
 
 __all__ = [
+    "GRU",
     "LSTM",
     "RNN",
     "Dropout",

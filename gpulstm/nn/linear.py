@@ -165,6 +165,6 @@ class LastStepHead(Layer):
                 raise ValueError(f"lengths: expected None for an unbatched x of shape {x.shape}, got {lengths!r}")
             return x, library.indices(np.array(len(x) - 1))
         steps, batch = x.shape[1::-1] if self.batch_first else x.shape[:2]
-        times = np.full(batch, steps) if lengths is None else checks.lengths(lengths, batch, steps)
+        times = np.full(batch, steps) if lengths is None else checks.lengths(lengths, batch, steps, least=1)
         rows = np.arange(batch)
         return x, library.indices(rows * steps + times - 1 if self.batch_first else (times - 1) * batch + rows)

@@ -32,22 +32,24 @@ class Quantized(Streamed):
     Attributes:
         config: that of the layer.
         params: ``weight_ih_l0``, ...: for ``"bf16"`` the upper halves of float32 numbers as uint16, rounded to nearest
-            even; for ``"int8"`` whole numbers in ±127, to be multiplied with ``scale_ih_l0``, ... (G·H), one a row.
-            Biases and projections stay float32.
+            even; for ``"int8"`` whole numbers in ±127, to be multiplied with ``scale_ih_l0``, ... (G·H), one a row
+            (with heads ``scale_hh_l0`` (heads, G·H/heads)).
+            Biases, projections and the cell's own parameters stay float32.
     """
 
     def __init__(self, layer: Recurrent, kind: str) -> None:
         _check(layer, kind)
         self.config, self.kind, self.params = layer.config, kind, {}
+        scales = self.scales(layer.config)
         for name, value in layer.params.items():
             if not np.isfinite(value).all():
                 raise ValueError(f"layer: expected finite parameters, got NaN or infinity in {name}")
-            if not name.startswith(("weight_ih", "weight_hh")):
+            if name not in scales:
                 self.params[name] = value.copy()
             elif kind == "bf16":
                 self.params[name] = bfloat16.rounded(value)
             else:
-                self.params[name], self.params[name.replace("weight", "scale")] = _to_int8(value)
+                self.params[name], self.params[scales[name]] = _to_int8(value)
 
     @classmethod
     def of(cls, config: Config, kind: str, params: Params) -> Quantized:
@@ -56,22 +58,31 @@ class Quantized(Streamed):
         layer.config, layer.kind, layer.params = config, kind, params
         return layer
 
+    @staticmethod
+    def scales(config: Config) -> dict[str, str]:
+        """The names of the weights that are narrow, and for each that of its scales, which int8 has."""
+        own = [parameter for layer in config.parameters for direction in layer for parameter in direction]
+        return {full: full.replace("weight", "scale") for role, full, _ in own if role in ("weight_ih", "weight_hh")}
+
     def __call__(
-        self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
+        self,
+        x: Any,
+        state: Any = None,
+        lengths: Any = None,
+        resets: Any = None,
+        *,
+        inputs: Any = None,
+        backend: str | None = None,
     ) -> tuple[np.ndarray, Any]:
         """``y, state``; shapes, and what is raised, as :func:`gpulstm.ops.rnn_forward` says.
 
         A backend that has no kernels for narrow weights computes with :meth:`widened` ones.
         """
-        return self.forward(x, state, lengths, backend=backend)
-
-    def forward(
-        self, x: Any, state: Any = None, lengths: Any = None, *, backend: str | None = None
-    ) -> tuple[np.ndarray, Any]:
-        """The same as calling the layer."""
         params = self.params_for(dispatch.select(None, "cpu", backend)[0].module)
-        y, final, _ = ops.rnn_forward(self.config, params, x, state, lengths, backend=backend)
+        y, final, _ = ops.rnn_forward(self.config, params, x, state, lengths, resets, inputs=inputs, backend=backend)
         return y, unwrap_single(final)
+
+    forward = __call__
 
     def params_for(self, backend: Backend) -> Params:
         """What ``backend`` takes: the narrow weights, or those widened."""
@@ -88,12 +99,10 @@ class Quantized(Streamed):
 
     def widened(self) -> Params:
         """The parameters of a float32 layer that computes the same."""
-        params = {name: value for name, value in self.params.items() if not name.startswith("scale")}
-        for name, value in params.items():
-            if value.dtype == np.uint16:
-                params[name] = bfloat16.widened(value)
-            elif value.dtype == np.int8:
-                params[name] = value * self.params[name.replace("weight", "scale")][:, None]
+        params = {name: self.params[name] for name in self.config.shapes()}
+        for name, scale in self.scales(self.config).items():
+            narrow = params[name]
+            params[name] = bfloat16.widened(narrow) if self.kind == "bf16" else narrow * self.params[scale][..., None]
         return params
 
     def __repr__(self) -> str:
@@ -129,8 +138,8 @@ def _check(layer: Any, kind: Any) -> None:
 
 
 def _to_int8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whole numbers (R, K) and the scale of each row (R,)."""
-    largest = np.abs(weight).max(axis=1)
+    """Whole numbers (..., R, K) and the scale of each row (..., R)."""
+    largest = np.abs(weight).max(axis=-1)
     # At least the smallest normal number: a scale of fewer bits would put the largest weight beyond 127.
     scale = np.maximum(largest / np.float32(_MOST), np.finfo(np.float32).tiny)
-    return np.rint(weight / scale[:, None]).astype(np.int8), scale.astype(np.float32)
+    return np.rint(weight / scale[..., None]).astype(np.int8), scale.astype(np.float32)

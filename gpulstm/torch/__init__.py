@@ -1,15 +1,18 @@
 """Drop-ins for torch's recurrent modules, over gpulstm's kernels: change one import, or :func:`replace` a model's.
 
     from gpulstm.torch import LSTM            # instead of: from torch.nn import LSTM
-    gpulstm.torch.replace(model)              # or: every nn.LSTM, nn.RNN and nn.LSTMCell of a model, in place
+    gpulstm.torch.replace(model)              # or: every nn.LSTM, nn.GRU, nn.RNN and their cells of a model
 
-Constructor, parameters, state-dict keys, ``forward`` and its results are torch's. One operator,
+Constructor, parameters, state-dict keys, ``forward`` and its results are torch's. :class:`Recurrent` is a stack of
+layers of any cell, with what torch's have not: lengths, resets and a cell's inputs. One operator,
 ``torch.ops.gpulstm.layer_forward``, runs a layer over a whole sequence (:mod:`gpulstm.torch.operator`).
 """
 
 from __future__ import annotations
 
-from .modules import LSTM, RNN, LSTMCell
+from .any_cell import Recurrent
+from .modules import GRU, LSTM, RNN
 from .replace import Replacement, replace
+from .steps import GRUCell, LSTMCell, RNNCell
 
-__all__ = ["LSTM", "RNN", "LSTMCell", "Replacement", "replace"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent", "Replacement", "replace"]

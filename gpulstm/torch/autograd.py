@@ -15,42 +15,48 @@ import torch
 from torch import Tensor
 
 from gpulstm_kernels.backend import LayerShape
-from gpulstm_kernels.cells import Cell
 
-from .. import cells, checks, dispatch
-from . import bridge, equations, operator
+from .. import checks, dispatch
+from . import bridge, equations, known, operator
 
 
 def layer(
-    cell: Cell, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], lengths: Tensor | None
+    cell: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    inputs: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """y (T, B, D·P) and the final state, differentiable; the arguments are those of ``gpulstm::layer_forward``.
 
     Tensors are of one device and dtype: float32 or float64, on a GPU float16 or bfloat16 too.
     """
-    backend = _backend_name(bridge.backend_device(x.device), cell.name, x.dtype)
+    heads = len(weights) > 1 and weights[1].dim() == 3
+    backend = _backend_name(bridge.backend_device(x.device), cell, x.dtype, heads, resets is not None)
+    leaves = (x, *state, *weights, *([] if inputs is None else [inputs]))
     if _is_transformed() and torch.compiler.is_compiling():  # which takes no autograd.Function inside torch.func
-        results = equations.layer(cell.name, x, lengths, state, weights)
-    elif _is_recorded((x, *state, *weights)):
+        results = equations.layer(cell, x, lengths, state, weights, inputs, resets)
+    elif _is_recorded(leaves):
         function = Layer if _is_transformed() else PlainLayer
-        results = function.apply(cell.name, backend, lengths, len(state), x, *state, *weights)
+        results = function.apply(cell, backend, lengths, resets, len(state), len(weights), *leaves)
     else:
-        results = operator.forward(x, state, weights, lengths, cell.name, backend, False)
+        results = operator.forward(x, state, weights, lengths, cell, backend, False, inputs, resets)
     return results[0], tuple(results[1 : 1 + len(state)])
 
 
 @torch.compiler.assume_constant_result  # a compiled graph keeps the backend that it was traced with
-def _backend_name(device: str, cell: str, dtype: torch.dtype) -> str:
-    return dispatch.select(_smallest(cell, dtype), device)[0].name
+def _backend_name(device: str, cell: str, dtype: torch.dtype, heads: bool, resets: bool) -> str:
+    return dispatch.select(_smallest(cell, dtype, heads, resets), device)[0].name
 
 
 @functools.cache
-def _smallest(cell: str, dtype: torch.dtype) -> LayerShape:
+def _smallest(cell: str, dtype: torch.dtype, heads: bool, resets: bool) -> LayerShape:
     """Of a call with such a cell and dtype: what a compiler knows when it asks, which may know no sizes."""
-    own = checks.dtype(str(dtype).removeprefix("torch."), "cuda")
-    return LayerShape(
-        cells.get(cell), 1, 1, 1, 1, 1, 1, own, own, training=False, bias=False, projected=False, ragged=False
-    )
+    own, units = checks.dtype(str(dtype).removeprefix("torch."), "cuda"), 2 if heads else 1
+    features = False, False, False, False, resets, units
+    return LayerShape(known.cell_of(cell), 1, 1, 1, units, units, 1, own, own, *features)
 
 
 def _is_recorded(tensors: Sequence[Tensor]) -> bool:
@@ -67,40 +73,60 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+# Of the tensors of a call the leaves are those that may have a gradient: x, *state, *weights, and the cell's inputs
+# where it has any. What an autograd.Function is given is flat, since it looks into no tuple.
+
+
+def _split(
+    n_states: int, n_weights: int, leaves: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Tensor | None]:
+    """x, state, weights, inputs."""
+    states, end = 1 + n_states, 1 + n_states + n_weights
+    return leaves[0], leaves[1:states], leaves[states:end], leaves[end] if len(leaves) > end else None
+
+
 class Layer(torch.autograd.Function):
-    """``apply(cell, backend, lengths, number of states, x, *state, *weights)`` gives y, the final state, the tape."""
+    """``apply(cell, backend, lengths, resets, number of states, of weights, *leaves)`` gives y, the final state, the
+    tape."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        cell: str, backend: str, lengths: Tensor | None, n_states: int, x: Tensor, *rest: Tensor
+        cell: str,
+        backend: str,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        n_states: int,
+        n_weights: int,
+        *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
-        state, weights = rest[:n_states], rest[n_states:]
-        ys, *others = operator.forward(x, state, weights, lengths, cell, backend, True)
+        x, state, weights, inputs = _split(n_states, n_weights, leaves)
+        ys, *others = operator.forward(x, state, weights, lengths, cell, backend, True, inputs, resets)
         return (ys[1:-1], *others[:n_states], ys, *others[n_states:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.cell, ctx.backend, lengths, ctx.n_states, *tensors = inputs
+        ctx.cell, ctx.backend, lengths, resets, ctx.n_states, ctx.n_weights, *leaves = inputs
+        ctx.n_leaves = len(leaves)
         tape = output[1 + ctx.n_states :]
-        ctx.n_weights = len(tensors) - 1 - ctx.n_states
         ctx.mark_non_differentiable(*tape)
         ctx.set_materialize_grads(False)  # the tape's would be as large as the tape
         # y, so that torch notices if it is changed in place: the tape shares its memory
-        ctx.save_for_backward(lengths, output[0], *tensors, *tape)
+        ctx.save_for_backward(lengths, resets, output[0], *leaves, *tape)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *rest: Tensor | None) -> tuple[Tensor | None, ...]:
-        lengths, y, *saved = ctx.saved_tensors
+        lengths, resets, y, *saved = ctx.saved_tensors
         dstate = rest[: ctx.n_states]
-        inputs = saved[: 1 + ctx.n_states + ctx.n_weights]
+        leaves = saved[: ctx.n_leaves]
         upstream = [
             torch.zeros_like(like) if gradient is None else gradient
-            for gradient, like in zip((dy, *dstate), (y, *inputs[1 : 1 + ctx.n_states]), strict=True)
+            for gradient, like in zip((dy, *dstate), (y, *leaves[1 : 1 + ctx.n_states]), strict=True)
         ]
-        shape = ctx.cell, ctx.backend, lengths, ctx.n_states, ctx.n_weights
-        return None, None, None, None, *_gradients(shape, inputs, saved[len(inputs) :], upstream)
+        shape = ctx.cell, ctx.backend, lengths, resets, ctx.n_states, ctx.n_weights
+        found = _gradients(shape, leaves, saved[len(leaves) :], upstream)
+        return (None,) * 6 + (*found, *[None] * (len(leaves) - len(found)))  # inputs may be constants to the gradient
 
 
 class PlainLayer(torch.autograd.Function):
@@ -117,79 +143,87 @@ class PlainLayer(torch.autograd.Function):
     backward = Layer.backward
 
 
-Shape = tuple[str, str, Tensor | None, int, int]  # cell, backend, lengths, number of states, number of weights
-
-
-def _split(shape: Shape, tensors: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
-    """x, state, weights."""
-    states = 1 + shape[3]
-    return tensors[0], tensors[1:states], tensors[states : states + shape[4]]
+# cell, backend, lengths, resets, number of states, number of weights
+Shape = tuple[str, str, Tensor | None, Tensor | None, int, int]
 
 
 def _gradients(
-    shape: Shape, inputs: Sequence[Tensor], tape: Sequence[Tensor], upstream: Sequence[Tensor]
+    shape: Shape, leaves: Sequence[Tensor], tape: Sequence[Tensor], upstream: Sequence[Tensor]
 ) -> Sequence[Tensor]:
-    """Those of x, state and weights."""
+    """Those of the leaves, of inputs where the cell says so."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # it will not be differentiated itself
-        x, state, weights = _split(shape, inputs)
-        return operator.backward(x, state, weights, shape[2], tape, upstream[0], upstream[1:], shape[0], shape[1])
-    return LayerGradient.apply(*shape, *inputs, *upstream, *tape)
+        cell, backend, lengths, resets, n_states, n_weights = shape
+        x, state, weights, inputs = _split(n_states, n_weights, leaves)
+        dy, *dstate = upstream
+        return operator.backward(x, state, weights, lengths, tape, dy, dstate, cell, backend, inputs, resets)
+    return LayerGradient.apply(*shape, len(leaves), *leaves, *upstream, *tape)
 
 
 class LayerGradient(torch.autograd.Function):
-    """``apply(*shape, x, *state, *weights, dy, *dstate, *tape)`` gives the gradients of x, state and weights."""
+    """``apply(*shape, number of leaves, *leaves, dy, *dstate, *tape)`` gives the gradients of the leaves."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        cell: str, backend: str, lengths: Tensor | None, n_states: int, n_weights: int, *tensors: Tensor
+        cell: str,
+        backend: str,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        n_states: int,
+        n_weights: int,
+        n_leaves: int,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        x, state, weights = _split((cell, backend, lengths, n_states, n_weights), tensors)
-        dy, *rest = tensors[1 + n_states + n_weights :]
+        x, state, weights, inputs = _split(n_states, n_weights, tensors[:n_leaves])
+        dy, *rest = tensors[n_leaves:]
         dstate, tape = rest[:n_states], rest[n_states:]
-        return tuple(operator.backward(x, state, weights, lengths, tape, dy, dstate, cell, backend))
+        given = x, state, weights, lengths, tape, dy, dstate, cell, backend, inputs, resets
+        return tuple(operator.backward(*given))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.cell, _, lengths, ctx.n_states, ctx.n_weights, *tensors = inputs
-        given = 2 + 2 * ctx.n_states + ctx.n_weights
+        ctx.cell, _, lengths, resets, ctx.n_states, ctx.n_weights, ctx.n_leaves, *tensors = inputs
+        given = ctx.n_leaves + 1 + ctx.n_states
         ctx.n_tape = len(tensors) - given
-        ctx.save_for_backward(lengths, *tensors[:given])
+        ctx.save_for_backward(lengths, resets, *tensors[:given])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        lengths, *saved = ctx.saved_tensors
-        n_states, n_inputs = ctx.n_states, 1 + ctx.n_states + ctx.n_weights
+        lengths, resets, *saved = ctx.saved_tensors
 
-        def outputs(*inputs: Tensor) -> tuple[Tensor, ...]:
-            return equations.layer(ctx.cell, inputs[0], lengths, inputs[1 : 1 + n_states], inputs[1 + n_states :])
+        def outputs(*leaves: Tensor) -> tuple[Tensor, ...]:
+            x, state, weights, inputs = _split(ctx.n_states, ctx.n_weights, leaves)
+            return equations.layer(ctx.cell, x, lengths, state, weights, inputs, resets)
 
         def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return torch.func.vjp(outputs, *tensors[:n_inputs])[1](tensors[n_inputs:])
+            found = torch.func.vjp(outputs, *tensors[: ctx.n_leaves])[1](tensors[ctx.n_leaves :])
+            return found[: len(upstream)]
 
         of_inputs = torch.func.vjp(gradients, *saved)[1](upstream)
-        return (None,) * 5 + of_inputs + (None,) * ctx.n_tape
+        return (None,) * 7 + of_inputs + (None,) * ctx.n_tape
 
 
 def _setup_for_export(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, state, weights, lengths, cell, backend, training = inputs
+    x, state, weights, lengths, cell, backend, training, beside, resets = inputs
     tape = [output[0], *output[1 + len(state) :]] if training else []
-    ctx.shape, ctx.training = (cell, backend, len(state), len(weights)), training
-    ctx.save_for_backward(lengths, x, *state, *weights, *tape)
+    ctx.shape, ctx.training, ctx.given = (cell, backend, len(state), len(weights)), training, beside is not None
+    ctx.save_for_backward(lengths, resets, x, *state, *weights, *([beside] if ctx.given else []), *tape)
 
 
 def _backward_for_export(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
     """The registered gradient of ``gpulstm::layer_forward``."""
     cell, backend, n_states, n_weights = ctx.shape
-    lengths, *saved = ctx.saved_tensors
-    inputs, tape = saved[: 1 + n_states + n_weights], saved[1 + n_states + n_weights :]
+    lengths, resets, *saved = ctx.saved_tensors
+    n_leaves = 1 + n_states + n_weights + ctx.given
+    leaves, tape = saved[:n_leaves], saved[n_leaves:]
     upstream = list(gradients[: 1 + n_states])
     if ctx.training:
         upstream[0] = upstream[0][1:-1]
-    shape = cell, backend, lengths, n_states, n_weights
-    dx, dstate, dweights = _split(shape, _gradients(shape, inputs, tape, upstream))
-    return dx, list(dstate), list(dweights), None, None, None, None
+    found = _gradients((cell, backend, lengths, resets, n_states, n_weights), leaves, tape, upstream)
+    dx, dstate, dweights, dinputs = _split(n_states, n_weights, found)
+    of_arguments = dx, list(dstate), list(dweights), None, None, None, None, dinputs, None
+    return of_arguments[: len(ctx.needs_input_grad)]  # torch leaves out arguments that have their defaults
 
 
 torch.library.register_autograd(

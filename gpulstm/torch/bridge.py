@@ -49,6 +49,8 @@ def _to_array(tensor: torch.Tensor) -> Any:
     if not tensor.is_cuda:
         return contiguous(tensor.numpy())
     from_dlpack = importlib.import_module("cupy").from_dlpack
+    if tensor.dtype is torch.bool:
+        return from_dlpack(tensor.view(torch.uint8))  # as kernels take them
     if tensor.dtype is not torch.bfloat16:
         return from_dlpack(tensor)
     bfloat16 = importlib.import_module("ml_dtypes").bfloat16

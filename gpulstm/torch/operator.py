@@ -1,13 +1,16 @@
 """The operator: one recurrent layer, both directions, over a whole sequence, registered with ``torch.library``.
 
 ``gpulstm::layer_forward``
-    x (T, B, I), state [h (D, B, P), each carried state (D, B, H)], weights (those of a direction in torch's order,
-    forward first), lengths (B,) int64 on the CPU or None, the names of cell and backend, and ``training``.
+    x (T, B, I), state [h (D, B, P), each carried state (D, B, H)], weights (those of a direction in torch's order, and
+    the cell's own parameters, forward first), lengths (B,) int64 on the CPU or None, the key of the cell
+    (:mod:`.known`), the name of the backend, ``training``, the cell's inputs (N, T, B, H or 1) or None, and resets
+    (T, B) of bool or None, False past a sequence's length.
     Gives [y (T, B, D·P), final h, final carried states]; y past a length is unspecified. In training the tape follows,
     and in place of y comes ``ys`` (T+2, B, D·P), a part of it, whose ``[1:-1]`` is y: outputs may not overlap.
 ``gpulstm::layer_backward``
     the same, the tape (where it is empty, it is computed again), dy and the gradients of the final state. Gives
-    [dx, gradients of the initial state, gradients of the weights].
+    [dx, gradients of the initial state, gradients of the weights], and for a cell with differentiable inputs that of
+    all inputs, which is zero for the others.
 
 Their gradients are in :mod:`.autograd`.
 """
@@ -23,16 +26,18 @@ from torch import Tensor
 from gpulstm_kernels.backend import Backend, LayerShape
 from gpulstm_kernels.cells import Cell
 
-from .. import cells, checks, dispatch
-from . import bridge, equations
+from .. import checks, dispatch
+from . import bridge, known
 
 library = torch.library.Library("gpulstm", "DEF")
 _CALL = "Tensor x, Tensor[] state, Tensor[] weights, Tensor? lengths"
+_GIVEN = "Tensor? inputs=None, Tensor? resets=None"
 library.define(
-    f"layer_forward({_CALL}, str cell, str backend, bool training) -> Tensor[]", tags=[torch.Tag.pt2_compliant_tag]
+    f"layer_forward({_CALL}, str cell, str backend, bool training, {_GIVEN}) -> Tensor[]",
+    tags=[torch.Tag.pt2_compliant_tag],
 )
 library.define(
-    f"layer_backward({_CALL}, Tensor[] tape, Tensor dy, Tensor[] dstate, str cell, str backend) -> Tensor[]",
+    f"layer_backward({_CALL}, Tensor[] tape, Tensor dy, Tensor[] dstate, str cell, str backend, {_GIVEN}) -> Tensor[]",
     tags=[torch.Tag.pt2_compliant_tag],
 )
 forward = torch.ops.gpulstm.layer_forward.default
@@ -42,28 +47,72 @@ backward = torch.ops.gpulstm.layer_backward.default
 # --- what runs
 
 
-def _named(cell: Cell, x: Any, state: Sequence[Any], weights: Sequence[Any]) -> list[dict[str, Any]]:
-    """The arrays ``weights`` of each direction by name. Kernels go by addresses and sizes: each is checked."""
+class _Call:
+    """The arguments of a call as arrays. Kernels go by addresses and sizes: each is checked."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        state: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        lengths: Tensor | None,
+        cell: str,
+        inputs: Tensor | None,
+        resets: Tensor | None,
+    ) -> None:
+        steps, batch, _ = x.shape
+        self.cell = known.cell_of(cell)
+        (self.x,), initial, own = (bridge.to_arrays(tensors) for tensors in ((x,), state, weights))
+        self.state = tuple(initial)
+        self.weights, hidden = _named(self.cell, self.x, initial, own)
+        self.lengths = self.inputs = self.resets = None
+        if lengths is not None:
+            self.lengths = checks.lengths(bridge.to_arrays([lengths.cpu()])[0], batch, steps)
+        if self.cell.inputs or inputs is not None:
+            shapes = ((len(self.cell.inputs), steps, batch, width) for width in (1, hidden))
+            (self.inputs,) = bridge.to_arrays([_checked(inputs, "inputs", x.dtype, *shapes)])
+        if resets is not None:
+            (self.resets,) = bridge.to_arrays([_checked(resets, "resets", torch.bool, (steps, batch))])
+
+    def backend(self, name: str, training: bool) -> tuple[Backend, LayerShape]:
+        """The backend of that name, which computes the call: else it says why not before anything runs."""
+        shape = LayerShape.of(self.cell, self.x, self.weights, self.lengths, training, self.resets)
+        return dispatch.module_for(dispatch.check_backend(name), shape), shape
+
+    def forward(self, module: Backend, shape: LayerShape) -> Any:
+        return module.layer_forward(shape, self.x, self.state, self.weights, self.lengths, self.inputs, self.resets)
+
+
+def _named(cell: Cell, x: Any, state: Sequence[Any], weights: Sequence[Any]) -> tuple[list[dict[str, Any]], int]:
+    """The arrays ``weights`` of each direction by name, checked, and H."""
     directions, _, outputs = state[0].shape
     count = len(weights) // directions
-    named = [dict(zip(equations.names(count), weights[d * count :], strict=False)) for d in range(directions)]
-    hidden = named[0]["weight_hr"].shape[1] if "weight_hr" in named[0] else outputs
-    rows = len(cell.gates) * hidden
-    shapes = {"weight_ih": (rows, x.shape[2]), "weight_hh": (rows, outputs), "weight_hr": (outputs, hidden)}
+    names = known.names(bool(cell.gates_of_h), cell.params, count)
+    named = [dict(zip(names, weights[d * count :], strict=False)) for d in range(directions)]
+    first = named[0]
+    hidden = first["weight_hr"].shape[1] if "weight_hr" in first else outputs
+    rows_of_x, rows_of_h = len(cell.gates_of_x) * hidden, len(cell.gates_of_h) * hidden
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(cell.params, (hidden,))
+    shapes |= {"weight_ih": (rows_of_x, x.shape[2]), "weight_hh": (rows_of_h, outputs), "weight_hr": (outputs, hidden)}
+    shapes |= {"bias_ih": (rows_of_x,), "bias_hh": (rows_of_h,)}
+    if "weight_hh" in first and first["weight_hh"].ndim == 3:
+        heads = max(1, len(first["weight_hh"]))
+        shapes["weight_hh"] = (heads, rows_of_h // heads, hidden // heads)
     for d, own in enumerate(named):
         for name, value in own.items():
-            shape = shapes.get(name, (rows,))
-            if value.shape != shape or value.dtype != x.dtype:
+            if value.shape != shapes[name] or value.dtype != x.dtype:
                 raise ValueError(
-                    f"{name}{'_reverse' if d else ''}: expected {x.dtype} of shape {shape}, got {value.dtype} of shape "
-                    f"{value.shape}"
+                    f"{name}{'_reverse' if d else ''}: expected {x.dtype} of shape {shapes[name]}, got {value.dtype} "
+                    f"of shape {value.shape}"
                 )
-    return named
+    return named, hidden
 
 
-def _module(name: str, shape: LayerShape) -> Backend:
-    """The backend called ``name``, which computes calls of such a shape: else it says why not before anything runs."""
-    return dispatch.module_for(dispatch.check_backend(name), shape)
+def _checked(tensor: Tensor | None, name: str, dtype: torch.dtype, *shapes: tuple[int, ...]) -> Tensor:
+    if tensor is None or tensor.dtype != dtype or tensor.shape not in shapes:
+        found = "None" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise ValueError(f"{name}: expected {dtype} of shape {' or '.join(map(str, shapes))}, got {found}")
+    return tensor
 
 
 def _forward(
@@ -74,17 +123,15 @@ def _forward(
     cell: str,
     backend: str,
     training: bool,
+    inputs: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> list[Tensor]:
     if x.shape[1] == 0:  # no sequence at all
-        return _forward_shapes(x, state, weights, lengths, cell, backend, training)
+        return _forward_shapes(x, state, weights, lengths, cell, backend, training, inputs, resets)
     with bridge.on_stream_of(x):
-        (given,), initial, own = (bridge.to_arrays(tensors) for tensors in ((x,), state, weights))
-        limits = None if lengths is None else bridge.to_arrays([lengths])[0]
-        kind = cells.get(cell)
-        named = _named(kind, given, initial, own)
-        shape = LayerShape.of(kind, given, named, limits, training)
-        module = _module(backend, shape)
-        y, final, tape = module.layer_forward(shape, given, tuple(initial), named, limits)
+        call = _Call(x, state, weights, lengths, cell, inputs, resets)
+        module, shape = call.backend(backend, training)
+        y, final, tape = call.forward(module, shape)
         first, *rest = module.tape_arrays(tape) if training else [y]
         return bridge.to_tensors([first, *final, *rest])
 
@@ -99,25 +146,38 @@ def _backward(
     dstate: Sequence[Tensor],
     cell: str,
     backend: str,
+    inputs: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> list[Tensor]:
     if x.shape[1] == 0:
-        return [torch.zeros_like(tensor) for tensor in (x, *state, *weights)]
+        return [torch.zeros_like(tensor) for tensor in _with_gradients(x, state, weights, cell, inputs)]
     with bridge.on_stream_of(x):
-        (given, upstream), initial, own, arrays, of_final = (
-            bridge.to_arrays(tensors) for tensors in ((x, dy), state, weights, tape, dstate)
-        )
-        limits = None if lengths is None else bridge.to_arrays([lengths])[0]
-        kind = cells.get(cell)
-        named = _named(kind, given, initial, own)
-        shape = LayerShape.of(kind, given, named, limits, True)
-        module = _module(backend, shape)
+        call = _Call(x, state, weights, lengths, cell, inputs, resets)
+        (upstream,), arrays, of_final = (bridge.to_arrays(tensors) for tensors in ((dy,), tape, dstate))
+        module, shape = call.backend(backend, True)
         if arrays:
-            taken = module.tape_of(shape, given, named, limits, arrays)
+            taken = module.tape_of(shape, call.x, call.weights, call.lengths, arrays, call.inputs, call.resets)
         else:
-            taken = module.layer_forward(shape, given, tuple(initial), named, limits)[2]
+            taken = call.forward(module, shape)[2]
         dx, dinitial, grads = module.layer_backward(taken, upstream, tuple(of_final))
-        of_weights = [grad[name] for grad, w in zip(grads, named, strict=True) for name in w]
-        return bridge.to_tensors([dx, *dinitial, *of_weights])
+        of_weights = [grad[name] for grad, w in zip(grads, call.weights, strict=True) for name in w]
+        found = bridge.to_tensors([dx, *dinitial, *of_weights])
+        if call.cell.differentiable:
+            assert inputs is not None
+            found.append(_of_inputs(call.cell, grads, inputs))
+        return found
+
+
+def _of_inputs(cell: Cell, grads: Sequence[dict[str, Any]], inputs: Tensor) -> Tensor:
+    """The gradient of all ``inputs`` by those of each direction, to which they are the same."""
+    of_each = []
+    for k, name in enumerate(cell.inputs):
+        if name in cell.differentiable:
+            first, *others = bridge.to_tensors([grad[f"inputs.{name}"] for grad in grads])
+            of_each.append(first + others[0] if others else first)
+        else:
+            of_each.append(torch.zeros_like(inputs[k]))
+    return torch.stack(of_each)
 
 
 library.impl("layer_forward", _forward, "CompositeExplicitAutograd")
@@ -136,27 +196,50 @@ def _forward_shapes(
     cell: str,
     backend: str,
     training: bool,
+    inputs: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> list[Tensor]:
-    steps, batch, _ = x.shape
+    steps, batch, features = x.shape
     directions, _, outputs = state[0].shape
     final = [x.new_empty(part.shape) for part in state]
     if not training:
         return [x.new_empty((steps, batch, directions * outputs)), *final]
-    kind, count = cells.get(cell), len(weights) // directions
+    kind = known.cell_of(cell)
     dtype = checks.dtype(str(x.dtype).removeprefix("torch."), "cuda")
-    hidden = weights[1].shape[0] // len(kind.gates)
-    features = True, count in (4, 5), count in (3, 5), lengths is not None  # count may be a symbol, which no dict takes
-    shape = LayerShape(kind, steps, batch, x.shape[2], hidden, outputs, directions, dtype, dtype, *features)
+    hidden = weights[0].shape[0] // len(kind.gates_of_x)
+    of_h = bool(kind.gates_of_h)
+    heads = weights[1].shape[0] if of_h and weights[1].dim() == 3 else 1
+    bias, projected = known.features(of_h, len(kind.params), len(weights) // directions)
+    own = True, bias, projected, lengths is not None, resets is not None, heads
+    shape = LayerShape(kind, steps, batch, features, hidden, outputs, directions, dtype, dtype, *own)
     layout = dispatch.check_backend(backend).module.tape_layout(shape)
     first, *rest = (x.new_empty(shape, dtype=getattr(torch, name)) for shape, name in layout)
     return [first, *final, *rest]
 
 
+def _with_gradients(
+    x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], cell: str, inputs: Tensor | None
+) -> list[Tensor]:
+    """What backward gives gradients of."""
+    differentiable = inputs is not None and known.cell_of(cell).differentiable
+    return [x, *state, *weights, *([inputs] if differentiable and inputs is not None else [])]
+
+
 @torch.library.register_fake("gpulstm::layer_backward", lib=library)
 def _backward_shapes(
-    x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], lengths: Tensor | None, *_: Any
+    x: Tensor,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    tape: Sequence[Tensor],
+    dy: Tensor,
+    dstate: Sequence[Tensor],
+    cell: str,
+    backend: str,
+    inputs: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> list[Tensor]:
-    return [x.new_empty(tensor.shape) for tensor in (x, *state, *weights)]
+    return [x.new_empty(tensor.shape) for tensor in _with_gradients(x, state, weights, cell, inputs)]
 
 
 # --- vmap
@@ -186,10 +269,11 @@ _each = _one_by_one(forward)
 
 
 def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[list[Tensor], list[int]]:
-    """Sequences that share their weights become one batch; else, and in training, one by one."""
-    x, state, weights, lengths, cell, backend, training = args
+    """Sequences that share their weights become one batch; else, in training, and with inputs or resets one by one."""
+    x, state, weights, lengths, cell, backend, training, *given = args
     x_dim, state_dims, weight_dims, lengths_dim, *_ = in_dims
-    if training or any(dim is not None for dim in weight_dims) or lengths_dim is not None:
+    shared = lengths_dim is None and all(dim is None for dim in weight_dims)
+    if training or not shared or any(one is not None for one in given):
         return _each(info, in_dims, *args)
     count = info.batch_size
 

@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.utils import parametrize
 
-from .modules import LSTM, RNN, LSTMCell
+from .modules import GRU, LSTM, NONLINEARITIES, RNN
+from .steps import GRUCell, LSTMCell, RNNCell
 
 _BY_TYPE: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.LSTM: LSTM,
+    torch.nn.GRU: GRU,
     torch.nn.RNN: RNN,
     torch.nn.LSTMCell: LSTMCell,
+    torch.nn.GRUCell: GRUCell,
+    torch.nn.RNNCell: RNNCell,
 }
 _OURS = tuple(_BY_TYPE.values())
 _WORDS = ("LSTM", "GRU", "RNN")
@@ -37,15 +41,15 @@ class Replacement:
 
 
 def replace(model: torch.nn.Module) -> Replacement:
-    """Let every ``nn.LSTM``, ``nn.RNN`` and ``nn.LSTMCell`` of ``model`` compute with gpulstm, in place.
+    """Let every ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and cell of these of ``model`` compute with gpulstm, in place.
 
     A module stays the object that it is and only changes its class: parameters, and the optimizers that hold them,
     gradients, hooks, parametrizations, training mode and every reference to it stay as they are. The model may be such
     a module itself; one that is shared is named once.
 
     Returns:
-        which were replaced; and which recurrent modules were left, and why: another cell, a subclass, a ``forward`` of
-        its own, quantized or scripted ones.
+        which were replaced; and which recurrent modules were left, and why: a subclass, a ``forward`` of its
+        own, quantized or scripted ones.
 
     Raises:
         TypeError: ``model`` is no ``torch.nn.Module``.
@@ -86,7 +90,7 @@ def _why_not(module: torch.nn.Module, kind: type) -> str | None:
         return f"{kind.__module__}.{kind.__name__} is none of {known}"
     if "forward" in module.__dict__:
         return "its forward was replaced"
-    if getattr(module, "nonlinearity", "tanh") != "tanh":
+    if getattr(module, "nonlinearity", "tanh") not in NONLINEARITIES:
         return f"nonlinearity={module.nonlinearity!r}: no kernel computes it"
     return None
 

@@ -1,10 +1,10 @@
 """What a backend is, and :class:`LayerShape`, the one description of a layer's call that all of them are given.
 
 A backend computes one recurrent layer, both directions, over a whole sequence. T steps, B batch, I input features, H
-hidden units, P outputs of a direction (H without a projection), D = 1 or 2 directions, G gates. All arrays that a
-backend is given are C-contiguous and aligned (:func:`gpulstm_kernels.memory.contiguous`), of the shapes that are said
-here; some may be read-only. No array that it returns shares memory with them, or with another; a tape may refer to what
-was given and to ``y``.
+hidden units, P outputs of a direction (H without a projection), D = 1 or 2 directions, Gx and Gh gates of the input's
+and of h's product, G both where a cell sums them. All arrays that a backend is given are C-contiguous and aligned
+(:func:`gpulstm_kernels.memory.contiguous`), of the shapes that are said here; some may be read-only. No array that it
+returns shares memory with them, or with another; a tape may refer to what was given and to ``y``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ import numpy as np
 from .cells import Cell
 
 Weights = Sequence[Mapping[str, Any]]
-"""A dict for each direction, forward first: ``weight_ih`` (G·H, I), ``weight_hh`` (G·H, P); where the layer has them,
-``bias_ih`` and ``bias_hh`` (G·H,), ``weight_hr`` (P, H), and of int8 weights ``scale_ih`` and ``scale_hh`` (G·H,)."""
+"""A dict for each direction, forward first: ``weight_ih`` (Gx·H, I), rows of the cell's ``gates`` before those of its
+``x_gates``; ``weight_hh`` (Gh·H, P), likewise with ``h_gates``, where there are any, or with N heads (N, Gh·H/N, H/N),
+of each head its own units' rows and what they read of h; where the layer has them,
+``bias_ih`` (Gx·H,) and ``bias_hh`` (Gh·H,), ``weight_hr`` (P, H), of int8 weights ``scale_ih`` and ``scale_hh``; and
+each of the cell's parameters, (H,), by its name, and each of its own weights, (H, H), as
+``weight_<name>``."""
 
 States = tuple[Any, ...]
 """h (D, B, P), then each state that the cell carries, (D, B, H)."""
@@ -40,6 +44,8 @@ class LayerShape(NamedTuple):
         bias: whether the gates have biases.
         projected: whether h is projected from H to P features.
         ragged: whether sequences have lengths of their own.
+        resets: whether sequences begin anew within the call.
+        heads: blocks on the diagonal of the recurrent weights, which have nothing else: N.
         tf32: whether float32 products may round their factors to TF32 (10 bits of mantissa); the CUDA backends set it.
     """
 
@@ -56,22 +62,35 @@ class LayerShape(NamedTuple):
     bias: bool
     projected: bool
     ragged: bool
+    resets: bool = False
+    heads: int = 1
     tf32: bool = False
 
     @classmethod
-    def of(cls, cell: Cell, x: Any, weights: Weights, lengths: Any, training: bool) -> LayerShape:
+    def of(cls, cell: Cell, x: Any, weights: Weights, lengths: Any, training: bool, resets: Any = None) -> LayerShape:
         """The shape of a call with these arrays, for callers that have nothing else."""
         (steps, batch, inputs), first = x.shape, weights[0]
-        rows, outputs = first["weight_hh"].shape
-        hidden = rows // len(cell.gates)
-        features = training, "bias_ih" in first, "weight_hr" in first, lengths is not None
-        narrow = np.dtype(first["weight_hh"].dtype)
+        hidden = first["weight_ih"].shape[0] // len(cell.gates_of_x)
+        outputs = first["weight_hr"].shape[0] if "weight_hr" in first else hidden
+        heads = len(first["weight_hh"]) if "weight_hh" in first and first["weight_hh"].ndim == 3 else 1
+        features = training, "bias_ih" in first, "weight_hr" in first, lengths is not None, resets is not None, heads
+        narrow = np.dtype(first["weight_ih"].dtype)
         return cls(cell, steps, batch, inputs, hidden, outputs, len(weights), np.dtype(x.dtype), narrow, *features)
 
     @property
     def rows(self) -> int:
-        """Rows of the weights: G·H."""
-        return len(self.cell.gates) * self.hidden
+        """Gates of all units: G·H where the cell sums both products, as many rows as both weights have."""
+        return len(self.cell.preactivations) * self.hidden
+
+    @property
+    def rows_of_x(self) -> int:
+        """Rows of ``weight_ih``: Gx·H."""
+        return len(self.cell.gates_of_x) * self.hidden
+
+    @property
+    def rows_of_h(self) -> int:
+        """Rows of ``weight_hh``: Gh·H."""
+        return len(self.cell.gates_of_h) * self.hidden
 
     @property
     def accumulate(self) -> np.dtype:
@@ -80,9 +99,13 @@ class LayerShape(NamedTuple):
 
 
 class Steps(Protocol):
-    """A stack of layers that is stepped in place: ``y = steps(x)`` for x (B, I) and y (B, H)."""
+    """A stack of layers that is stepped in place: ``y = steps(x)`` for x (B, I) and y (B, H).
 
-    def __call__(self, x: Any) -> Any: ...
+    ``inputs``, (B, H) or (B, 1) each, and ``resets`` (B,) are those of the step: :meth:`Backend.layer_forward` says
+    what they are.
+    """
+
+    def __call__(self, x: Any, inputs: Any = None, resets: Any = None) -> Any: ...
 
     def set_state(self, state: States) -> None:
         """Go on from h and each carried state, (L, B, H) each."""
@@ -106,7 +129,14 @@ class Backend(Protocol):
         """In words, how :meth:`layer_forward` would compute such a call."""
 
     def layer_forward(
-        self, shape: LayerShape, x: Any, state: States, weights: Weights, lengths: Any
+        self,
+        shape: LayerShape,
+        x: Any,
+        state: States,
+        weights: Weights,
+        lengths: Any,
+        inputs: Any = None,
+        resets: Any = None,
     ) -> tuple[Any, States, Any]:
         """One layer over a whole sequence.
 
@@ -117,10 +147,15 @@ class Backend(Protocol):
             weights: of each direction.
             lengths: steps of each sequence (B,) int64, or None for all T. Past a sequence's length its state no
                 longer changes, and y is unspecified (the caller clears it).
+            inputs: those of the cell in their order, (N, T, B, W), W being H, or 1 where a row's units share a value;
+                None for a cell without any. What lies past a sequence's length is finite.
+            resets: (T, B) of bool, where a sequence begins: h and the states before that step are zero, whatever they
+                were; None for nowhere. A direction that runs back comes to the same border a step of time later: it
+                begins anew before step t where ``resets[t + 1]``. False past a sequence's length.
 
         Returns:
-            y (T, B, D·P), the final state, and in training a tape for :meth:`layer_backward`. Weights and x must not
-            change before that call.
+            y (T, B, D·P), the final state, and in training a tape for :meth:`layer_backward`. No argument must change
+            before that call.
         """
 
     def layer_backward(self, tape: Any, dy: Any, dstate: States) -> tuple[Any, States, list[dict[str, Any]]]:
@@ -132,7 +167,8 @@ class Backend(Protocol):
             dstate: gradients of the final state, shaped like it.
 
         Returns:
-            dx (T, B, I), the gradients of the initial state, and one dict of gradients for each direction.
+            dx (T, B, I), the gradients of the initial state, and one dict of gradients for each direction: of the
+            weights, and as ``inputs.<name>``, (T, B, W), of the cell's differentiable inputs.
         """
 
     def tape_layout(self, shape: LayerShape) -> list[tuple[tuple[int, ...], str]]:
@@ -145,7 +181,16 @@ class Backend(Protocol):
     def tape_arrays(self, tape: Any) -> list[Any]:
         """The arrays that make ``tape``, no two of which overlap, beside the arguments of :meth:`layer_forward`."""
 
-    def tape_of(self, shape: LayerShape, x: Any, weights: Weights, lengths: Any, arrays: Sequence[Any]) -> Any:
+    def tape_of(
+        self,
+        shape: LayerShape,
+        x: Any,
+        weights: Weights,
+        lengths: Any,
+        arrays: Sequence[Any],
+        inputs: Any = None,
+        resets: Any = None,
+    ) -> Any:
         """The tape that :meth:`tape_arrays` took apart; the other arguments are those of :meth:`layer_forward`."""
 
     def stream(self, shape: LayerShape, layers: Weights) -> Steps | None:

@@ -40,8 +40,23 @@ _ANY = tuple(np.dtype(kind) for kind in ("float32", "float64", "float16", ml_dty
 _EITHER = (False, True)
 # The kernels beside the walks, by file: all that each argument of their templates can be.
 ELEMENTWISE: dict[str, dict[str, tuple[tuple[Argument, ...], ...]]] = {
-    "kernels/arrays": {"clear_padding": (_ANY,), "draw_mask": (), "drop": (_ANY,)},
-    "kernels/layer": {"to_accumulate": (_ANY,), "from_accumulate": (_ANY,), "add_biases": (_ANY,), "sum_rows": (_ANY,)},
+    "kernels/arrays": {
+        "clear_padding": (_ANY,),
+        "draw_mask": (),
+        "drop": (_ANY,),
+        "from_bools": (_ANY,),
+        "repeat": (_ANY,),
+        "add": (_ANY,),
+    },
+    "kernels/layer": {
+        "to_accumulate": (_ANY,),
+        "from_accumulate": (_ANY,),
+        "add_biases": (_ANY,),
+        "sum_rows": (_ANY,),
+        "sum_columns": (_ANY,),
+        "h_before": (_ANY,),
+        "clear_columns": (_ANY[:2],),
+    },
     "kernels/network": {
         "take_rows": (_ANY,),
         "scatter_rows": (_ANY,),
@@ -116,10 +131,29 @@ def _persistent(
     return found
 
 
+def largest(walk: str, shape: LayerShape, backward: bool, on: Device) -> Iterator[tuple[Kernel, Launch]]:
+    """A persistent walk's kernel of a pass for the largest hidden size up to that of ``shape``, if it takes any."""
+    for hidden in range(shape.hidden, 0, -8):
+        p = shape._replace(hidden=hidden, outputs=hidden)
+        plan = PERSISTENT[walk].plan(on, p, backward)
+        if not isinstance(plan, str):
+            kernel = PERSISTENT[walk].kernels(p)["backward" if backward else "forward"]
+            yield kernel, Launch(plan.threads, plan.shared, "tf32" if p.tf32 else p.dtype.name)
+            return
+
+
 def _steps() -> Iterator[tuple[Kernel, Launch]]:
+    """Of sequences that begin anew, and of h in no product, one cell each: the others are in test_derived_cells.py."""
     for cell, (dtype, tf32), training, hidden in itertools.product(CELLS, KINDS, (False, True), (5, 8)):
-        for kernel in step_host.kernels(shape_of(cell, dtype, tf32, training, hidden, projected=True)).values():
-            yield kernel, Launch(step_host.THREADS, 0, None)
+        yield from step_kernels(shape_of(cell, dtype, tf32, training, hidden, projected=True))
+    for dtype in ("float32", "float64"):
+        yield from step_kernels(shape_of("lstm", dtype, False, True, 8, projected=True)._replace(resets=True))
+        yield from step_kernels(shape_of("mingru", dtype, False, True, 8))
+
+
+def step_kernels(shape: LayerShape) -> Iterator[tuple[Kernel, Launch]]:
+    for kernel in step_host.kernels(shape).values():
+        yield kernel, Launch(step_host.SCAN_THREADS if "scan" in kernel.name else step_host.THREADS, 0, None)
 
 
 def _elementwise() -> Iterator[tuple[Kernel, Launch]]:

@@ -31,29 +31,37 @@ BY_HAND = {
 OTHERS = [  # than those that test_nvrtc.py compiles for all architectures
     *(value for value in map(cells.__dict__.get, cells.__all__) if isinstance(value, Cell) and value not in BY_HAND),
     device_cells.every_operator,
+    device_cells.all_parts,
+    device_cells.scanned,
 ]
+# Of cells with more than gates and states the persistent walks, which take long to compile, are tried with two.
+STEPS_ONLY = {value for value in OTHERS if value.x_gates or value.given} - {cells.get("gru"), cells.get("time_gap")}
 COMPARED, ENDS = (80, 90), (75, 120)  # compute capabilities: where cells are compared, and the oldest and newest
 WALKS = {"step": step_host, **shipped.PERSISTENT}
-# Hidden sizes: one and four units a thread; the largest slice of weights of a block, in float32 and in half types; a
-# small one of the grid's blocks and the largest in float32.
-SIZES = {"step": (5, 8), "block": (80, 128), "grid": (128, 896)}
+# Hidden sizes, at most: one and four units a thread; the largest slice of weights of a block; a small one of the grid's
+# blocks and the largest.
+SIZES = {"step": (5, 8), "block": (128,), "grid": (128, shipped.LARGEST)}
 CLOSE = 8  # registers: what ptxas gives or takes for the order of a sum; where no fewer blocks fit, it costs nothing
 
 
 def launches(cell: Cell, dtype: str, capability: int) -> dict[Kernel, Launch]:
     """The kernels of a cell in every walk, forward of inference and training, and backward."""
     found, on = {}, shipped.device(capability)
-    for walk, training in itertools.product(WALKS, (False, True)):
+    for walk, training in itertools.product(_walks(cell), (False, True)):
         for hidden in SIZES[walk]:
             p = shipped.shape_of(cell, dtype, False, training, hidden)
-            for name, kernel in WALKS[walk].kernels(p).items():
-                if walk == "step":
-                    found[kernel] = Launch(step_host.THREADS, 0, None)
-                    continue
-                plan = shipped.PERSISTENT[walk].plan(on, p, name == "backward")
-                if not isinstance(plan, str):
-                    found[kernel] = Launch(plan.threads, plan.shared, dtype)
+            if walk == "step":
+                found.update(shipped.step_kernels(p))
+                if training and cell not in {*BY_HAND, *BY_HAND.values()}:
+                    found.update(shipped.step_kernels(p._replace(resets=True)))
+                continue
+            for backward in (False, True)[: 1 + training]:
+                found.update(shipped.largest(walk, p, backward, on))
     return found
+
+
+def _walks(cell: Cell) -> tuple[str, ...]:
+    return ("step",) if cell in STEPS_ONLY else tuple(WALKS)
 
 
 @pytest.fixture(scope="module")
@@ -113,5 +121,6 @@ def test_every_walk_has_room_for_any_cell(matrix: Matrix, cell: Cell, capability
         print(line)
         if built.spills or blocks < 1:
             failed.append(line)
-    assert names == {f"{walk}_{way}" for walk in WALKS for way in ("forward", "backward")}
+    walks = _walks(cell) if cell.gates_of_h else ("scan",)
+    assert names == {f"{walk}_{way}" for walk in walks for way in ("forward", "backward")}
     assert not failed, "\n".join(failed)

@@ -27,15 +27,19 @@ ARCHITECTURES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
 DTYPES = [np.dtype(dtype) for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 FLOAT, DOUBLE = DTYPES[:2]
 DERIVED = [cells.get("cifg"), device_cells.slstm]
+PARTS = [cells.get("gru"), cells.get("indrnn"), device_cells.all_parts, device_cells.scanned]
 MAXIMUM = 255  # registers a thread can have
 
 
 def kernels() -> Iterator[Kernel]:
     """One of each template, with each kind of argument that changes its code."""
     for dtype in DTYPES:
-        for name in ("to_accumulate", "from_accumulate", "add_biases", "sum_rows"):
+        for name in ("to_accumulate", "from_accumulate", "add_biases", "sum_rows", "sum_columns", "h_before"):
             yield Kernel("kernels/layer", name, (dtype,))
         for name in ("step_project", "step_unproject"):
+            for anew in (False, True):
+                yield Kernel("walks/step/kernels", name, (dtype, anew))
+        for name in ("step_begin", "step_end"):
             yield Kernel("walks/step/kernels", name, (dtype,))
         for name, units in (("lstm", 4), ("rnn", 1)):
             if name == "rnn" and dtype != FLOAT:
@@ -43,15 +47,20 @@ def kernels() -> Iterator[Kernel]:
             yield from of_cell(cells.get(name), dtype, units)
 
 
-def of_cell(cell: Cell, dtype: np.dtype, units: int) -> Iterator[Kernel]:
+def steps_of(cell: Cell, dtype: np.dtype, units: int, anew: bool) -> Iterator[Kernel]:
+    source, name, own = ("kernels", "step", (units,)) if cell.gates_of_h else ("scan", "scan", ())
     for training in (False, True):
-        yield Kernel("walks/step/kernels", "step_forward", (dtype, cell, training, units))
-    yield Kernel("walks/step/kernels", "step_backward", (dtype, cell, units))
-    if dtype == DOUBLE:
+        yield Kernel(f"walks/step/{source}", f"{name}_forward", (dtype, cell, training, *own, anew))
+    yield Kernel(f"walks/step/{source}", f"{name}_backward", (dtype, cell, *own, anew))
+
+
+def of_cell(cell: Cell, dtype: np.dtype, units: int, anew: bool = False) -> Iterator[Kernel]:
+    yield from steps_of(cell, dtype, units, anew)
+    if dtype == DOUBLE or not cell.gates_of_h:
         return  # the block walk has none
     for training in (False, True):
-        yield Kernel("walks/block/kernels", "block_forward", (dtype, False, cell, training, 2))
-    yield Kernel("walks/block/kernels", "block_backward", (dtype, False, cell, 2))
+        yield Kernel("walks/block/kernels", "block_forward", (dtype, False, cell, training, anew, 2))
+    yield Kernel("walks/block/kernels", "block_backward", (dtype, False, cell, anew, 2))
 
 
 class Compiler:
@@ -123,13 +132,22 @@ def test_any_derived_cell_compiles(compiler: Compiler, cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("compiler", [(9, 0)], indirect=True)
+@pytest.mark.parametrize("cell", PARTS, ids=lambda cell: cell.name)
+def test_any_parts_of_a_cell_compile(compiler: Compiler, cell: Cell) -> None:
+    for anew in (False, True):
+        check(compiler, of_cell(cell, FLOAT, 4, anew))
+
+
+@pytest.mark.parametrize("compiler", [(9, 0)], indirect=True)
 def test_float32_kernels_do_no_float64_arithmetic(compiler: Compiler) -> None:
     """A literal that Numba took for float64 would make every value after it float64, at 1/32 or 1/64 of the rate."""
     from numba import cuda
 
     from gpulstm_kernels.cuda.device.numba_runtime import twin
 
-    for kernel in itertools.chain(kernels(), *(of_cell(cell, FLOAT, 4) for cell in DERIVED)):
+    of_cells = (of_cell(cell, FLOAT, 4) for cell in DERIVED)
+    of_parts = (of_cell(cell, FLOAT, 4, True) for cell in PARTS)
+    for kernel in itertools.chain(kernels(), *of_cells, *of_parts):
         if DOUBLE in kernel.arguments:
             continue
         function, arguments = twin(kernel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import layer_checks
+import problems
 import pytest
 
 from gpulstm_kernels.cuda.device import process
@@ -31,3 +32,12 @@ def test_equals_the_reference(walk: str, cell: str, dtype: str, shape: str, monk
     backend = layer_checks.OnDevice(layer, process.current())
     for _ in range(3):  # at once, captured, replayed
         layer_checks.check(backend, p, "cuda", shape, expected)
+
+
+@pytest.mark.parametrize("cell", ["gru", "time_gap", "zoneout", "indrnn", "minlstm"])
+def test_all_parts_of_a_cell_equal_the_reference(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpulstm_kernels.cuda import numba_layer as layer
+
+    monkeypatch.setenv("GPULSTM_WALK", "step")
+    p = problems.layer_problem(cell, "float32", steps=6, hidden=9, directions=2, ragged=True, resets=True)
+    layer_checks.check(layer_checks.OnDevice(layer, process.current()), p, "cuda", cell)

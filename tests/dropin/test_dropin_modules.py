@@ -16,12 +16,13 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import gpulstm.torch
-from gpulstm.torch import LSTM, RNN, LSTMCell
+from gpulstm.torch import LSTM, RNN, LSTMCell, RNNCell
 
 torch.set_num_threads(1)  # for problems this small its pool only spins against ours
 
 DOUBLE, HALF = torch.float64, torch.bfloat16
-KINDS = ("LSTM", "RNN", "LSTMCell")
+KINDS = ("LSTM", "GRU", "RNN", "LSTMCell")
+CELLS = ("GRUCell", "RNNCell")  # which return no tuple
 
 
 def twins(kind: str, *arguments: Any, **options: Any) -> tuple[Any, Any]:
@@ -57,7 +58,15 @@ def check(ours: Any, theirs: Any, x: Any) -> None:
         ("RNN", (3, 4), {}),
         ("RNN", (3, 4, 2, "tanh", False, True, 0.5, True), {}),
         ("RNN", (3, 4), {"nonlinearity": "tanh", "num_layers": 3}),
+        ("GRU", (3, 4), {}),
+        ("GRU", (3, 4, 2, False, True, 0.5, True), {}),
+        ("GRU", (), {"input_size": 3, "hidden_size": 4, "bidirectional": True, "dtype": DOUBLE}),
+        ("RNN", (3, 4, 2, "relu"), {"bidirectional": True}),
         ("LSTMCell", (3, 4), {}),
+        ("GRUCell", (3, 4), {}),
+        ("GRUCell", (3, 4, False, "cpu", DOUBLE), {}),
+        ("RNNCell", (3, 4), {}),
+        ("RNNCell", (3, 4, False, "relu", "cpu", DOUBLE), {}),
         ("LSTMCell", (3, 4, False, "cpu", DOUBLE), {}),
     ],
 )
@@ -71,14 +80,14 @@ def test_a_module_is_made_as_torch_makes_it(kind: str, arguments: Any, options: 
     for a, b in ((ours, theirs), (theirs, ours)):
         a.reset_parameters()
         b.load_state_dict(a.state_dict(), strict=True)
-    if kind != "LSTMCell":
+    if not kind.endswith("Cell"):
         assert isinstance(ours, torch.nn.RNNBase)
         for a, b in zip(*(chain(*module.all_weights) for module in (ours, theirs)), strict=True):
             assert torch.equal(a, b)
         ours.flatten_parameters()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *CELLS])
 @pytest.mark.parametrize(
     "options",
     [
@@ -106,19 +115,25 @@ def test_what_torch_refuses_is_refused_alike(kind: str, options: dict[str, Any])
 
 
 @pytest.mark.parametrize("sizes", [(3, 0), (0, 4)])
-def test_a_cell_may_have_a_size_of_0(sizes: tuple[int, int]) -> None:
-    ours, theirs = twins("LSTMCell", *sizes)
+@pytest.mark.parametrize("kind", ["LSTMCell", *CELLS])
+def test_a_cell_may_have_a_size_of_0(kind: str, sizes: tuple[int, int]) -> None:
+    ours, theirs = twins(kind, *sizes)
     x = torch.ones(2, sizes[0])
     for a, b in zip(ours(x), theirs(x), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_no_kernel_computes_relu() -> None:
-    with pytest.raises(ValueError, match=r"nonlinearity: expected 'tanh'.*got 'relu'"):
-        RNN(3, 4, nonlinearity="relu")
+@pytest.mark.parametrize("kind", [RNN, RNNCell])
+@pytest.mark.parametrize("value", ["sin", "", None, 1])
+def test_another_nonlinearity(kind: Any, value: Any) -> None:
+    with pytest.raises(ValueError, match="nonlinearity: expected one of tanh, relu, got"):
+        kind(3, 4, nonlinearity=value)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind}-float64")
+OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("GRU", "GRUCell")]  # whose kernels are compiled
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "RNN", "LSTMCell", "RNNCell", *OTHERS], ids=lambda kind: f"{kind}-float64")
 def test_copies_are_independent_and_state_dicts_travel(kind: str) -> None:
     ours, theirs = twins(kind, 3, 4, dtype=DOUBLE)
     x = torch.randn(5, 3, dtype=DOUBLE)
@@ -231,7 +246,7 @@ def test_a_replica_of_data_parallel_reads_its_own_weights() -> None:
 # --- dtypes
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *CELLS])
 @pytest.mark.parametrize("dtype", [torch.float16, HALF])
 def test_half_types_are_computed_in_float32_and_come_back(kind: str, dtype: torch.dtype) -> None:
     half = getattr(gpulstm.torch, kind)(3, 4, dtype=dtype)
@@ -307,7 +322,7 @@ def test_backward_can_be_repeated_and_checkpointed() -> None:
         torch.autograd.grad(y.sum(), x)
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "RNN"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_no_sequence_at_all(kind: str) -> None:
     ours, _ = twins(kind, 3, 4, num_layers=2)
     x = torch.randn(5, 0, 3, requires_grad=True)
@@ -346,6 +361,15 @@ def test_packed_sequences_in_a_compiled_model() -> None:
     packed = pack_sequence([torch.randn(n, 3, dtype=DOUBLE) for n in (2, 5, 3)], enforce_sorted=False)
     compiled = torch.compile(lambda data: lstm(PackedSequence(data, *packed[1:]))[0].data, backend="aot_eager")
     assert torch.equal(compiled(packed.data), lstm(packed)[0].data)
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["LSTMCell", *CELLS])
+def test_a_cell_compiles_without_a_graph_break(kind: str) -> None:
+    torch._dynamo.reset()
+    cell, x = getattr(gpulstm.torch, kind)(3, 4), torch.randn(2, 3)
+    compiled: Any = torch.compile(cell, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), cell(x), rtol=0, atol=0)
 
 
 # --- bad input

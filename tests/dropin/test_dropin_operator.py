@@ -14,8 +14,9 @@ from torch._dynamo import testing
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import gpulstm.torch
 from gpulstm import BackendUnavailable, arrays, cells, use_backend
-from gpulstm.torch import LSTM, RNN, autograd, equations, operator
+from gpulstm.torch import LSTM, autograd, equations, operator
 from gpulstm_kernels import reference
 from gpulstm_kernels.cpu import layer as cpu_layer
 from gpulstm_kernels.cpu.crew.thread_pool import crew
@@ -96,7 +97,7 @@ def test_opcheck_of_backward(variant: dict[str, Any], taped: bool) -> None:
 def test_the_registered_gradient_is_the_functions(variant: dict[str, Any]) -> None:
     x, state, weights, lengths = arguments(**variant)
     leaves = [tensor.requires_grad_() for tensor in (x, *state, *weights)]
-    y, final = autograd.layer(cells.get(variant["cell"]), x, state, weights, lengths)
+    y, final = autograd.layer(variant["cell"], x, state, weights, lengths)
     upstream = [torch.randn_like(part) for part in (y, *final)]
     if lengths is not None:
         upstream[0][torch.arange(len(x))[:, None] >= lengths] = 0
@@ -119,7 +120,7 @@ def test_gradcheck_and_gradgradcheck(variant: dict[str, Any]) -> None:
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
         n = 1 + len(state)
-        y, final = autograd.layer(cells.get(variant["cell"]), tensors[0], tensors[1:n], tensors[n:], lengths)
+        y, final = autograd.layer(variant["cell"], tensors[0], tensors[1:n], tensors[n:], lengths)
         return (y * valid, *final)  # past a length y is unspecified
 
     leaves = tuple(tensor.requires_grad_() for tensor in (x, *state, *weights))
@@ -130,7 +131,7 @@ def test_gradcheck_and_gradgradcheck(variant: dict[str, Any]) -> None:
 @variants
 def test_the_equations_are_the_operator(variant: dict[str, Any]) -> None:
     x, state, weights, lengths = arguments(**variant)
-    y, final = autograd.layer(cells.get(variant["cell"]), x, state, weights, lengths)
+    y, final = autograd.layer(variant["cell"], x, state, weights, lengths)
     expected = equations.layer(variant["cell"], x, lengths, state, weights)
     if lengths is not None:
         y = y * (torch.arange(len(x))[:, None] < lengths)[:, :, None]
@@ -158,7 +159,7 @@ def test_gradgradcheck_of_a_packed_module() -> None:
 
 def twins(kind: str = "LSTM", **options: Any) -> tuple[Any, Any, dict[str, Tensor]]:
     torch.manual_seed(0)
-    ours = {"LSTM": LSTM, "RNN": RNN}[kind](2, 3, **options, dtype=DOUBLE)
+    ours = getattr(gpulstm.torch, kind)(2, 3, **options, dtype=DOUBLE)
     theirs = getattr(torch.nn, kind)(2, 3, **options, dtype=DOUBLE)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs, {name: value.detach() for name, value in ours.named_parameters()}
@@ -178,8 +179,13 @@ def close(actual: Any, expected: Any) -> None:
 
 functional = pytest.mark.parametrize(
     ("kind", "options"),
-    [("LSTM", {"num_layers": 2}), ("RNN", {}), ("LSTM", {"bidirectional": True, "proj_size": 2})],
-    ids=["LSTM", "RNN-float64", "LSTM-projected-float64"],
+    [
+        pytest.param("LSTM", {"num_layers": 2}, id="LSTM"),
+        pytest.param("RNN", {}, id="RNN-float64"),
+        pytest.param("LSTM", {"bidirectional": True, "proj_size": 2}, id="LSTM-projected-float64"),
+        pytest.param("GRU", {"bidirectional": True}, id="GRU-float64", marks=pytest.mark.slow),
+        pytest.param("RNN", {"nonlinearity": "relu"}, id="relu-RNN-float64"),
+    ],
 )
 
 
@@ -235,7 +241,7 @@ def test_gradients_of_each_sample(kind: str, options: dict[str, Any]) -> None:
 @functional
 @pytest.mark.parametrize("shared_input", [True, False])
 def test_an_ensemble_by_vmap_over_weights(kind: str, options: dict[str, Any], shared_input: bool) -> None:
-    members = [{"LSTM": LSTM, "RNN": RNN}[kind](2, 3, **options, dtype=DOUBLE) for _ in range(3)]
+    members: list[Any] = [getattr(gpulstm.torch, kind)(2, 3, **options, dtype=DOUBLE) for _ in range(3)]
     params, buffers = stack_module_state(members)  # type: ignore[arg-type]
     x = torch.randn(*(() if shared_input else (3,)), 4, 5, 2, dtype=DOUBLE)
 

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
 )
 
-CONFIGURATIONS = 320
+CONFIGURATIONS = 320  # of LSTM and RNN; of the others follow
+OF_GRU, OF_RELU = 60, 20
 FORMS = ("batched", "batch_first", "unbatched", "packed", "unsorted", "even")
 LAYOUTS = ("contiguous", "transposed", "every other", "expanded")
 USED = ("all", "output", "state")
@@ -50,6 +51,8 @@ def configuration(seed: int) -> Configuration:
         return choices[below(len(choices))]
 
     kind, form = ("LSTM", "RNN")[seed % 2], FORMS[seed // 2 % len(FORMS)]
+    if seed >= CONFIGURATIONS:
+        kind = "GRU" if seed < CONFIGURATIONS + OF_GRU else "RNN"
     hidden = 2 + below(40)
     options: dict[str, Any] = {
         "num_layers": 1 + below(3),
@@ -59,6 +62,8 @@ def configuration(seed: int) -> Configuration:
     }
     if kind == "LSTM" and below(3) == 0:
         options["proj_size"] = 1 + below(hidden - 1)
+    if kind == "RNN" and seed >= CONFIGURATIONS:
+        options["nonlinearity"] = "relu"
     return Configuration(
         kind,
         (1 + below(9), 1 + below(7), 1 + below(30), hidden),
@@ -120,7 +125,13 @@ def name(seed: int) -> str:
     return f"{seed}-{c.kind}{projected}-{str(c.dtype).removeprefix('torch.')}"
 
 
-@pytest.mark.parametrize("seed", range(CONFIGURATIONS), ids=name)
+def marked(seed: int) -> Any:
+    """Slow, where kernels of another cell in another type would be compiled."""
+    other = configuration(seed).kind == "GRU" and configuration(seed).dtype is torch.float64
+    return pytest.param(seed, marks=pytest.mark.slow) if other else seed
+
+
+@pytest.mark.parametrize("seed", [marked(seed) for seed in range(CONFIGURATIONS + OF_GRU + OF_RELU)], ids=name)
 def test_random_configuration(seed: int) -> None:
     c = configuration(seed)
     steps, batch, inputs, hidden = c.sizes
@@ -176,25 +187,46 @@ def test_configurations_cover_every_feature() -> None:
         assert 1 in {c.sizes[0] for c in own}
         assert 1 in {c.sizes[1] for c in own}
     assert {c.form for c in all_ if "proj_size" in c.options} == set(FORMS)
+    of_gru = [configuration(seed) for seed in range(CONFIGURATIONS, CONFIGURATIONS + OF_GRU)]
+    assert {(c.kind, c.form) for c in of_gru} == {("GRU", form) for form in FORMS}
+    assert {(c.options["bidirectional"], c.options["bias"], c.dtype) for c in of_gru} == {
+        (d, b, dtype) for d in (True, False) for b in (True, False) for dtype in (torch.float32, torch.float64)
+    }
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_random_cell(seed: int) -> None:
+CELLS = [
+    pytest.param(
+        kind,
+        seed,
+        id=f"{kind}-{seed}{'-float64' * (seed % 2)}",
+        marks=[pytest.mark.slow] * (kind == "GRUCell" and seed % 2 == 1),
+    )
+    for kind in ("LSTMCell", "GRUCell", "RNNCell")
+    for seed in range(20)
+]
+
+
+@pytest.mark.parametrize(("kind", "seed"), CELLS)
+def test_random_cell(kind: str, seed: int) -> None:
     torch.manual_seed(seed)
     inputs, hidden, rows = 1 + seed % 7, 1 + seed % 23, () if seed % 5 == 0 else (1 + seed % 4,)
     dtype = (torch.float32, torch.float64)[seed % 2]
-    theirs, ours = both("LSTMCell", (inputs, hidden), {"bias": seed % 3 > 0}, dtype, seed)
+    options: dict[str, Any] = {"bias": seed % 3 > 0}
+    if kind == "RNNCell":
+        options["nonlinearity"] = ("relu", "tanh")[seed % 2]
+    theirs, ours = both(kind, (inputs, hidden), options, dtype, seed)
     assert list(theirs.state_dict()) == list(ours.state_dict())
     x = torch.randn(4, *rows, inputs, dtype=dtype, requires_grad=True)
     state = [torch.randn(*rows, hidden, dtype=dtype, requires_grad=True) for _ in range(2)]
     found = []
     for module in (theirs, ours):
-        hx = tuple(state) if seed % 2 else None
+        hx: Any = (tuple(state) if kind == "LSTMCell" else state[0]) if seed % 2 else None
         outputs = []
         for step in x:
             hx = module(step, hx)
-            outputs += hx
-        leaves = [x, *(state if seed % 2 else []), *module.parameters()]
+            outputs += hx if isinstance(hx, tuple) else [hx]
+        given = state if kind == "LSTMCell" else state[:1]
+        leaves = [x, *(given if seed % 2 else []), *module.parameters()]
         found.append((outputs, gradients(outputs, leaves, seed)))
     compare(found[1][0], found[0][0], dtype, "state")
     compare(found[1][1], found[0][1], dtype, "gradient")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils import parametrizations
 
 import gpulstm.torch
-from gpulstm.torch import LSTM, RNN, LSTMCell, replace
+from gpulstm.torch import GRU, LSTM, RNN, LSTMCell, replace
 
 torch.set_num_threads(1)  # for problems this small its pool only spins against ours
 
@@ -24,7 +24,7 @@ class Model(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.LSTM(5, 4, bidirectional=True))
-        self.layers = torch.nn.ModuleList([torch.nn.RNN(8, 8), torch.nn.GRU(8, 8)])
+        self.layers = torch.nn.ModuleList([torch.nn.RNN(8, 8, nonlinearity="relu"), torch.nn.GRU(8, 8)])
         self.again = self.layers[0]
         self.cell = torch.nn.LSTMCell(8, 3)
         self.plain_list = [self.cell]
@@ -64,11 +64,10 @@ def test_a_model_goes_on_as_it_was() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         if swapped:
             report = replace(model)
-            assert report.replaced == {"encoder.1": "LSTM", "layers.0": "RNN", "cell": "LSTMCell"}
-            assert list(report.left) == ["layers.1"]
-            assert "GRU is none of nn.LSTM, nn.RNN, nn.LSTMCell" in report.left["layers.1"]
-            assert "layers.1: left, torch.nn.modules.rnn.GRU" in str(report)
-            assert [type(modules[name]) for name in report.replaced] == [LSTM, RNN, LSTMCell]
+            assert report.replaced == {"encoder.1": "LSTM", "layers.0": "RNN", "layers.1": "GRU", "cell": "LSTMCell"}
+            assert not report.left
+            assert "layers.1: GRU replaced" in str(report)
+            assert [type(modules[name]) for name in report.replaced] == [LSTM, RNN, GRU, LSTMCell]
         assert all(model.get_parameter(name) is parameter for name, parameter in parameters.items())
         assert all(model.get_submodule(name) is module for name, module in modules.items())
         model(x).square().mean().backward()
@@ -124,6 +123,16 @@ def test_parametrized_modules_stay_parametrized() -> None:
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["GRUCell", "RNNCell"])
+def test_cells_of_one_step(kind: str) -> None:
+    torch.manual_seed(0)
+    cell, x = getattr(torch.nn, kind)(3, 4), torch.randn(2, 3)
+    before = cell(x)
+    assert replace(cell).replaced == {"": kind}
+    assert type(cell) is getattr(gpulstm.torch, kind)
+    torch.testing.assert_close(cell(x), before)
+
+
 class Peephole(torch.nn.LSTM):
     """A subclass that computes something else."""
 
@@ -151,9 +160,8 @@ def scripted() -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: torch.nn.RNN(3, 4, nonlinearity="relu"), "nonlinearity='relu': no kernel computes it"),
-        (lambda: torch.nn.GRUCell(3, 4), "GRUCell is none of nn.LSTM"),
-        (lambda: torch.nn.RNNCell(3, 4), "RNNCell is none of nn.LSTM"),
+        (lambda: torch.nn.RNNCell(3, 4, nonlinearity="sin"), "nonlinearity='sin': no kernel computes it"),
+        (lambda: torch.nn.RNNBase("LSTM", 3, 4), "RNNBase is none of nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell"),
         (lambda: Peephole(3, 4), "Peephole is a subclass of nn.LSTM"),
         (own_forward, "its forward was replaced"),
         (quantized, "torch.ao.nn.quantized.dynamic.modules.rnn.LSTM is none of"),

@@ -10,7 +10,7 @@ from . import lanes
 
 pytestmark = pytest.mark.emulator
 
-TESTS = [f"tests/cuda/test_{what}.py" for what in ("primitives", "layer", "network", "training")]
+TESTS = [f"tests/cuda/test_{what}.py" for what in ("primitives", "layer", "cell_inputs", "network", "training")]
 
 
 @pytest.mark.parametrize("sanitizer", ["plain", "address", "thread"])

@@ -16,7 +16,7 @@ ROLES = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 def weights(op: str, hidden: int, inputs: int, directions: int = 1, *, bias: bool = True, seed: int = 0) -> Arrays:
     """Random W, R and B."""
     rng = np.random.default_rng(seed)
-    rows = (4 if op == "LSTM" else 1) * hidden
+    rows = {"LSTM": 4, "GRU": 3, "RNN": 1}[op] * hidden
     shapes = {"W": (directions, rows, inputs), "R": (directions, rows, hidden)}
     if bias:
         shapes["B"] = (directions, 2 * rows)
@@ -36,7 +36,7 @@ def model(
     connected = [role if role in inputs or role in constants else "" for role in ROLES]
     while not connected[-1]:
         connected.pop()
-    if op == "RNN":
+    if op != "LSTM":
         outputs = outputs[:2]
     node = helper.make_node(op, connected, list(outputs), name="node", **options)
     graph = helper.make_graph(

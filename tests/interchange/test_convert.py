@@ -95,7 +95,12 @@ def test_prefix_dtype_and_batch_first(tmp_path: Path) -> None:
         ("in.safetensors", "there.onnx", ["--force", "--prefix", "x."], "prefix: expected one of a recurrent layer"),
         ("in.safetensors", "out.keras", ["--state"], "state and lengths are inputs of an ONNX model"),
         ("in.safetensors", "out.onnx", ["--layer", "a"], "layer is for ONNX and Keras files"),
-        ("in.onnx", "out.keras", ["--prefix", "a"], "prefix and batch_first are for safetensors files"),
+        (
+            "in.onnx",
+            "out.keras",
+            ["--prefix", "a"],
+            "prefix, cell, batch_first are for safetensors files; expected none, got ['prefix']",
+        ),
         ("in.onnx", "out.keras", ["--layer", "a"], "nodes: expected some of ['lstm_l0'], got ['a']"),
         ("in.pt", "out.onnx", [], "looks like a pickle, which can run code"),
         ("in.txt", "out.onnx", [], "in.txt: expected a name that ends in .safetensors, .onnx"),
@@ -133,6 +138,17 @@ def test_force_replaces_whole_files_only(tmp_path: Path, monkeypatch: pytest.Mon
         assert sorted(tmp_path.iterdir()) == [tmp_path / "in.safetensors", target]
     assert _run(tmp_path / "in.safetensors", target, "--force").exit_code == 0
     assert list(io.onnx_layers(target)) == ["lstm_l0"]
+
+
+def test_a_cell_that_a_file_does_not_say(tmp_path: Path) -> None:
+    layer = gpulstm.RNN(3, 4, nonlinearity="relu", seed=0)
+    safetensors.numpy.save_file(layer.params, tmp_path / "in.safetensors")
+    result = _run(tmp_path / "in.safetensors", tmp_path / "out.onnx", "--cell", "rnn_relu")
+    assert result.exit_code == 0, result.output
+    assert _read(tmp_path / "out.onnx").config == layer.config
+    result = _run(tmp_path / "in.safetensors", tmp_path / "out.keras", "--cell", "relu")
+    assert result.exit_code == 1
+    assert "unknown cell 'relu'" in result.output
 
 
 def test_help_names_the_formats() -> None:

@@ -27,7 +27,7 @@ def _random(seed: int) -> tuple[nn.RecurrentLayer, int, int, dict[str, bool]]:
     def below(high: int) -> int:
         return int(rng.integers(high))
 
-    kind, hidden = ("LSTM", "RNN")[seed % 2], 2 + below(30)
+    kind, hidden = ("LSTM", "RNN", "GRU")[seed % 3], 2 + below(30)
     options: dict[str, Any] = {
         "num_layers": 1 + below(3),
         "bias": bool(below(3)),
@@ -37,6 +37,8 @@ def _random(seed: int) -> tuple[nn.RecurrentLayer, int, int, dict[str, bool]]:
     }
     if kind == "LSTM" and below(3) == 0:
         options["proj_size"] = 1 + below(hidden - 1)
+    if kind == "RNN":
+        options["nonlinearity"] = ("tanh", "relu")[below(2)]
     layer = getattr(gpulstm, kind)(1 + below(20), hidden, **options, seed=seed)
     state = bool(below(2)) and not layer.config.proj_size
     model = nn.Reversed(layer) if not layer.config.bidirectional and below(3) == 0 else layer
@@ -48,7 +50,7 @@ def test_random_layer(seed: int, tmp_path: Any) -> None:
     model, steps, batch, options = _random(seed)
     layer = getattr(model, "layer", model)
     n = problems.network(layer, steps=steps, batch=batch, ragged=options["lengths"], seed=seed)
-    io.export_onnx(model, tmp_path / "m.onnx", **options, opset=(14, 17, 22)[seed % 3])
+    io.export_onnx(model, tmp_path / "m.onnx", **options, opset=(14, 17, 22, 20)[seed % 4])
     given = {"x": n.x}
     if options["lengths"]:
         given["lengths"] = n.lengths.astype(np.int32)  # type: ignore[union-attr]
@@ -71,6 +73,7 @@ def test_random_layers_cover_every_feature() -> None:
         "bidirectional": {True, False},
     }.items():
         assert {getattr(config, name) for config in configs} == values
+    assert {config.cell.name for config in configs} == {"lstm", "gru", "rnn", "rnn_relu"}
     assert sum(bool(config.proj_size) for config in configs) > 10
     assert sum(isinstance(case[0], nn.Reversed) for case in all_) > 10
     assert {(case[3]["state"], case[3]["lengths"]) for case in all_} == {(a, b) for a in (0, 1) for b in (0, 1)}
@@ -154,7 +157,13 @@ def test_the_same_layer_gives_the_same_bytes(tmp_path: Any) -> None:
         (lambda: nn.Linear(3, 4), {"lengths": True}, ValueError, "lengths: expected False, since no layer"),
         (lambda: nn.Dropout(0.1), {}, ValueError, "expected a layer with parameters"),
         (lambda: nn.Reversed(gpulstm.LSTM(3, 4, bidirectional=True)), {}, ValueError, "Reversed of a bidirectional"),
-        (lambda: nn.Recurrent(COUPLED.name, 3, 4), {}, ValueError, "cell: ONNX has lstm, rnn, got 'coupled'"),
+        (lambda: nn.Recurrent(COUPLED.name, 3, 4), {}, ValueError, "ONNX has gru, lstm, rnn, rnn_relu, got 'cou"),
+        (
+            lambda: gpulstm.GRU(3, 4, heads=2),
+            {},
+            ValueError,
+            "heads: expected 1, since ONNX has no recurrent weights in",
+        ),
         (lambda: gpulstm.LSTM(3, 4), {"opset": 13}, ValueError, "opset: expected 14 .. "),
         (lambda: gpulstm.LSTM(3, 4), {"opset": 10**6}, ValueError, "opset: expected 14 .. "),
         (lambda: gpulstm.LSTM(3, 4), {"dtype": "int8"}, ValueError, "dtype: expected float32 or float64"),

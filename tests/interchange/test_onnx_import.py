@@ -21,7 +21,10 @@ from gpulstm import io
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 X = np.zeros((3, 2, 3), np.float32)
 # of a sequence of 0 steps, ONNX Runtime's RNN read outside its memory in versions before pull request 28052
-SHORTEST = {"LSTM": 0, "RNN": 1}
+SHORTEST = {"LSTM": 0, "GRU": 0, "RNN": 1}
+# what each may ask for; a GRU's default is another one
+OPTIONS: dict[str, dict[str, Any]] = {"LSTM": {}, "GRU": {"linear_before_reset": 1}, "RNN": {}}
+ACTIVATIONS = {"LSTM": [["Sigmoid", "Tanh", "Tanh"]], "GRU": [["Sigmoid", "Tanh"]], "RNN": [["Tanh"], ["Relu"]]}
 
 
 def _random(seed: int) -> tuple[str, onnx_models.Arrays, onnx_models.Arrays, dict[str, Any]]:
@@ -31,7 +34,7 @@ def _random(seed: int) -> tuple[str, onnx_models.Arrays, onnx_models.Arrays, dic
     def below(high: int) -> int:
         return int(rng.integers(high))
 
-    op = ("LSTM", "RNN")[seed % 2]
+    op = ("LSTM", "RNN", "GRU")[seed % 3]
     direction = DIRECTIONS[below(3)]
     directions = 2 if direction == "bidirectional" else 1
     steps, batch, inputs, hidden = 1 + below(8), 1 + below(6), 1 + below(20), 1 + below(30)
@@ -46,13 +49,13 @@ def _random(seed: int) -> tuple[str, onnx_models.Arrays, onnx_models.Arrays, dic
         if below(2):
             given[role] = rng.standard_normal((directions, batch, hidden)).astype(np.float32)
     options: dict[str, Any] = {} if direction == "forward" and below(2) else {"direction": direction}
-    options["hidden_size"] = hidden
+    options |= {"hidden_size": hidden, **OPTIONS[op]}
     if below(2):
-        options["activations"] = (["Sigmoid", "Tanh", "Tanh"] if op == "LSTM" else ["Tanh"]) * directions
+        options["activations"] = ACTIVATIONS[op][below(len(ACTIVATIONS[op]))] * directions
     return op, given, weights, options
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", range(180))
 def test_random_node(seed: int) -> None:
     op, given, constants, options = _random(seed)
     model = onnx_models.model(op, given, constants, opset=(7, 14, 17, 22)[seed % 4], **options)
@@ -64,17 +67,18 @@ def test_random_node(seed: int) -> None:
 
 
 def test_random_nodes_cover_every_feature() -> None:
-    all_ = [_random(seed) for seed in range(150)]
-    for op in ("LSTM", "RNN"):
+    all_ = [_random(seed) for seed in range(180)]
+    for op in OPTIONS:
         own = [case for case in all_ if case[0] == op]
         assert {case[3].get("direction", "forward") for case in own} == set(DIRECTIONS)
         for role in ("W", "sequence_lens", "initial_h"):
             assert {role in case[1] for case in own} == {True, False}
         assert any(SHORTEST[op] in case[1].get("sequence_lens", []) for case in own)
+    assert sum("Relu" in case[3].get("activations", []) for case in all_) > 5
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("op", ["LSTM", "RNN"])
+@pytest.mark.parametrize("op", OPTIONS)
 def test_layout_1_is_layout_0_with_axes_swapped(op: str, direction: str) -> None:
     """ONNX Runtime does not run layout 1."""
     directions = 2 if direction == "bidirectional" else 1
@@ -84,9 +88,10 @@ def test_layout_1_is_layout_0_with_axes_swapped(op: str, direction: str) -> None
     for role in ("initial_h", "initial_c")[: 2 if op == "LSTM" else 1]:
         given[role] = rng.standard_normal((directions, 3, 5))
     given = {name: value.astype(np.int32 if name == "sequence_lens" else np.float32) for name, value in given.items()}
-    plain = onnx_models.model(op, given, weights, hidden_size=5, direction=direction)
+    options = {"hidden_size": 5, "direction": direction, **OPTIONS[op]}
+    plain = onnx_models.model(op, given, weights, **options)
     swapped = {name: value.swapaxes(0, 1) if value.ndim == 3 else value for name, value in given.items()}
-    batchwise = onnx_models.model(op, swapped, weights, hidden_size=5, direction=direction, layout=1)
+    batchwise = onnx_models.model(op, swapped, weights, **options, layout=1)
     expected, found = onnx_models.run(plain, given), io.load_onnx(batchwise)(**swapped)
     for name, value in expected.items():
         value = value.transpose(2, 0, 1, 3) if name == "Y" else value.swapaxes(0, 1)
@@ -96,7 +101,7 @@ def test_layout_1_is_layout_0_with_axes_swapped(op: str, direction: str) -> None
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("op", ["LSTM", "RNN"])
+@pytest.mark.parametrize("op", OPTIONS)
 def test_sequences_of_no_steps_give_zeros(op: str, direction: str) -> None:
     directions = 2 if direction == "bidirectional" else 1
     weights = onnx_models.weights(op, 5, 3, directions)
@@ -104,14 +109,15 @@ def test_sequences_of_no_steps_give_zeros(op: str, direction: str) -> None:
     given = {"X": rng.standard_normal((4, 3, 3)).astype(np.float32)}
     given["sequence_lens"] = np.array([4, 0, 2], np.int32)
     given["initial_h"] = rng.standard_normal((directions, 3, 5)).astype(np.float32)
-    found = io.load_onnx(onnx_models.model(op, given, weights, direction=direction))(**given)
+    options = {"direction": direction, **OPTIONS[op]}
+    found = io.load_onnx(onnx_models.model(op, given, weights, **options))(**given)
     assert not found["Y"][:, :, 1].any()
     assert not found["Y_h"][:, 1].any()
     others = {name: value[::2] if value.ndim == 1 else value[:, ::2] for name, value in given.items()}
-    expected = io.load_onnx(onnx_models.model(op, others, weights, direction=direction))(**others)
+    expected = io.load_onnx(onnx_models.model(op, others, weights, **options))(**others)
     np.testing.assert_array_equal(found["Y"][:, :, ::2], expected["Y"])
     none = given | {"sequence_lens": np.zeros(3, np.int32)}
-    empty = io.load_onnx(onnx_models.model(op, none, weights, direction=direction))(**none)
+    empty = io.load_onnx(onnx_models.model(op, none, weights, **options))(**none)
     assert not any(value.any() for value in empty.values())
 
 
@@ -179,7 +185,7 @@ def test_layers_of_a_larger_model() -> None:
     assert list(io.onnx_layers(model, nodes=["RNN"])) == ["RNN"]
     with pytest.raises(io.WeightsError, match=r"expected some of \['first', 'RNN'\], got \['second'\]"):
         io.onnx_layers(model, nodes=["second"])
-    with pytest.raises(io.WeightsError, match=r"exactly one LSTM or RNN node, found \['first', 'RNN'\]"):
+    with pytest.raises(io.WeightsError, match=r"exactly one LSTM, GRU or RNN node, found \['first', 'RNN'\]"):
         io.load_onnx(model)
 
 
@@ -341,11 +347,14 @@ def test_defaults_that_are_spelled_out() -> None:
         ("LSTM", {"P": np.ones((1, 15))}, r"input P \('P'\): peepholes are not supported"),
         ("RNN", {"W": np.zeros((1, 20, 3))}, r"W: expected shape \(1, 5, 3\)"),
         ("RNN", {"initial_c": np.zeros((1, 2, 5))}, "expected at most six inputs"),
+        ("GRU", {"W": np.zeros((1, 20, 3))}, r"W: expected shape \(1, 15, 3\)"),
+        ("GRU", {"B": np.zeros((1, 20))}, r"B: expected shape \(1, 30\)"),
+        ("GRU", {"initial_c": np.zeros((1, 2, 5))}, "expected at most six inputs"),
     ],
 )
 def test_weights_that_do_not_fit(op: str, change: onnx_models.Arrays, message: str) -> None:
     weights = onnx_models.weights(op, 5, 3) | {name: value.astype(np.float32) for name, value in change.items()}
-    model = onnx_models.model(op, {"X": X}, weights)
+    model = onnx_models.model(op, {"X": X}, weights, **OPTIONS[op])
     with pytest.raises(io.WeightsError, match=message):
         io.onnx_layers(model)
     if "initial_c" not in change:
@@ -353,11 +362,44 @@ def test_weights_that_do_not_fit(op: str, change: onnx_models.Arrays, message: s
             io.load_onnx(model)
 
 
+@pytest.mark.parametrize(
+    ("op", "options", "message"),
+    [
+        (
+            "GRU",
+            {},
+            "linear_before_reset = 0 is not supported; expected 1, where the reset gate scales the product of h",
+        ),
+        ("GRU", {"linear_before_reset": 0}, "linear_before_reset = 0 is not supported"),
+        ("GRU", {"linear_before_reset": 1, "activations": ["Sigmoid", "Relu"]}, "expected \\['Sigmoid', 'Tanh'\\]$"),
+        ("RNN", {"linear_before_reset": 1}, "attribute linear_before_reset = 1 is not supported"),
+        (
+            "RNN",
+            {"activations": ["Affine"]},
+            r"activations \['Affine'\] are not supported; expected \['Tanh'\] or \['Re",
+        ),
+        ("RNN", {"activations": ["Relu"], "clip": 1.0}, "attribute clip = 1.0 is not supported"),
+    ],
+)
+def test_cells_that_are_not_supported(op: str, options: dict[str, Any], message: str) -> None:
+    model = onnx_models.model(op, {"X": X}, onnx_models.weights(op, 5, 3), **options)
+    for load in (io.load_onnx, io.onnx_layers):
+        with pytest.raises(io.WeightsError, match=message):
+            load(model)
+
+
+def test_directions_of_two_activations() -> None:
+    weights = onnx_models.weights("RNN", 5, 3, 2)
+    options = {"direction": "bidirectional", "activations": ["Relu", "Tanh"]}
+    with pytest.raises(io.WeightsError, match=r"expected \['Tanh', 'Tanh'\] or \['Relu', 'Relu'\]"):
+        io.onnx_layers(onnx_models.model("RNN", {"X": X}, weights, **options))
+
+
 def test_other_nodes_and_computed_weights() -> None:
-    gru = onnx_models.model("LSTM", {"X": X}, onnx_models.weights("LSTM", 5, 3))
-    gru.graph.node[0].op_type = "GRU"
-    with pytest.raises(io.WeightsError, match="op GRU is not supported; expected LSTM or RNN"):
-        io.onnx_layers(gru)
+    other = onnx_models.model("LSTM", {"X": X}, onnx_models.weights("LSTM", 5, 3))
+    other.graph.node[0].op_type, other.graph.node[0].domain = "AttnLSTM", "com.microsoft"
+    with pytest.raises(io.WeightsError, match="op AttnLSTM is not supported; expected one of LSTM, GRU, RNN"):
+        io.onnx_layers(other)
     given = {"X": X} | onnx_models.weights("LSTM", 5, 3)
     with pytest.raises(io.WeightsError, match="W: expected an initializer or a Constant, but 'W' is computed"):
         io.onnx_layers(onnx_models.model("LSTM", given, {}))
@@ -369,7 +411,7 @@ def test_other_nodes_and_computed_weights() -> None:
         io.load_onnx(3)
     model, _ = _stack()
     del model.graph.node[:]
-    with pytest.raises(io.WeightsError, match="LSTM or RNN nodes, found none"):
+    with pytest.raises(io.WeightsError, match="LSTM, GRU or RNN nodes, found none"):
         io.onnx_layers(model)
 
 

@@ -78,7 +78,7 @@ def test_bad_arguments() -> None:
         nn.Reversed(nn.Linear(2, 2))  # type: ignore[arg-type]
     model = nn.Reversed(gpulstm.RNN(3, 4))
     x = np.ones((5, 2, 3), np.float32)
-    with pytest.raises(ValueError, match="expected 1 <= length <= 5"):
+    with pytest.raises(ValueError, match="expected 0 <= length <= 5"):
         model(x, lengths=[6, 1])
     with pytest.raises(ValueError, match=r"x: expected shape \(T, B, 3\) or \(T, 3\), got \(5, 2, 2\)"):
         model(x[..., :2])

@@ -37,6 +37,7 @@ def _recurrent(**options: Any) -> dict[str, Callable[[], Any]]:
         "Recurrent rnn": lambda: nn.Recurrent("rnn", 3, 4, seed=0, **options),
         "RNN of rectifiers": lambda: nn.RNN(3, 4, nonlinearity="relu", seed=0, **options),
         "Recurrent of rectifiers": lambda: nn.Recurrent("rnn_relu", 3, 4, seed=0, **options),
+        "Recurrent coupled": lambda: nn.Recurrent("cifg", 3, 4, seed=0, **options),
         "Recurrent minimal": lambda: nn.Recurrent("minimal", 3, 4, seed=0, **options),
         "Reversed": lambda: nn.Reversed(gpulstm.LSTM(3, 4, seed=0, **options)),
     }
@@ -47,7 +48,32 @@ def _recurrent(**options: Any) -> dict[str, Callable[[], Any]]:
     return made
 
 
-RECURRENT = {f"{kind}, {name}": make for name, of in OPTIONS.items() for kind, make in _recurrent(**of).items()}
+def _without_projection(**options: Any) -> dict[str, Callable[[], Any]]:
+    """Cells that have none: of those that read h, and of those without a recurrent product."""
+    made: dict[str, Callable[[], Any]] = {
+        "GRU": lambda: gpulstm.GRU(3, 4, seed=0, **options),
+        "Recurrent gru": lambda: nn.Recurrent("gru", 3, 4, seed=0, **options),
+        "Reversed GRU": lambda: nn.Reversed(gpulstm.GRU(3, 4, seed=0, **options)),
+        "Recurrent indrnn": lambda: nn.Recurrent("indrnn", 3, 4, seed=0, **options),
+        "Recurrent mingru": lambda: nn.Recurrent("mingru", 3, 4, seed=0, **options),
+        "Recurrent peephole": lambda: nn.Recurrent("peephole", 3, 4, seed=0, **options),
+        "slstm with heads": lambda: nn.Recurrent("slstm", 3, 4, heads=2, seed=0, **options),
+        "LSTM with heads": lambda: gpulstm.LSTM(3, 4, heads=4, seed=0, **options),
+        "GRU with heads": lambda: gpulstm.GRU(3, 4, heads=2, seed=0, **options),
+    }
+    if "dtype" not in options:
+        for kind in ("bf16", "int8"):
+            for name in ("GRU", "Recurrent indrnn", "Recurrent peephole", "slstm with heads"):
+                made[f"{name} {kind}"] = lambda kind=kind, of=made[name]: gpulstm.quantize(of(), kind)
+    return made
+
+
+RECURRENT = {f"{kind}, {name}": make for name, of in OPTIONS.items() for kind, make in _recurrent(**of).items()} | {
+    f"{kind}, {name}": make
+    for name, of in OPTIONS.items()
+    if "proj_size" not in of
+    for kind, make in _without_projection(**of).items()
+}
 OTHERS: dict[str, Callable[[], Any]] = {
     "Embedding": lambda: nn.Embedding(5, 3, seed=0),
     "Dropout": lambda: nn.Dropout(0.3),
@@ -97,18 +123,20 @@ def test_safetensors(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(_output(again), _output(layer), strict=True)
 
 
-def _assert_part(part: Any, layer: Any, number: int, one_bias: bool) -> None:
-    """``part`` holds the parameters of layer ``number`` of the stack ``layer``."""
+def _assert_part(part: Any, layer: Any, number: int, one_bias: bool, mute: bool = False) -> None:
+    """``part`` holds the parameters of layer ``number`` of the stack ``layer``; of a ``mute`` file one of tanh."""
     assert isinstance(part, nn.Reversed) == isinstance(layer, nn.Reversed)
     part, layer = (value.layer if isinstance(value, nn.Reversed) else value for value in (part, layer))
-    assert (part.config.cell, part.config.bidirectional) == (layer.config.cell, layer.config.bidirectional)
+    cell = gpulstm.cells.rnn if mute and layer.config.cell.name == "rnn_relu" else layer.config.cell
+    assert (part.config.cell, part.config.bidirectional) == (cell, layer.config.bidirectional)
     expected = {}
     for end in part.config.suffixes()[0]:
         own = {kind: f"{kind}{end}".replace("_l0", f"_l{number}") for kind in ("weight_ih", "weight_hh")}
         expected |= {kind + end: layer.params[name] for kind, name in own.items()}
         if layer.config.bias:
             biases = [layer.params[own["weight_ih"].replace("weight_ih", kind)] for kind in ("bias_ih", "bias_hh")]
-            both = (biases[0] + biases[1], np.zeros_like(biases[0])) if one_bias else biases
+            summed = one_bias and not isinstance(layer, gpulstm.GRU) and layer.config.cell.name != "gru"
+            both = (biases[0] + biases[1], np.zeros_like(biases[0])) if summed else biases
             expected |= {f"bias_ih{end}": both[0], f"bias_hh{end}": both[1]}
     assert part.params.keys() == expected.keys()
     for name, value in expected.items():
@@ -116,14 +144,15 @@ def _assert_part(part: Any, layer: Any, number: int, one_bias: bool) -> None:
 
 
 def _refused(name: str, *parts: str) -> bool:
-    return any(part in name for part in (*parts, "minimal", "rectifiers", "bf16", "int8"))
+    own = ("minimal", "coupled", "indrnn", "mingru", "peephole", "heads", "bf16", "int8")
+    return any(part in name for part in (*parts, *own))
 
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_onnx(name: str, tmp_path: Path) -> None:
     """It has one layer a node, so that a stack comes back as several, and the product with a projection as R."""
     layer, path = RECURRENT[name](), tmp_path / "m.onnx"
-    if _refused(name, "Reversed, both", "Reversed, projected"):
+    if _refused(name, "Reversed, both", "Reversed GRU, both", "Reversed, projected"):
         with pytest.raises((ValueError, TypeError), match=r"ONNX|Reversed of a bidirectional"):
             io.export_onnx(layer, path)
         return
@@ -143,7 +172,7 @@ def test_keras(suffix: str, tmp_path: Path) -> None:
         if _refused(name, "Reversed", "projected"):
             with pytest.raises(ValueError, match="Keras"):
                 io.save_keras(make(), path)
-        elif suffix != ".keras" or name in ("LSTM, both", "RNN, plain"):
+        elif suffix != ".keras" or name in ("LSTM, both", "RNN, plain", "GRU, both", "RNN of rectifiers, both"):
             saved[name] = make()
     for group in [saved] if suffix != ".keras" else [{name: layer} for name, layer in saved.items()]:
         io.save_keras(group, path)
@@ -151,7 +180,8 @@ def test_keras(suffix: str, tmp_path: Path) -> None:
         assert len(found) == sum(layer.config.num_layers for layer in group.values())
         for name, layer in group.items():
             for number in range(layer.config.num_layers):
-                _assert_part(found[f"{name}_{number}" if number else name], layer, number, one_bias=True)
+                part = found[f"{name}_{number}" if number else name]
+                _assert_part(part, layer, number, one_bias=True, mute=suffix == ".weights.h5")
 
 
 def test_names_in_keras(tmp_path: Path) -> None:
@@ -200,6 +230,41 @@ def test_memory_that_lies_otherwise(layout: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.training[name], value)
 
 
+def test_files_that_name_no_declaration(tmp_path: Path) -> None:
+    """As earlier versions wrote them."""
+    layer = gpulstm.LSTM(3, 4, seed=0)
+    text = '{"layer": "LSTM", "cell": "lstm", "batch_first": false, "dropout": 0.0}'
+    safetensors.numpy.save_file(layer.params, tmp_path / "m.safetensors", {"gpulstm": text})
+    _assert_same(io.load_safetensors(tmp_path / "m.safetensors"), layer)
+
+
+def _faded(x: Any, s: Any, p: Any) -> Any:
+    c = p.keep * s.c + gpulstm.cells.sigmoid(x.i) * x.g
+    return gpulstm.cells.tanh(c), {"c": c}
+
+
+def test_a_file_names_a_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was saved is loaded where a cell of the name and declaration is known, and nowhere else."""
+    path = tmp_path / "m.safetensors"
+    monkeypatch.setattr(gpulstm.cells, "_cells", dict(gpulstm.cells._cells))
+    cell = gpulstm.cell(gates="i g", states="c", params="keep")(_faded)
+    for layer in (nn.Recurrent(cell, 3, 4, seed=0), gpulstm.quantize(nn.Recurrent(cell, 3, 4, seed=0), "int8")):
+        io.save_safetensors(layer, path)
+        words = json.loads(safetensors.safe_open(path, "np").metadata()["gpulstm"])
+        assert words["cell"] == "_faded"
+        assert words["declaration"] == {"gates": "i g", "states": "c", "params": "keep"}
+        _assert_same(io.load_safetensors(path), layer)
+        del gpulstm.cells._cells["_faded"]
+        with pytest.raises(io.WeightsError, match=r"m.safetensors: metadata: cell: unknown cell '_faded'.*gates='i g'"):
+            io.load_safetensors(path)
+        gpulstm.cell(gates="g i", states="c", params="keep")(_faded)
+        with pytest.raises(
+            io.WeightsError, match=r"here, gates='g i', states='c', .* got gates='i g', states='c', par"
+        ):
+            io.load_safetensors(path)
+        gpulstm.cells._cells["_faded"] = cell
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -226,6 +291,16 @@ def test_quantized_files_that_do_not_fit(change: dict[str, Any], message: str, t
             io.load_safetensors(tmp_path / "m.safetensors")
 
 
+def test_scales_that_no_weights_are_for(tmp_path: Path) -> None:
+    for cell, kind, name in (("indrnn", "int8", "scale_hh_l0"), ("lstm", "bf16", "scale_ih_l0")):
+        layer = gpulstm.quantize(nn.Recurrent(cell, 3, 4, seed=0), kind)
+        words = {"layer": "Quantized", "cell": cell, "kind": kind}
+        tensors = layer.params | {name: np.ones(16, np.float32)}
+        safetensors.numpy.save_file(tensors, tmp_path / "m.safetensors", {"gpulstm": json.dumps(words)})
+        with pytest.raises(io.WeightsError, match=rf"m.safetensors: tensors: unexpected \['{name}'\]"):
+            io.load_safetensors(tmp_path / "m.safetensors")
+
+
 def test_a_model_of_many_layers_loads_in_linear_time(tmp_path: Path) -> None:
     """In quadratic time these take minutes."""
     count = 16_000
@@ -237,7 +312,7 @@ def test_a_model_of_many_layers_loads_in_linear_time(tmp_path: Path) -> None:
         node.graph.node.add().CopyFrom(node.graph.node[0])
     begun = time.monotonic()
     assert len(io.load_safetensors(tmp_path / "m.safetensors").layers) == count
-    with pytest.raises(io.WeightsError, match="exactly one LSTM or RNN node"):
+    with pytest.raises(io.WeightsError, match="exactly one LSTM, GRU or RNN node"):
         io.load_onnx(node)
     assert time.monotonic() - begun < 20
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings(
 @st.composite
 def modules(draw: st.DrawFn) -> tuple[str, Any, torch.nn.Module]:
     """A recurrent module of torch's, its kind and its options."""
-    kind, hidden = draw(st.sampled_from(["LSTM", "RNN"])), draw(st.integers(2, 19))
+    kind, hidden = draw(st.sampled_from(["LSTM", "GRU", "RNN"])), draw(st.integers(2, 19))
     options: dict[str, Any] = {
         "num_layers": draw(st.integers(1, 3)),
         **{name: draw(st.booleans()) for name in ("bias", "bidirectional", "batch_first")},
@@ -149,6 +149,39 @@ def test_a_cell_of_ones_own_and_batch_first(tmp_path: Path) -> None:
     assert not io.load_safetensors(tmp_path / "m.safetensors", batch_first=False).config.batch_first
 
 
+def test_cells_that_are_named(tmp_path: Path) -> None:
+    """Of a state dict that does not say: torch's names of the RNN of rectifiers are those of the one of tanh."""
+    module = torch.nn.RNN(3, 4, 2, bidirectional=True, nonlinearity="relu")
+    path = tmp_path / "m.safetensors"
+    safetensors.torch.save_file({f"a.{name}": value for name, value in module.state_dict().items()}, path)
+    x = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
+    for layer in (io.load_torch(module.state_dict(), cell="rnn_relu"), io.load_torch(path, "a.", cell="rnn_relu")):
+        assert repr(layer) == "RNN(3, 4, num_layers=2, bidirectional=True, nonlinearity='relu')"
+        assert_close(layer(x)[0], module(torch.from_numpy(x))[0].detach(), "torch", "float32")
+    assert io.load_torch(path, "a.").config.cell is gpulstm.cells.rnn
+    for cell in (gpulstm.cells.peephole, gpulstm.cells.indrnn, gpulstm.cells.mingru):
+        layer = nn.Recurrent(cell, 3, 4, 2, bidirectional=True, seed=0)
+        again = io.load_torch(io.save_torch(layer, "a."), "a.", cell=cell)
+        assert again.config == layer.config
+        for name, value in layer.params.items():
+            np.testing.assert_array_equal(again.params[name], value)
+    state = nn.Recurrent("peephole", 3, 4, seed=0).state_dict()
+    for wrong, message in (
+        ("time_gap", r"expected torch's names \(weight_ih_l0, ..., w_gap_l0, b_gap_l0\) .* got \['p_f_l0', 'p_i_l0', "),
+        ("unheard_of", "cell: unknown cell 'unheard_of'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            io.load_torch(state, cell=wrong)
+    heads = io.load_torch(gpulstm.LSTM(3, 4, heads=2, seed=0).state_dict())
+    assert repr(heads) == "Recurrent('lstm', 3, 4, heads=2)"
+    io.save_safetensors(heads, path)
+    assert io.load_safetensors(path, cell="lstm").config == heads.config
+    with pytest.raises(
+        io.WeightsError, match=r"m.safetensors: cell: expected none or .* of the file, 'lstm', got 'gru'"
+    ):
+        io.load_safetensors(path, cell="gru")
+
+
 def _state(**changes: Any) -> dict[str, Any]:
     state = gpulstm.LSTM(3, 4, 2, bidirectional=True, seed=0).state_dict()
     return {name: value for name, value in (state | changes).items() if value is not None}
@@ -170,8 +203,17 @@ def _state(**changes: Any) -> dict[str, Any]:
         (_state(weight_ih_l3=np.zeros((16, 8))), "", "missing .*'weight_hh_l2'"),
         (_state(weight_ih_l99999999=np.zeros((16, 8))), "", "weight_ih_l99999999: expected fewer layers"),
         (_state(weight_ih_l1=np.zeros((16, 9))), "", r"weight_ih_l1: expected shape \(16, 8\), got \(16, 9\)"),
-        (_state(weight_ih_l0=np.zeros((12, 3))), "", "got 12 rows; three is a GRU, which gpulstm does not have"),
-        (_state(weight_ih_l0=np.zeros((13, 3))), "", "4 gates for lstm or 1 gates for rnn, got 13 rows"),
+        (_state(weight_ih_l0=np.zeros((12, 3))), "", r"weight_hh_l0: expected shape \(12, 4\), got \(16, 4\)"),
+        (_state(weight_ih_l0=np.zeros((8, 3))), "", "got 8 rows"),
+        (
+            _state(weight_ih_l0=np.zeros((13, 3))),
+            "",
+            "4 gates for lstm or 3 gates for gru or 1 gates for rnn, got 13 rows",
+        ),
+        (_state(weight_hh_l0=np.zeros((2, 8, 2))), "", r"weight_hh_l0_reverse: expected shape \(2, 8, 2\), got"),
+        (_state(weight_hh_l0=np.zeros((0, 8, 2))), "", "weight_ih_l0: expected 0 rows a gate"),
+        (_state(weight_ih_l0=np.zeros((1, 16, 3))), "", r"weight_ih_l0: expected two axes, got \(1, 16, 3\)"),
+        (_state(p_i_l0=np.zeros(4)), "", r"got \['p_i_l0'\] too; parameters of a cell's own need cell=..."),
         (_state(weight_ih_l0=np.zeros(16)), "", r"weight_ih_l0: expected two axes, got \(16,\)"),
         (_state(weight_hh_l0=np.full((16, 4), np.nan)), "", "weight_hh_l0: holds NaN or infinite values"),
         (_state(weight_hr_l0=np.zeros((4, 4))), "", "weight_ih_l0: proj_size: expected less than hidden_size = 4"),
@@ -215,7 +257,28 @@ def test_sources_that_are_none(source: Any, error: type, message: str) -> None:
         ('{"layer": "Dropout", "p": 0.5}', "tensors: unexpected"),
         ('{"layer": "Dropout", "p": 2}', r"p: expected a number in \[0, 1\), got 2"),
         ('{"layer": "LSTM", "cell": "rnn"}', "1 gates for rnn, got 16 rows"),
-        ('{"layer": "LSTM", "cell": "gru"}', "cell: unknown cell 'gru'"),
+        ('{"layer": "LSTM", "cell": "unheard_of"}', "cell: unknown cell 'unheard_of'"),
+        ('{"layer": "LSTM", "cell": "gru"}', r"3 gates for gru, got 16 rows"),
+        ('{"layer": "GRU", "cell": "lstm"}', "cell: expected that of GRU, got 'lstm'"),
+        ('{"layer": "LSTM", "cell": "lstm", "declaration": "c"}', "declaration: expected texts by part, got 'c'"),
+        (
+            '{"layer": "LSTM", "cell": "lstm", "declaration": {"gates": 4}}',
+            "declaration: expected texts by part, got {",
+        ),
+        (
+            '{"layer": "LSTM", "cell": "lstm", "declaration": {"gates": "f i g o", "states": "c"}}',
+            "cell 'lstm': expected the declaration of the cell of that name here, gates='i f g o', states='c', got "
+            "gates='f i g o', states='c'",
+        ),
+        (
+            '{"layer": "Recurrent", "cell": "unheard_of", "declaration": {"gates": "i", "params": "u"}}',
+            "unknown cell 'unheard_of'; known cells: .*; expected one that was made before, of gates='i', params='u'",
+        ),
+        ('{"layer": "Recurrent", "cell": "peephole"}', r"missing \['p_f_l0', 'p_i_l0', 'p_o_l0'\]"),
+        (
+            '{"layer": "Recurrent", "cell": "indrnn"}',
+            r"missing \['u_l0'\], unexpected \['bias_hh_l0', 'weight_hh_l0'\]",
+        ),
         ('{"layer": "LSTM", "cell": "lstm", "batch_first": 3}', "batch_first: expected True or False, got 3"),
         ('{"layer": "Linear"}', "weight: expected a matrix, got none"),
     ],

@@ -66,16 +66,16 @@ def test_any_derived_cell_equals_the_reference(
 
 def test_an_index_past_the_end_raises(runtime: Any) -> None:
     arrays = [np.ones(4, np.float32), None, np.ones(4, np.float32), np.ones(7, np.float32)]  # ys: 8 = (0 + 2)·2·2
-    kernel = Kernel("walks/step/kernels", "step_project", (FLOAT32,))
+    kernel = Kernel("walks/step/kernels", "step_project", (FLOAT32, False))
     with pytest.raises(IndexError):
-        runtime.launch(kernel, (1, 1, 1), (128, 1, 1), (*arrays, 0, 1, 2, 2, 1, 0))
+        runtime.launch(kernel, (1, 1, 1), (128, 1, 1), (*arrays, 0, 1, 2, 2, 1, 0, None))
 
 
 def test_a_missing_array_raises(runtime: Any) -> None:
     arrays = [np.ones(4, np.float32), None, np.ones(4, np.float32), np.ones(12, np.float32)]
-    kernel = Kernel("walks/step/kernels", "step_project", (FLOAT32,))
+    kernel = Kernel("walks/step/kernels", "step_project", (FLOAT32, False))
     with pytest.raises(TypeError):
-        runtime.launch(kernel, (1, 1, 1), (128, 1, 1), (*arrays, 0, 1, 2, 2, 1, 1))
+        runtime.launch(kernel, (1, 1, 1), (128, 1, 1), (*arrays, 0, 1, 2, 2, 1, 1, None))
 
 
 def test_strided_arrays_and_cooperative_launches_are_refused(runtime: Any) -> None:
@@ -113,16 +113,22 @@ def _parameters(source: str, name: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("source", "name", "template"),
     [
-        ("walks/step/kernels", "step_forward", (FLOAT16, CELLS["lstm"], True, 4)),
-        ("walks/step/kernels", "step_project", (FLOAT16,)),
-        ("walks/step/kernels", "step_unproject", (FLOAT16,)),
-        ("walks/step/kernels", "step_backward", (FLOAT16, CELLS["lstm"], 4)),
-        ("walks/block/kernels", "block_forward", (FLOAT16, False, CELLS["lstm"], True, 1)),
-        ("walks/block/kernels", "block_backward", (FLOAT16, False, CELLS["lstm"], 1)),
+        ("walks/step/kernels", "step_forward", (FLOAT16, CELLS["lstm"], True, 4, False)),
+        ("walks/step/kernels", "step_project", (FLOAT16, False)),
+        ("walks/step/kernels", "step_unproject", (FLOAT16, False)),
+        ("walks/step/kernels", "step_backward", (FLOAT16, CELLS["lstm"], 4, False)),
+        ("walks/step/kernels", "step_begin", (FLOAT16,)),
+        ("walks/step/kernels", "step_end", (FLOAT16,)),
+        ("walks/block/kernels", "block_forward", (FLOAT16, False, CELLS["lstm"], True, False, 1)),
+        ("walks/block/kernels", "block_backward", (FLOAT16, False, CELLS["lstm"], False, 1)),
+        ("walks/step/scan", "scan_forward", (FLOAT16, cells.get("mingru"), True, False)),
+        ("walks/step/scan", "scan_backward", (FLOAT16, cells.get("mingru"), False)),
         ("kernels/layer", "to_accumulate", (FLOAT16,)),
         ("kernels/layer", "from_accumulate", (FLOAT16,)),
         ("kernels/layer", "add_biases", (FLOAT16,)),
         ("kernels/layer", "sum_rows", (FLOAT16,)),
+        ("kernels/layer", "sum_columns", (FLOAT16,)),
+        ("kernels/layer", "h_before", (FLOAT16,)),
     ],
 )
 def test_argument_lists_are_those_of_cuda(runtime: Any, source: str, name: str, template: tuple[Argument, ...]) -> None:
@@ -131,7 +137,7 @@ def test_argument_lists_are_those_of_cuda(runtime: Any, source: str, name: str, 
 
     function, arguments = twin(Kernel(source, name, template))
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    known = {"float16": "T", "float32": "A", "int32": "int"}
+    known = {"float16": "T", "float32": "A", "int32": "int", "uint8": "Byte"}
     assert element(FLOAT16).stored.name == "float16"
 
     def in_cuda(typ: Any) -> str:

@@ -9,10 +9,16 @@ NumPy arrays (reference), on vector registers (Numba CPU) and on scalars (Numba 
     forward(gates, states) -> h, states, saved
     backward(dh, dstates, h, saved, states, previous) -> dgates, dprevious
 
-All arguments but ``h`` and ``dh`` are tuples: ``gates`` of ``len(cell.gates)``, ``states`` (after the step),
+All arguments but ``h`` and ``dh`` are tuples: ``gates`` of ``len(cell.preactivations)``, ``states`` (after the step),
 ``previous`` (before it) and ``dstates`` of ``len(cell.states)``, ``saved`` of ``cell.saved``. The gradient of h
-reaches ``backward`` complete: what came through the output, the next step and a projection is already summed. Both
-functions must be finite where everything is zero: lanes past the last unit of a register compute that. Kernels are
+reaches ``backward`` complete: what came through the output, the next step and a projection is already summed. A cell
+that is given more than gates and states, ``cell.given``, takes it as a last argument, a tuple, and its ``backward``
+returns the gradients of ``cell.given_gradients`` as a third tuple::
+
+    forward(gates, states, given) -> h, states, saved
+    backward(dh, dstates, h, saved, states, previous, given) -> dgates, dprevious, dgiven
+
+Both functions must be finite where everything is zero: lanes past the last unit of a register compute that. Kernels are
 written for the declared counts and would read and write past their memory for others, so both functions are tried on
 small arrays before anything runs.
 """
@@ -28,6 +34,8 @@ from typing import Any
 import numpy as np
 
 _TRIED_ON = (2, 3)  # rows, units
+PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "scale_ih", "scale_hh")
+"""A layer's own parameters, in torch's order, and the scales of int8 weights."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,23 @@ class Cell:
 
     Attributes:
         name: what users call it, such as ``"lstm"``.
-        gates: names of its gates in the order of the rows of the weights, such as ``("i", "f", "g", "o")``.
+        gates: names of its gates in the order of the rows of the weights, such as ``("i", "f", "g", "o")``: their
+            pre-activations are summed of the input's product, h's product and both biases.
         states: names of the states that it carries beside h, such as ``("c",)``.
         saved: how many values a unit and step its ``forward`` saves for ``backward``.
         maths: import path of the module that holds ``forward`` and ``backward``; imported and checked at first use, so
             that declaring a cell costs nothing. Numbers that it reads are constants of the kernels compiled from it.
+        x_gates: of gates whose pre-activations are of the input alone; their rows of ``weight_ih`` and ``bias_ih``
+            follow those of ``gates``.
+        h_gates: likewise of h alone, in ``weight_hh`` and ``bias_hh``.
+        params: names of parameters with one value a unit.
+        initial: of each of them the value that it begins with everywhere; None, or left out, for one that is drawn.
+        inputs: names of what a call gives for each step and row, or for each unit too.
+        differentiable: those of ``inputs`` that have a gradient.
+        reads_h: whether it reads h before the step other than through the product with ``weight_hh``.
+        weights: names of matrices (H, H) that its forward multiplies a value of all units with.
+        stages: into how many parts such products, and means over the units of a row, cut a step, forward or backward
+            (the larger one): 1 for a cell that works unit by unit, whose ``maths`` is as above.
     """
 
     name: str
@@ -48,6 +68,40 @@ class Cell:
     states: tuple[str, ...]
     saved: int
     maths: str
+    x_gates: tuple[str, ...] = ()
+    h_gates: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+    initial: tuple[float | None, ...] = ()
+    inputs: tuple[str, ...] = ()
+    differentiable: tuple[str, ...] = ()
+    reads_h: bool = False
+    weights: tuple[str, ...] = ()
+    stages: int = 1
+
+    @functools.cached_property
+    def preactivations(self) -> tuple[str, ...]:
+        """All gates in the order in which walks hold them: each of the two products writes one run of them."""
+        return (*self.x_gates, *self.gates, *self.h_gates)
+
+    @functools.cached_property
+    def gates_of_x(self) -> tuple[str, ...]:
+        """Those that the input's product gives, in the order of :attr:`preactivations`."""
+        return (*self.x_gates, *self.gates)
+
+    @functools.cached_property
+    def gates_of_h(self) -> tuple[str, ...]:
+        """Those that h's product gives, in the order of :attr:`preactivations`, which is that of ``weight_hh``."""
+        return (*self.gates, *self.h_gates)
+
+    @functools.cached_property
+    def given(self) -> tuple[str, ...]:
+        """What its functions are given beside gates and states: ``h`` before the step, parameters, inputs."""
+        return ("h",) * self.reads_h + self.params + self.inputs
+
+    @functools.cached_property
+    def given_gradients(self) -> tuple[str, ...]:
+        """Of what is given, that whose gradient backward returns."""
+        return ("h",) * self.reads_h + self.params + self.differentiable
 
     @property
     def module(self) -> ModuleType:
@@ -73,16 +127,20 @@ class Cell:
 @functools.cache
 def _checked(cell: Cell, module: ModuleType) -> ModuleType:
     """``module``, whose functions return what ``cell`` declares."""
-    gates, states = _values(len(cell.gates)), _values(len(cell.states))
+    gates, states = _values(len(cell.preactivations)), _values(len(cell.states))
+    given = {"given": _values(len(cell.given))} if cell.given else {}
     h, new, saved = _tried(
         cell,
         module,
         "forward",
-        {"gates": gates, "states": states},
+        {"gates": gates, "states": states, **given},
         {"h": None, "states": len(cell.states), "saved": cell.saved},
     )
-    arguments = {"dh": h, "dstates": states, "h": h, "saved": saved, "states": new, "previous": states}
-    _tried(cell, module, "backward", arguments, {"dgates": len(cell.gates), "dprevious": len(cell.states)})
+    arguments = {"dh": h, "dstates": states, "h": h, "saved": saved, "states": new, "previous": states, **given}
+    counts: dict[str, int | None] = {"dgates": len(cell.preactivations), "dprevious": len(cell.states)}
+    if given:
+        counts["dgiven"] = len(cell.given_gradients)
+    _tried(cell, module, "backward", arguments, counts)
     return module
 
 

@@ -119,67 +119,96 @@ class Rows(NamedTuple):
 
 
 @inline
-def _pack_panels(like, to, b, k0, depth, first, last):
-    """Rows ``first`` to ``last`` of the ``depth`` rows of B from ``k0`` on, whole rows at a time, into panels."""
+def _pack_panels(like, to, b, k0, depth, first, last, zero, zero_at):
+    """Rows ``first`` to ``last`` of the ``depth`` rows of B from ``k0`` on, whole rows at a time, into panels.
+
+    ``zero``: None, or a number for each row from ``zero_at`` on, which counts as one of zeros where that is not 0.
+    """
     item, lane, across, n = like.itemsize, lanes(like), WIDTH * lanes(like), b.columns
     for j in range(first, last):
         source = b.flat.ctypes.data + (b.at[0] + (k0 + j) * b.at[1]) * item
+        valid = n
+        if zero is not None and zero[zero_at + k0 + j]:
+            valid = 0
         for v in range(0, (n + across - 1) // across * across, lane):
             place = (v // across * depth + j) * across + v % across
-            store(like, load(like, source + v * item, n - v), to + place * item, lane)
+            store(like, load(like, source + v * item, valid - v), to + place * item, lane)
+
+
+class Runs(NamedTuple):
+    """How many of A's gates are multiplied with B alone, with both B and D, and with D alone."""
+
+    of_b: int
+    of_both: int
+    of_d: int
 
 
 @inline
-def outer_rows(c, sums, a, b, d, gates, units, width, k, add, scratch, edges, waits, rank, size, barrier):
+def outer_rows(
+    c, sums, a, b, d, runs, units, width, k, add, blocks, zero, zero_at, scratch, edges, waits, rank, size, barrier
+):
     """C = Aᵀ·B (gates · units, N) and behind it Aᵀ·D over ``k`` rows of :class:`Rows`, and the sums of A's columns.
 
-    All three are added to what is there if ``add``. A's columns are in panels, (units / width, gates, width); what
-    lies past the last one is not read. ``scratch``: of :func:`outer_scratch`. Threads split A's panels, which they
-    transpose, and the work of packing B and D, after which all wait at their barrier: ``waits``, how often they had
-    waited there before, becomes what is returned. They end early where the call is aborted.
+    All three are added to what is there if ``add``. A's columns are those of the gates of each of :class:`Runs`, each
+    in panels, (units / width, gates, width); what lies past the last one is not read. The gates of B alone are the last
+    rows of Aᵀ·B. ``blocks``: of Aᵀ·D only so many blocks on the diagonal are computed, each whole panels wide.
+    ``zero``, ``zero_at``: None, or which rows of D count as zeros, of :func:`_pack_panels`. ``scratch``: of
+    :func:`outer_scratch`. Threads split A's panels, which they transpose, and the work of packing B and D, after which
+    all wait at their barrier: ``waits``, how often they had waited there before, becomes what is returned. They end
+    early where the call is aborted.
     """
     packed_a, packed_bd = scratch
     item, lane = c.itemsize, lanes(c)
     across = WIDTH * lane
     left, of_gate, lda = packed_a.ctypes.data, packed_a.strides[0], packed_a.strides[1]
     first, last = share((units + width - 1) // width, rank, size)
-    unit, own = first * width, min(units, last * width) - first * width
+    unit, own, padded = first * width, min(units, last * width) - first * width, (units + width - 1) // width * width
+    first_of_d, in_b, in_d = runs.of_b, runs.of_b + runs.of_both, runs.of_both + runs.of_d
     of_b, of_d = (b.columns + across - 1) // across, (d.columns + across - 1) // across
     for k0 in range(0, k, OUTER_DEPTH):
         depth = min(OUTER_DEPTH, k - k0)
         right = packed_bd.ctypes.data + waits % 2 * packed_bd.strides[0]  # others may still read the block before
         j0, j1 = share(depth, rank, size)
-        _pack_panels(c, right, b, k0, depth, j0, j1)
-        _pack_panels(c, right + of_b * depth * across * item, d, k0, depth, j0, j1)
+        _pack_panels(c, right, b, k0, depth, j0, j1, None, 0)
+        _pack_panels(c, right + of_b * depth * across * item, d, k0, depth, j0, j1, zero, zero_at)
         for j0 in range(0, depth, lane):
-            for column in range(first * gates * width, last * gates * width, lane):
-                place = sums.ctypes.data + column * item
-                source = a.flat.ctypes.data + (a.at[0] + (k0 + j0) * a.at[1] + column) * item
-                total = load(c, place, lane if add or k0 + j0 > 0 else 0)
-                for j in range(min(lane, depth - j0)):
-                    total = total + load(c, source + j * a.at[1] * item, a.columns - column)
-                store(c, total, place, lane)
-                row = column // (gates * width) * width + column % width
-                to = left + column // width % gates * of_gate + row * lda + j0 * item
-                transpose(c, source, a.at[1] * item, depth - j0, a.columns - column, to, lda)
+            for gate, gates in ((0, runs.of_b), (first_of_d, runs.of_both), (in_b, runs.of_d)):
+                for column in range(first * gates * width, last * gates * width, lane):
+                    of_a = gate * padded + column
+                    place = sums.ctypes.data + of_a * item
+                    source = a.flat.ctypes.data + (a.at[0] + (k0 + j0) * a.at[1] + of_a) * item
+                    total = load(c, place, lane if add or k0 + j0 > 0 else 0)
+                    for j in range(min(lane, depth - j0)):
+                        total = total + load(c, source + j * a.at[1] * item, a.columns - of_a)
+                    store(c, total, place, lane)
+                    row = column // (gates * width) * width + column % width
+                    to = left + (gate + column // width % gates) * of_gate + row * lda + j0 * item
+                    transpose(c, source, a.at[1] * item, depth - j0, a.columns - of_a, to, lda)
         waits += 1
         barrier_wait(of_all(barrier), waits, size)
         for p in range(of_b + of_d):
+            is_b = p < of_b
+            n, gates, gate = (b.columns, in_b, 0) if is_b else (d.columns, in_d, first_of_d)
             if is_aborted(barrier, rank, gates * own * across * depth):
                 return waits
-            n, start, p0 = (b.columns, 0, 0) if p < of_b else (d.columns, gates * units * b.columns, of_b)
-            column = (p - p0) * across
-            for g in range(gates):
+            start, column = (0, p * across) if is_b else (in_b * units * b.columns, (p - of_b) * across)
+            last_ones = runs.of_b if is_b else 0  # as many rows of C are of the first gates
+            low, some = unit, own
+            if blocks > 1 and not is_b:
+                low = max(unit, column * blocks // n * (units // blocks))
+                some = min(unit + own, (column * blocks // n + 1) * (units // blocks)) - low
+            for g in range(gates if some > 0 else 0):
+                place = g - last_ones if g >= last_ones else g + gates - last_ones
                 _tile_inside(
                     c,
-                    start + (g * units + unit) * n + column,
+                    start + (place * units + low) * n + column,
                     n,
                     n - column,
                     add or k0 > 0,
-                    left + g * of_gate + unit * lda,
+                    left + (gate + g) * of_gate + low * lda,
                     lda,
                     right + p * depth * across * item,
-                    own,
+                    some,
                     depth,
                     edges[rank],
                 )
@@ -197,7 +226,8 @@ def outer_scratch(k: int, units: int, gates: int, width: int, columns: Sequence[
 
 @kernel
 def _outer(c, sums, a, b, d, gates, units, width, k, scratch, edges, rank, size, barrier):
-    outer_rows(c, sums, a, b, d, gates, units, width, k, False, scratch, edges, 0, rank, size, barrier)
+    runs = Runs(0, gates, 0)
+    outer_rows(c, sums, a, b, d, runs, units, width, k, False, 1, None, 0, scratch, edges, 0, rank, size, barrier)
 
 
 def outer(
@@ -227,13 +257,13 @@ def outer(
     scratch = outer_scratch(k, units, gates, width, n, dtype)
     operands = (c, sums, left, b, d, gates, units, width, k, scratch, edges(threads, dtype))
     crew.run(_outer, dtype, operands, threads, work)
-    return products_of(c, gates * units, n), sums
+    return products_of(c, [(gates * units, columns) for columns in n]), sums
 
 
-def products_of(c: np.ndarray, rows: int, columns: Sequence[int]) -> list[np.ndarray]:
-    """The matrices, of so many ``columns`` each, that lie one behind another in flat ``c``."""
+def products_of(c: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """The matrices of these ``shapes`` that lie one behind another in flat ``c``."""
     parts, start = [], 0
-    for n in columns:
+    for rows, n in shapes:
         parts.append(c[start : start + rows * n].reshape(rows, n))
         start += rows * n
     return parts

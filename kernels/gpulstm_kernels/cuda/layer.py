@@ -23,7 +23,7 @@ from .device.runtime import Runtime
 from .walks import WALKS, Walk
 
 _THREADS = 256
-_COLUMNS, _ROWS = 32, 8  # the block of sum_rows
+_COLUMNS, _ROWS = 32, 8  # the block of sum_rows and sum_columns
 
 
 class LayerTape(NamedTuple):
@@ -42,6 +42,8 @@ def layer_forward(
     state: tuple[Any, ...],
     weights: Sequence[Mapping[str, Any]],
     lengths: Any,
+    inputs: Any = None,
+    resets: Any = None,
     runtime: Runtime | None = None,
 ) -> tuple[Any, tuple[Any, ...], LayerTape | None]:
     """See :class:`gpulstm_kernels.backend.Backend`; arrays on the device, ``lengths`` there or on the host.
@@ -50,15 +52,13 @@ def layer_forward(
     """
     runtime = runtime or current()
     shape = _on_cuda(shape)
-    cell, steps, batch, inputs, training = shape.cell, shape.steps, shape.batch, shape.inputs, shape.training
+    cell, steps, batch, features, training = shape.cell, shape.steps, shape.batch, shape.inputs, shape.training
     dtype, sums, directions = shape.dtype, shape.accumulate, shape.directions
     hidden, outputs, rows = shape.hidden, shape.outputs, shape.rows
 
     slots, saves = steps + 1 if training else 1, training and cell.saved > 0
     buffers = Buffers(
-        weight_hh=_stacked(runtime, [w["weight_hh"] for w in weights]),
-        weight_hr=_stacked(runtime, [w["weight_hr"] for w in weights]) if shape.projected else None,
-        lengths=_on_device(runtime, lengths),
+        **_of_call(runtime, shape, weights, lengths, inputs, resets),
         ys=runtime.empty((steps + 2, batch, directions * outputs), dtype),
         states=runtime.empty((len(cell.states), directions, slots, batch, hidden), sums) if cell.states else None,
         saved=runtime.empty((directions, steps, batch, cell.saved * hidden), dtype) if saves else None,
@@ -70,13 +70,13 @@ def layer_forward(
         runtime.copy(buffers.ys[first, :, d * outputs : (d + 1) * outputs], state[0][d])
         for k, initial in enumerate(state[1:]):
             _convert(runtime, dtype, initial[d], buffers.states[k, d, steps if d and training else 0])
-        gates = buffers.gates[d].reshape(steps * batch, rows)
-        runtime.gemm(x.reshape(steps * batch, inputs), w["weight_ih"], gates, transpose_b=True, tf32=shape.tf32)
+        gates, flat = buffers.gates[d].reshape(steps * batch, rows), x.reshape(steps * batch, features)
+        for of_weight, of_gates in _runs(shape):
+            runtime.gemm(flat, w["weight_ih"][of_weight], gates[:, of_gates], transpose_b=True, tf32=shape.tf32)
     if shape.bias:
         buffers.bias = runtime.empty((directions, rows), sums)
         for d, w in enumerate(weights):
-            arguments = (w["bias_ih"], w["bias_hh"], buffers.bias[d], rows)
-            _elementwise(runtime, "add_biases", dtype, rows, arguments)
+            _biases(runtime, shape, w, buffers.bias[d])
 
     walk = _walk(runtime, shape, backward=False)
     walk.forward(runtime, shape, buffers)
@@ -101,9 +101,11 @@ def layer_backward(
     """See :class:`gpulstm_kernels.backend.Backend`."""
     runtime, shape, x, forward = tape.runtime, tape.shape, tape.x, tape.buffers
     cell, dtype, sums = shape.cell, shape.dtype, shape.accumulate
-    steps, batch, inputs = shape.steps, shape.batch, shape.inputs
+    steps, batch, features = shape.steps, shape.batch, shape.inputs
     directions, hidden, outputs = shape.directions, shape.hidden, shape.outputs
     rows, count = shape.rows, steps * batch
+    own = rows + (len(cell.params) + len(cell.differentiable)) * hidden
+    of_h = slice(len(cell.x_gates) * hidden, rows)
 
     buffers = Buffers(
         forward.weight_hh,
@@ -113,10 +115,13 @@ def layer_backward(
         forward.states,
         forward.saved,
         forward.hidden,
+        forward.params,
+        forward.inputs,
+        forward.resets,
         dy=dy,
         dh=runtime.empty((directions, batch, outputs), sums),
         dstates=runtime.empty((len(cell.states), directions, batch, hidden), sums) if cell.states else None,
-        dgates=runtime.empty((directions, steps, batch, rows), dtype),
+        dgates=runtime.empty((directions, steps, batch, own), dtype),
         dprojected=runtime.empty((directions, steps, batch, outputs), dtype) if shape.projected else None,
     )
     _convert(runtime, dtype, dstate[0], buffers.dh)
@@ -124,20 +129,24 @@ def layer_backward(
         _convert(runtime, dtype, gradient, buffers.dstates[k])
     _walk(runtime, shape, backward=True).backward(runtime, shape, buffers)
 
-    dx = runtime.empty((count, inputs), dtype)
+    dx = runtime.empty((count, features), dtype)
     grads = []
     for d, w in enumerate(tape.weights):
-        dgates = buffers.dgates[d].reshape(count, rows)
-        runtime.gemm(dgates, w["weight_ih"], dx, accumulate=d > 0, tf32=shape.tf32)
-        before = forward.ys[2:] if d else forward.ys[:steps]
-        before = before.reshape(count, directions * outputs)[:, d * outputs : (d + 1) * outputs]
+        dgates, flat = buffers.dgates[d].reshape(count, own), x.reshape(count, features)
         grad = {name: runtime.empty(value.shape, dtype) for name, value in w.items()}
-        flat = x.reshape(count, inputs)
-        runtime.gemm(dgates, flat, grad["weight_ih"], transpose_a=True, tf32=shape.tf32)
-        runtime.gemm(dgates, before, grad["weight_hh"], transpose_a=True, tf32=shape.tf32)
-        if shape.bias:
-            sum_rows(runtime, dgates, grad["bias_ih"])
-            runtime.copy(grad["bias_hh"], grad["bias_ih"])
+        for k, (of_weight, of_gates) in enumerate(_runs(shape)):
+            part, into = dgates[:, of_gates], grad["weight_ih"][of_weight]
+            runtime.gemm(part, w["weight_ih"][of_weight], dx, accumulate=d + k > 0, tf32=shape.tf32)
+            runtime.gemm(part, flat, into, transpose_a=True, tf32=shape.tf32)
+        if cell.gates_of_h:
+            before = _before(runtime, shape, forward, d)
+            runtime.gemm(dgates[:, of_h], before, grad["weight_hh"], transpose_a=True, tf32=shape.tf32)
+        if shape.bias or cell.params:
+            _sums(runtime, shape, dgates, grad)
+        for k, name in enumerate(cell.differentiable):
+            first = rows + (len(cell.params) + k) * hidden
+            grad[f"inputs.{name}"] = runtime.empty((steps, batch, forward.inputs.shape[-1]), dtype)
+            _of_input(runtime, dgates, grad[f"inputs.{name}"].reshape(count, -1), first, hidden)
         if shape.projected:
             dprojected = buffers.dprojected[d].reshape(count, outputs)
             through = forward.hidden[d].reshape(count, hidden)
@@ -177,6 +186,8 @@ def tape_of(
     weights: Sequence[Mapping[str, Any]],
     lengths: Any,
     arrays: Sequence[Any],
+    inputs: Any = None,
+    resets: Any = None,
     runtime: Runtime | None = None,
 ) -> LayerTape:
     """See :class:`gpulstm_kernels.backend.Backend`."""
@@ -184,9 +195,7 @@ def tape_of(
     shape, cell = _on_cuda(shape), shape.cell
     rest = list(arrays)
     buffers = Buffers(
-        weight_hh=_stacked(runtime, [w["weight_hh"] for w in weights]),
-        weight_hr=_stacked(runtime, [w["weight_hr"] for w in weights]) if shape.projected else None,
-        lengths=_on_device(runtime, lengths),
+        **_of_call(runtime, shape, weights, lengths, inputs, resets),
         ys=rest.pop(0),
         states=rest.pop(0) if cell.states else None,
         saved=rest.pop(0) if cell.saved else None,
@@ -196,14 +205,26 @@ def tape_of(
 
 
 def sum_rows(runtime: Runtime, values: Any, sums: Any) -> None:
-    """``sums`` (N,) = the sum of the rows of ``values`` (M, N), in one order always."""
-    rows, columns = values.shape
-    kernel = Kernel("kernels/layer", "sum_rows", (values.dtype,))
-    runtime.launch(kernel, (-(-columns // _COLUMNS), 1, 1), (_COLUMNS, _ROWS, 1), (values, sums, rows, columns))
+    """``sums`` (N,) = the sum of the rows of ``values`` (M, N or more), in one order always."""
+    rows, width = values.shape
+    kernel, columns = Kernel("kernels/layer", "sum_rows", (values.dtype,)), sums.size
+    runtime.launch(kernel, (-(-columns // _COLUMNS), 1, 1), (_COLUMNS, _ROWS, 1), (values, sums, rows, columns, width))
+
+
+def sum_columns(runtime: Runtime, values: Any, sums: Any, first: int = 0, columns: int | None = None) -> None:
+    """``sums`` (M, 1) = the sums of ``columns`` (all) of each row of ``values`` from ``first``, in one order always."""
+    rows, width = values.shape
+    arguments = (values, sums, rows, first, width if columns is None else columns, width)
+    kernel = Kernel("kernels/layer", "sum_columns", (values.dtype,))
+    runtime.launch(kernel, (-(-rows // _ROWS), 1, 1), (_COLUMNS, _ROWS, 1), arguments)
 
 
 def why_not(shape: LayerShape) -> str | None:
     """See :class:`gpulstm_kernels.backend.Backend`: the step walk takes any shape of a cell that is in CUDA C++."""
+    if shape.cell.stages > 1:
+        return "its walks have no stages within a step, which products and means over a row's units cut"
+    if shape.heads > 1:
+        return "its walks multiply h by a whole matrix, not by one a head"
     if shape.weights != shape.dtype:
         return f"it has no weights in {shape.weights}"
     return source.why_not(shape.cell)
@@ -229,10 +250,91 @@ def _on_cuda(shape: LayerShape) -> LayerShape:
     return shape._replace(tf32=True) if shape.dtype == np.float32 and tf32_allowed() else shape
 
 
-def _on_device(runtime: Runtime, lengths: Any) -> Any:
+def _of_call(
+    runtime: Runtime, shape: LayerShape, weights: Any, lengths: Any, inputs: Any, resets: Any
+) -> dict[str, Any]:
+    """The buffers that hold what a call is given."""
+    cell = shape.cell
     if isinstance(lengths, np.ndarray) and type(lengths) is np.ndarray:
-        return runtime.to_device(lengths.astype(np.int32))
-    return lengths
+        lengths = runtime.to_device(lengths.astype(np.int32))
+    return {
+        "weight_hh": _stacked(runtime, [w["weight_hh"] for w in weights]) if cell.gates_of_h else None,
+        "weight_hr": _stacked(runtime, [w["weight_hr"] for w in weights]) if shape.projected else None,
+        "lengths": lengths,
+        "params": _parameters(runtime, shape, weights) if cell.params else None,
+        "inputs": inputs,
+        "resets": resets,
+    }
+
+
+def _parameters(runtime: Runtime, shape: LayerShape, weights: Sequence[Mapping[str, Any]]) -> Any:
+    """All of the cell's parameters (D, their number, H)."""
+    names = shape.cell.params
+    whole = runtime.empty((len(weights), len(names), shape.hidden), shape.dtype)
+    for target, w in zip(whole, weights, strict=True):
+        for row, name in zip(target, names, strict=True):
+            runtime.copy(row, w[name])
+    return whole
+
+
+def _runs(shape: LayerShape) -> list[tuple[slice, slice]]:
+    """The rows of ``weight_ih``, and where among the pre-activations they lie: rows of ``x_gates`` come last in the one
+    and first in the other."""
+    own, both, hidden = len(shape.cell.x_gates), len(shape.cell.gates), shape.hidden
+    runs = [(both, own, 0), (0, both, own)]  # first row, rows, first gate
+    return [
+        (slice(row * hidden, (row + count) * hidden), slice(gate * hidden, (gate + count) * hidden))
+        for row, count, gate in runs
+        if count
+    ]
+
+
+def _biases(runtime: Runtime, shape: LayerShape, w: Mapping[str, Any], bias: Any) -> None:
+    """Fill ``bias`` (G·H,) in the order of the pre-activations."""
+    cell, dtype = shape.cell, shape.dtype
+    own, both = len(cell.x_gates) * shape.hidden, len(cell.gates) * shape.hidden
+    if own:
+        _convert(runtime, dtype, w["bias_ih"][both:], bias[:own])
+    if both:
+        arguments = (w["bias_ih"][:both], w["bias_hh"][:both], bias[own : own + both], both)
+        _elementwise(runtime, "add_biases", dtype, both, arguments)
+    if cell.h_gates:
+        _convert(runtime, dtype, w["bias_hh"][both:], bias[own + both :])
+
+
+def _sums(runtime: Runtime, shape: LayerShape, dgates: Any, grad: dict[str, Any]) -> None:
+    """Fill the gradients of biases and of the cell's parameters, sums of the rows of ``dgates``."""
+    cell, rows, hidden, runs = shape.cell, shape.rows, shape.hidden, _runs(shape)
+    in_order = shape.bias and len(runs) == 1 and not (cell.h_gates or cell.params)
+    total = grad["bias_ih"] if in_order else runtime.empty((rows + len(cell.params) * hidden,), shape.dtype)
+    sum_rows(runtime, dgates, total)
+    if shape.bias:
+        for of_weight, of_gates in () if in_order else runs:
+            runtime.copy(grad["bias_ih"][of_weight], total[of_gates])
+        if cell.gates_of_h:
+            runtime.copy(grad["bias_hh"], total[len(cell.x_gates) * hidden : rows])
+    for k, name in enumerate(cell.params):
+        runtime.copy(grad[name], total[rows + k * hidden : rows + (k + 1) * hidden])
+
+
+def _before(runtime: Runtime, shape: LayerShape, buffers: Buffers, d: int) -> Any:
+    """h before each step of direction ``d``, (T·B, P)."""
+    steps, batch, outputs, directions = shape.steps, shape.batch, shape.outputs, shape.directions
+    if not shape.resets:
+        before = buffers.ys[2:] if d else buffers.ys[:steps]
+        return before.reshape(steps * batch, directions * outputs)[:, d * outputs : (d + 1) * outputs]
+    before = runtime.empty((steps * batch, outputs), shape.dtype)
+    arguments = (buffers.ys, buffers.resets, before, d, directions, steps, batch, outputs)
+    _elementwise(runtime, "h_before", shape.dtype, before.size, arguments)
+    return before
+
+
+def _of_input(runtime: Runtime, dgates: Any, gradient: Any, first: int, hidden: int) -> None:
+    """``gradient`` (T·B, W) of an input whose units' gradients lie in ``dgates`` (T·B, ·) from column ``first``."""
+    if gradient.shape[1] == hidden:
+        runtime.copy(gradient, dgates[:, first : first + hidden])
+        return
+    sum_columns(runtime, dgates, gradient, first, hidden)
 
 
 def _walk(runtime: Runtime, shape: LayerShape, backward: bool) -> Walk:

@@ -28,21 +28,37 @@ __all__ = [
 
 def why_not(shape: LayerShape) -> str | None:
     """See :class:`gpulstm_kernels.backend.Backend`: it compiles any cell's Python."""
+    if shape.cell.stages > 1:
+        return "its walks have no stages within a step, which products and means over a row's units cut"
+    if shape.heads > 1:
+        return "its walks multiply h by a whole matrix, not by one a head"
     return None if shape.weights == shape.dtype else f"it has no weights in {shape.weights}"
 
 
 def layer_forward(
-    shape: LayerShape, x: Any, state: tuple[Any, ...], weights: Sequence[Mapping[str, Any]], lengths: Any
+    shape: LayerShape,
+    x: Any,
+    state: tuple[Any, ...],
+    weights: Sequence[Mapping[str, Any]],
+    lengths: Any,
+    inputs: Any = None,
+    resets: Any = None,
 ) -> tuple[Any, tuple[Any, ...], LayerTape | None]:
     """See :class:`gpulstm_kernels.backend.Backend`."""
-    return layer.layer_forward(shape, x, state, weights, lengths, current_numba())
+    return layer.layer_forward(shape, x, state, weights, lengths, inputs, resets, current_numba())
 
 
 def tape_of(
-    shape: LayerShape, x: Any, weights: Sequence[Mapping[str, Any]], lengths: Any, arrays: Sequence[Any]
+    shape: LayerShape,
+    x: Any,
+    weights: Sequence[Mapping[str, Any]],
+    lengths: Any,
+    arrays: Sequence[Any],
+    inputs: Any = None,
+    resets: Any = None,
 ) -> LayerTape:
     """See :class:`gpulstm_kernels.backend.Backend`."""
-    return layer.tape_of(shape, x, weights, lengths, arrays, current_numba())
+    return layer.tape_of(shape, x, weights, lengths, arrays, inputs, resets, current_numba())
 
 
 def describe(shape: LayerShape) -> str:

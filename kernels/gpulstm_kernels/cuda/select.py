@@ -129,8 +129,8 @@ def _fastest(times: dict[str, float], how: str) -> Choice:
 def _steps(device: Device, shape: LayerShape) -> float:
     """Microseconds a step of products and memory in the step walk."""
     p, many = shape, device.multiprocessors
-    weights = p.directions * len(p.cell.gates) * p.hidden * p.outputs
-    gates = p.directions * p.batch * len(p.cell.gates) * p.hidden
+    weights = p.directions * len(p.cell.gates_of_h) * p.hidden * p.outputs
+    gates = p.directions * p.batch * len(p.cell.preactivations) * p.hidden
     moved = weights * p.dtype.itemsize + 3 * gates * p.accumulate.itemsize  # the product adds to them, the cell reads
     return weights * p.batch / (many * _GEMM[_kind(p)]) + moved / (many * _BYTES)
 
@@ -143,7 +143,7 @@ def _persistent(device: Device, shape: LayerShape, plan: Plan) -> float:
     """
     p, blocks = shape, math.prod(plan.grid)
     columns = -(-p.batch // 8) * 8
-    products = p.directions * columns * len(p.cell.gates) * p.hidden * p.hidden / blocks
+    products = p.directions * columns * len(p.cell.gates_of_h) * p.hidden * p.hidden / blocks
     resident = max(
         1,
         min(

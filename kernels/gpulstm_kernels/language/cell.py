@@ -6,19 +6,21 @@ import functools
 import hashlib
 import importlib
 import inspect
+import itertools
 import keyword
 import linecache
+import math
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..cells import Cell
+from ..cells import PARAMETERS, Cell
 from . import code, graph
-from .derive import choose_saved, gradient
-from .graph import CellError, Trace, Value, evaluate, is_number, ordered
+from .derive import choose_saved, gradient, uniform_of
+from .graph import COUPLED, CellError, Trace, Value, evaluate, is_number, ordered
 
 
 class _Named:
@@ -71,6 +73,7 @@ class TracedCell(Cell):
 
     @functools.cached_property
     def module(self) -> ModuleType:
+        """The module that is derived. Of a cell with stages it is to read: what products and means are is a walk's."""
         file = f"<{self.maths}>"
         linecache.cache[file] = len(self.source), None, self.source.splitlines(keepends=True), file
         module = ModuleType(self.maths)
@@ -81,10 +84,17 @@ class TracedCell(Cell):
     def cuda_source(self, struct: str) -> str:
         return code.cuda(struct, self.derivation)
 
-    def evaluate(self, operators: Mapping[str, Callable[..., Any]], gates: Sequence[Any], states: Sequence[Any]) -> Any:
+    def evaluate(
+        self,
+        operators: Mapping[str, Callable[..., Any]],
+        gates: Sequence[Any],
+        states: Sequence[Any],
+        given: Sequence[Any] = (),
+    ) -> Any:
         """h and the new states, by a function for each operator."""
         d = self.derivation
-        return evaluate([d.h, *d.new], dict(zip([*d.gates, *d.old], [*gates, *states], strict=True)), operators)
+        leaves = zip([*d.gates, *d.old, *d.given], [*gates, *states, *given], strict=True)
+        return evaluate([d.h, *d.new], dict(leaves), operators)
 
     def gradient(
         self,
@@ -93,11 +103,15 @@ class TracedCell(Cell):
         states: Sequence[Any],
         dh: Any,
         dnew: Sequence[Any],
+        given: Sequence[Any] = (),
     ) -> Any:
-        """The gradients of the gates and of the states before the step, with nothing saved."""
+        """The gradients of the gates, of the states before the step, of ``given_gradients`` and of the products, and
+        those products' operands, with nothing saved."""
         d = self.derivation
-        leaves = zip([*d.gates, *d.old, d.dh, *d.dnew], [*gates, *states, dh, *dnew], strict=True)
-        return evaluate([*d.dgates, *d.dold], dict(leaves), operators)
+        values = [*gates, *states, *given, dh, *dnew]
+        leaves = zip([*d.gates, *d.old, *d.given, d.dh, *d.dnew], values, strict=True)
+        operands = [value.arguments[0] for value in d.products]
+        return evaluate([*d.dgates, *d.dold, *d.dgiven, *d.dproducts, *operands], dict(leaves), operators)
 
     def __reduce__(self) -> Any:
         name = self.function.__module__, self.function.__qualname__
@@ -119,7 +133,7 @@ class TracedCell(Cell):
 
     @property
     def _declared(self) -> tuple[Any, ...]:
-        return self.name, self.gates, self.states
+        return self.name, self.initial, *(getattr(self, part) for part in PARTS)
 
     def __copy__(self) -> TracedCell:
         return self
@@ -147,7 +161,21 @@ def checked(cell: Any) -> Cell:
     return cell
 
 
-def cell(*, gates: str, states: str = "") -> Callable[[Callable[..., Any]], TracedCell]:
+PARTS = ("gates", "x_gates", "h_gates", "states", "params", "inputs", "differentiable", "weights")
+"""What a cell declares, each names with spaces between them."""
+
+
+def cell(
+    *,
+    gates: str = "",
+    x_gates: str = "",
+    h_gates: str = "",
+    states: str = "",
+    params: str = "",
+    inputs: str = "",
+    differentiable: str = "",
+    weights: str = "",
+) -> Callable[[Callable[..., Any]], TracedCell]:
     """Make a cell of a function, which is its forward and is called once, with values that record what is done to them.
 
     ::
@@ -157,19 +185,33 @@ def cell(*, gates: str, states: str = "") -> Callable[[Callable[..., Any]], Trac
             c = sigmoid(x.f) * s.c + sigmoid(x.i) * tanh(x.g)
             return sigmoid(x.o) * tanh(c), {"c": c}
 
-    Args:
-        gates: names of its gates, in the order of the rows of the weights, with spaces between them.
-        states: names of the states that it carries beside h.
+    All arguments are names with spaces between them.
 
-    The function takes ``x``, the gates' pre-activations, and ``s``, the states before the step, and returns h and a
-    dictionary of the new states. It may use + - * / ``** 2``, the functions of :mod:`.operators`, numbers, helpers and
-    loops, but no condition on a value: that is what ``where`` is for.
+    Args:
+        gates: those whose pre-activations are the sum of the input's product, h's product and both biases, in the
+            order of the rows of ``weight_ih`` and ``weight_hh``.
+        x_gates: those of the input alone; their rows of ``weight_ih`` and ``bias_ih`` follow those of ``gates``.
+        h_gates: those of h alone, in ``weight_hh`` and ``bias_hh`` likewise. Without these and ``gates`` there is no
+            recurrent product, and no ``weight_hh``.
+        states: what the cell carries beside h.
+        params: parameters with one value a unit; ``gain=1`` for one that begins with that value everywhere.
+        inputs: what a call gives for each step and row, or for each unit too: masks, the time since the last step.
+        differentiable: those of ``inputs`` that have a gradient; the others are constants to it.
+        weights: further matrices (H, H), ``weight_u_l0`` for ``u``, for ``product("u", v)``.
+
+    The function takes ``x``, the gates' pre-activations; ``s``, h and the states before the step; where some are
+    declared ``p``, the parameters, and ``i``, the inputs. It returns h and a dictionary of the new states. It may use
+    + - * / ``** 2``, the functions of :mod:`.operators`, numbers, helpers and loops, but no condition on a value: that
+    is what ``where`` is for.
 
     Raises:
         TypeError: the declaration is no text of names.
-        CellError: a name is declared twice or is none; the function takes other arguments, fails, uses no value of a
-            gate, or returns other states than declared or what is no value of the cell.
+        CellError: a name is declared twice or is none, or a part of ``differentiable`` is no input; the function takes
+            other arguments, fails, does not use all that is declared, or returns other states than declared or what is
+            no value of the cell.
     """
+    given = gates, x_gates, h_gates, states, params, inputs, differentiable, weights
+    texts = dict(zip(PARTS, given, strict=True))
 
     def make(function: Callable[..., Any]) -> TracedCell:
         if not inspect.isfunction(function):
@@ -177,10 +219,44 @@ def cell(*, gates: str, states: str = "") -> Callable[[Callable[..., Any]], Trac
         name = function.__name__
         if not name.isidentifier() or not name.isascii():  # a lambda, or what C++ has no name for
             raise CellError(f"cell {name!r}: expected a function whose name is of ASCII letters, digits and _")
-        declared = {"gates": _names(name, "gates", gates), "states": _names(name, "states", states)}
-        return _traced(function, **declared)
+        begun, begins = _initial_values(name, params)
+        declared = {part: _names(name, part, text) for part, text in (texts | {"params": begun}).items()}
+        return _traced(function, Declared(**declared), begins)
 
     return make
+
+
+def _initial_values(cell: str, params: Any) -> tuple[Any, tuple[float | None, ...]]:
+    """The declared ``params`` without their initial values, and those."""
+    if not isinstance(params, str):
+        return params, ()  # refused as other parts are
+    names, values = [], []
+    for part in params.split():
+        name, given, text = part.partition("=")
+        try:
+            value = float(text) if given else None
+        except ValueError:
+            value = math.nan
+        if value is not None and not math.isfinite(value):
+            raise CellError(
+                f"cell {cell!r}: params: expected a finite number to begin with, as in gain=1, got {part!r}"
+            )
+        names.append(name)
+        values.append(value)
+    return " ".join(names), tuple(values)
+
+
+class Declared(NamedTuple):
+    """The parts of a declaration, as :class:`gpulstm_kernels.cells.Cell` has them."""
+
+    gates: tuple[str, ...]
+    x_gates: tuple[str, ...]
+    h_gates: tuple[str, ...]
+    states: tuple[str, ...]
+    params: tuple[str, ...]
+    inputs: tuple[str, ...]
+    differentiable: tuple[str, ...]
+    weights: tuple[str, ...]
 
 
 def _names(cell: str, what: str, text: Any) -> tuple[str, ...]:
@@ -196,45 +272,125 @@ def _names(cell: str, what: str, text: Any) -> tuple[str, ...]:
     return names
 
 
-def _traced(function: Callable[..., Any], gates: tuple[str, ...], states: tuple[str, ...]) -> TracedCell:
+def _traced(function: Callable[..., Any], declared: Declared, begins: tuple[float | None, ...]) -> TracedCell:
     name = function.__name__
     line = f" ({function.__code__.co_filename}, line {function.__code__.co_firstlineno})"
-    _check_declaration(name, gates, states, line)
+    _check_declaration(name, declared, line)
     trace = Trace(name)
-    x, s = _Named(trace, "x", "gates", gates), _Named(trace, "s", "states", states)
-    h, new = _outcome(function, line, trace, x, s, states)
-    _check_use(trace, x, (h, *new), line)
-    dh, dnew = trace.leaf("dh"), tuple(trace.leaf(f"dnew.{state}") for state in states)
-    given, old = tuple(x._values.values()), tuple(s._values.values())
-    gradients = gradient([(h, dh), *zip(new, dnew, strict=True)], [*given, *old])
-    saved = choose_saved([h, *new], gradients, [h, *new, *old])
-    derivation = code.Derivation(given, old, h, new, saved, dh, dnew, gradients[: len(given)], gradients[len(given) :])
+    trace.weights = declared.weights
+    gates = declared.x_gates + declared.gates + declared.h_gates
+    x = _Named(trace, "x", "gates", gates)
+    s = _Named(trace, "s", "states", (*declared.states, "h"))
+    p = _Named(trace, "p", "parameters", declared.params)
+    i = _Named(trace, "i", "inputs", declared.inputs)
+    arguments = {"x": x, "s": s}
+    if declared.params:
+        arguments["p"] = p
+    if declared.inputs:
+        arguments["i"] = i
+    h, new = _outcome(function, line, trace, arguments, declared.states)
+    used = set(ordered((h, *new)))
+    for kind, values in (("gates", x), ("params", p), ("inputs", i)):
+        _check_use(name, kind, values, used, line)
+    products = tuple(value for value in ordered((h, *new)) if value.operator == "product")
+    _check_weights(name, declared.weights, {value.detail for value in products}, line)
+    *old, before = s._values.values()
+    reads_h = before in used
+    given = [*[before] * reads_h, *p._values.values(), *i._values.values()]
+    wanted = [*[before] * reads_h, *p._values.values(), *(i._values[one] for one in declared.differentiable)]
+    dh, dnew = trace.leaf("dh"), tuple(trace.leaf(f"dnew.{state}") for state in declared.states)
+    of_gates = tuple(x._values.values())
+    gradients = gradient([(h, dh), *zip(new, dnew, strict=True)], [*of_gates, *old, *wanted, *products])
+    dgates, dold, dgiven, dproducts = _split(gradients, len(of_gates), len(old), len(wanted))
+    operands = [value.arguments[0] for value in products]
+    saved = choose_saved([h, *new], [*gradients, *operands], [h, *new, *old, *given])
+    shared = uniform_of(saved)
+    derivation = code.Derivation(
+        of_gates, tuple(old), tuple(given), h, new, saved, dh, dnew, dgates, dold, dgiven, products, dproducts
+    )
+    stages = count_stages(derivation)
     source = code.python(name, derivation)
     return TracedCell(
-        name,
-        gates,
-        states,
-        len(saved),
-        f"{__package__}.derived.{name}_{hashlib.blake2b(source.encode(), digest_size=4).hexdigest()}",
+        name=name,
+        saved=len([value for value in saved if value.index not in shared]),
+        maths=f"{__package__}.derived.{name}_{hashlib.blake2b(source.encode(), digest_size=4).hexdigest()}",
+        reads_h=reads_h,
+        initial=begins,
+        stages=stages,
         function=function,
         derivation=derivation,
         source=source,
         names=trace.names,
+        **declared._asdict(),
     )
 
 
-def _check_declaration(name: str, gates: tuple[str, ...], states: tuple[str, ...], line: str) -> None:
-    if not gates:
-        raise CellError(f"cell {name!r}: gates: expected at least one, got none{line}")
-    names = ("h", *gates, *states)
+def count_stages(d: code.Derivation) -> int:
+    """See :attr:`gpulstm_kernels.cells.Cell.stages`."""
+    forward = [d.h, *d.new]
+    of_forward = {value.index for value in ordered(forward)}
+    backward = [*d.dgates, *d.dold, *d.dgiven, *d.dproducts]
+    return 1 + max(_depth(forward, set()), _depth(backward, of_forward))
+
+
+def _depth(roots: Sequence[Value], known: set[int]) -> int:
+    """How many couplings stand one behind another between ``known`` values and ``roots``."""
+    depths: dict[int, int] = {}
+    for value in ordered(roots, known):
+        before = 0 if value.index in known else max((depths[one.index] for one in value.arguments), default=0)
+        depths[value.index] = before + (value.operator in COUPLED and value.index not in known)
+    return max(depths[root.index] for root in roots)
+
+
+def _check_weights(cell: str, declared: tuple[str, ...], used: set[Any], line: str) -> None:
+    if idle := [name for name in declared if name not in used]:
+        raise CellError(
+            f"cell {cell!r}: weights: expected each to be used in a product, got {', '.join(map(repr, idle))}, on "
+            f"which nothing that is returned depends{line}"
+        )
+
+
+def _split(values: tuple[Value, ...], *counts: int) -> Iterator[tuple[Value, ...]]:
+    """The first so many, as often as said, and the rest."""
+    start = 0
+    for count in counts:
+        yield values[start : start + count]
+        start += count
+    yield values[start:]
+
+
+def _check_declaration(name: str, declared: Declared, line: str) -> None:
+    if not declared.gates + declared.x_gates:
+        raise CellError(f"cell {name!r}: gates: expected at least one, got none, nor any of x_gates{line}")
+    *others, differentiable, weights = declared
+    names = ("h", *itertools.chain(*others))
     if twice := sorted({one for one in names if names.count(one) > 1}):
         raise CellError(
-            f"cell {name!r}: expected gates and states of different names beside h, got {', '.join(twice)} twice{line}"
+            f"cell {name!r}: expected gates, states, parameters and inputs of different names beside h, got "
+            f"{', '.join(twice)} twice{line}"
+        )
+    for kind, parts in (("differentiable", differentiable), ("weights", weights)):
+        if repeated := sorted({one for one in parts if parts.count(one) > 1}):
+            raise CellError(f"cell {name!r}: {kind}: expected each once, got {', '.join(repeated)} twice{line}")
+    if reserved := [one for one in weights if f"weight_{one}" in PARAMETERS]:
+        raise CellError(
+            f"cell {name!r}: weights: expected other names than ih, hh and hr, which a layer has, got "
+            f"{', '.join(reserved)}{line}"
+        )
+    if reserved := [one for one in declared.params if one in PARAMETERS]:
+        raise CellError(
+            f"cell {name!r}: params: expected other names than those of a layer's own parameters, got "
+            f"{', '.join(reserved)}{line}"
+        )
+    if unknown := [one for one in differentiable if one not in declared.inputs]:
+        raise CellError(
+            f"cell {name!r}: differentiable: expected names of inputs, {', '.join(declared.inputs) or 'none'}, got "
+            f"{', '.join(unknown)}{line}"
         )
 
 
 def _outcome(
-    function: Callable[..., Any], line: str, trace: Trace, x: _Named, s: _Named, states: tuple[str, ...]
+    function: Callable[..., Any], line: str, trace: Trace, arguments: Mapping[str, _Named], states: tuple[str, ...]
 ) -> tuple[Value, tuple[Value, ...]]:
     """What the function returns, as values of the trace.
 
@@ -243,14 +399,15 @@ def _outcome(
     """
     name = trace.cell
     try:
-        inspect.signature(function).bind(x, s)
+        inspect.signature(function).bind(*arguments.values())
     except TypeError as error:
+        *others, last = (f"the {value._kind}" for value in arguments.values())
+        expected = f"{', '.join(others)} and {last}, {name}({', '.join(arguments)})"
         raise CellError(
-            f"cell {name!r}: expected a function of the gates and the states, {name}(x, s), got "
-            f"{name}{inspect.signature(function)}{line}"
+            f"cell {name!r}: expected a function of {expected}, got {name}{inspect.signature(function)}{line}"
         ) from error
     try:
-        result = function(x, s)
+        result = function(*arguments.values())
     except CellError as error:
         if str(error).startswith("cell "):
             raise
@@ -291,12 +448,11 @@ def _failed_at(error: Exception) -> str:
     return place
 
 
-def _check_use(trace: Trace, x: _Named, results: tuple[Value, ...], line: str) -> None:
-    used = set(ordered(results))
-    idle = [gate for gate, value in x._values.items() if value not in used]
+def _check_use(cell: str, kind: str, given: _Named, used: set[Value], line: str) -> None:
+    idle = [name for name, value in given._values.items() if value not in used]
     if idle:
         raise CellError(
-            f"cell {trace.cell!r}: gates: expected each to be used, got {', '.join(map(repr, idle))}, on which nothing "
+            f"cell {cell!r}: {kind}: expected each to be used, got {', '.join(map(repr, idle))}, on which nothing "
             f"that is returned depends{line}"
         )
 

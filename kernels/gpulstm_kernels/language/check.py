@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..cells import Cell
 from .cell import checked
+from .check_stages import check_stages
 from .graph import CellError
 
 _LANES = 64  # values of each gate, drawn from a normal distribution
@@ -33,76 +35,105 @@ def check(cell: Cell) -> str:
         ValueError: maths written by hand is not what it is declared to be.
     """
     checked(cell)
+    if cell.stages > 1:
+        return check_stages(cell)
     rng = np.random.default_rng(0)
-    gates, states = _reached(cell, rng)
-    for what, values in _extremes(cell):
+    point = _reached(cell, rng)
+    for what, values, gradients in _extremes(cell):
         for dtype in ("float32", "float64"):
-            _finite(cell, what, dtype, *(tuple(v.astype(dtype) for v in part) for part in values))
+            _finite(cell, what, dtype, values.to(dtype), tuple(v.astype(dtype) for v in gradients))
     error = 0.0
-    for tried in (states, _moved(cell, gates, states, rng)):
-        error = max(error, _compare(cell, gates, tried, _drawn(rng, 1)[0], _drawn(rng, len(cell.states))))
-    single = _single(cell, gates, states)
+    for tried in (point, _moved(cell, point, rng)):
+        error = max(error, _compare(cell, tried, _drawn(rng, 1 + len(cell.states))))
+    single = _single(cell, point)
     return (
-        f"cell {cell.name!r}: gradients of {', '.join((*cell.gates, *cell.states))} are within {error:.1g} of finite "
-        f"differences; finite at 0 and where a gate is ±{_SATURATED:.0f}; float32 within {single:.1g} of float64"
+        f"cell {cell.name!r}: gradients of {', '.join(name for _, name in _parts(cell))} are within {error:.1g} of "
+        f"finite differences; finite at 0 and where a gate is ±{_SATURATED:.0f}; float32 within {single:.1g} of float64"
     )
+
+
+class _Point(NamedTuple):
+    """Where a cell is tried: values of its gates, its states, and what else it is given."""
+
+    gates: Arrays
+    states: Arrays
+    given: Arrays
+
+    def to(self, dtype: str) -> _Point:
+        return _Point(*(tuple(v.astype(dtype) for v in part) for part in self))
+
+
+def _parts(cell: Cell) -> list[tuple[str, str]]:
+    """Kind and name of all that has a gradient, in the order of :func:`_gradient`."""
+    kinds = {"gate": cell.preactivations, "state": cell.states + ("h",) * cell.reads_h}
+    kinds |= {"parameter": cell.params, "input": cell.differentiable}
+    return [(kind, name) for kind, names in kinds.items() for name in names]
 
 
 def _drawn(rng: np.random.Generator, count: int) -> Arrays:
     return tuple(rng.standard_normal(_LANES) for _ in range(count))
 
 
-def _forward(cell: Cell, gates: Arrays, states: Arrays) -> tuple[np.ndarray, Arrays, Arrays]:
+def _forward(cell: Cell, at: _Point) -> tuple[np.ndarray, Arrays, Arrays]:
     with np.errstate(all="ignore"):
-        h, new, saved = cell.module.forward(gates, states)
+        h, new, saved = cell.module.forward(at.gates, at.states, *[at.given] * bool(at.given))
     return h, new, saved
 
 
-def _gradient(cell: Cell, gates: Arrays, states: Arrays, dh: np.ndarray, dnew: Arrays) -> Arrays:
-    """Of each gate and each state before the step."""
-    h, new, saved = _forward(cell, gates, states)
+def _gradient(cell: Cell, at: _Point, gradients: Arrays) -> Arrays:
+    """Of each gate, of each state before the step, and of each that is given and has one."""
+    h, new, saved = _forward(cell, at)
+    more = [at.given] * bool(at.given)
     with np.errstate(all="ignore"):
-        dgates, dstates = cell.module.backward(dh, dnew, h, saved, new, states)
-    return (*dgates, *dstates)
+        found = cell.module.backward(gradients[0], gradients[1:], h, saved, new, at.states, *more)
+    return tuple(itertools.chain(*found))
 
 
-def _reached(cell: Cell, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
-    """Random gates, and states after a few steps from zero."""
-    states: Arrays = (np.zeros(_LANES),) * len(cell.states)
-    for step in range(_STEPS):
-        gates = _drawn(rng, len(cell.gates))
-        h, states, _ = _forward(cell, gates, states)
+def _reached(cell: Cell, rng: np.random.Generator) -> _Point:
+    """Random gates and parameters, inputs in [0, 1), and h and states after a few steps from zero."""
+    params = _drawn(rng, len(cell.params))
+    h, states = np.zeros(_LANES), (np.zeros(_LANES),) * len(cell.states)
+    for step in range(_STEPS + 1):
+        inputs = tuple(rng.uniform(size=_LANES) for _ in cell.inputs)
+        at = _Point(_drawn(rng, len(cell.preactivations)), states, (*[h] * cell.reads_h, *params, *inputs))
+        if step == _STEPS:
+            break
+        h, states, _ = _forward(cell, at)
         for name, value in (("h", h), *zip(cell.states, states, strict=True)):
             if not np.isfinite(value).all():
                 raise CellError(
                     f"cell {cell.name!r}: {name}: expected finite values, got {value[~np.isfinite(value)][0]} after "
                     f"{step + 1} steps from zero, at gates drawn from a normal distribution"
                 )
-    return _drawn(rng, len(cell.gates)), states
+    return at
 
 
-def _moved(cell: Cell, gates: Arrays, states: Arrays, rng: np.random.Generator) -> Arrays:
+def _moved(cell: Cell, at: _Point, rng: np.random.Generator) -> _Point:
     """States near those, where the cell is finite there: the ones that it comes to from zero may all be zero."""
-    moved = tuple(state + 0.1 * noise for state, noise in zip(states, _drawn(rng, len(states)), strict=True))
-    h, new, _ = _forward(cell, gates, moved)
-    return moved if all(np.isfinite(value).all() for value in (h, *new)) else states
+    noise = _drawn(rng, len(at.states))
+    moved = at._replace(states=tuple(state + 0.1 * n for state, n in zip(at.states, noise, strict=True)))
+    h, new, _ = _forward(cell, moved)
+    return moved if all(np.isfinite(value).all() for value in (h, *new)) else at
 
 
-def _compare(cell: Cell, gates: Arrays, states: Arrays, dh: np.ndarray, dnew: Arrays) -> float:
+def _compare(cell: Cell, at: _Point, gradients: Arrays) -> float:
     """The largest error of a gradient, beside the largest of its values or 1."""
 
     def loss(values: Sequence[np.ndarray]) -> np.ndarray:
-        h, new, _ = _forward(cell, tuple(values[: len(gates)]), tuple(values[len(gates) :]))
-        return h * dh + sum((a * b for a, b in zip(new, dnew, strict=True)), np.zeros(_LANES))
+        states = len(at.gates) + len(at.states)
+        parts = values[: len(at.gates)], values[len(at.gates) : states], values[states:]
+        h, new, _ = _forward(cell, _Point(*map(tuple, parts)))
+        return sum((a * b for a, b in zip((h, *new), gradients, strict=True)), np.zeros(_LANES))
 
-    given, worst = [*gates, *states], 0.0
-    found = _gradient(cell, gates, states, dh, dnew)
-    kinds = [("gate", name) for name in cell.gates] + [("state", name) for name in cell.states]
-    for k, ((kind, name), value) in enumerate(zip(kinds, found, strict=True)):
+    values, worst = [*itertools.chain(*at)], 0.0
+    constant = set(cell.inputs) - set(cell.differentiable)
+    moved = [k for k, name in enumerate((*cell.preactivations, *cell.states, *cell.given)) if name not in constant]
+    found = _gradient(cell, at, gradients)
+    for k, (kind, name), value in zip(moved, _parts(cell), found, strict=True):
         expected, other = (
             (
-                loss([v + e * (j == k) for j, v in enumerate(given)])
-                - loss([v - e * (j == k) for j, v in enumerate(given)])
+                loss([v + e * (j == k) for j, v in enumerate(values)])
+                - loss([v - e * (j == k) for j, v in enumerate(values)])
             )
             / (2 * e)
             for e in (_EPSILON, 3 * _EPSILON)
@@ -114,33 +145,33 @@ def _compare(cell: Cell, gates: Arrays, states: Arrays, dh: np.ndarray, dnew: Ar
         if settled.mean() < 0.5:
             raise CellError(f"cell {cell.name!r}: gradient of {kind} {name!r}: finite differences come to no value")
         if not (off <= _ALLOWED).all():
-            at = int(np.nanargmax(np.where(np.isnan(off), np.inf, off)))
+            at_most = int(np.nanargmax(np.where(np.isnan(off), np.inf, off)))
             raise CellError(
-                f"cell {cell.name!r}: gradient of {kind} {name!r}: expected {expected[at]:.9g}, as finite differences "
-                f"give, got {value[at]:.9g}"
+                f"cell {cell.name!r}: gradient of {kind} {name!r}: expected {expected[at_most]:.9g}, as finite "
+                f"differences give, got {value[at_most]:.9g}"
             )
         worst = max(worst, float(off.max()))
     return worst
 
 
-def _extremes(cell: Cell) -> Iterator[tuple[str, tuple[Arrays, Arrays, Arrays]]]:
-    """Gates, states and gradients (of h, then of the new states), and where they are."""
+def _extremes(cell: Cell) -> Iterator[tuple[str, _Point, Arrays]]:
+    """Where a cell must be finite, and gradients of h and of the new states."""
     zeros: Arrays = (np.zeros(_LANES),)
-    gates, states = len(cell.gates) * zeros, len(cell.states) * zeros
-    yield "everything is 0", (gates, states, zeros + states)
+    zero = _Point(len(cell.preactivations) * zeros, len(cell.states) * zeros, len(cell.given) * zeros)
+    yield "everything is 0", zero, (1 + len(cell.states)) * zeros
     ones = (1 + len(cell.states)) * (np.ones(_LANES),)
-    for k, name in enumerate(cell.gates):
+    for k, name in enumerate(cell.preactivations):
         for value in (_SATURATED, -_SATURATED):
-            at = (*gates[:k], np.full(_LANES, value), *gates[k + 1 :])
-            yield f"gate {name!r} is {value:g} and the others are 0", (at, states, ones)
+            gates = (*zero.gates[:k], np.full(_LANES, value), *zero.gates[k + 1 :])
+            yield f"gate {name!r} is {value:g} and the others are 0", zero._replace(gates=gates), ones
 
 
-def _finite(cell: Cell, where: str, dtype: str, gates: Arrays, states: Arrays, gradients: Arrays) -> None:
-    h, new, saved = _forward(cell, gates, states)
-    found = _gradient(cell, gates, states, gradients[0], gradients[1:])
+def _finite(cell: Cell, where: str, dtype: str, at: _Point, gradients: Arrays) -> None:
+    h, new, saved = _forward(cell, at)
+    found = _gradient(cell, at, gradients)
     named: list[tuple[str, Any]] = [("h", h), *((f"state {n!r}", v) for n, v in zip(cell.states, new, strict=True))]
     named += [(f"saved value {k}", value) for k, value in enumerate(saved)]
-    named += [(f"gradient of {n!r}", v) for n, v in zip((*cell.gates, *cell.states), found, strict=True)]
+    named += [(f"gradient of {n!r}", v) for (_, n), v in zip(_parts(cell), found, strict=True)]
     for what, value in named:
         if np.asarray(value).dtype != dtype:
             raise CellError(f"cell {cell.name!r}: {what}: expected {dtype}, as given, got {np.asarray(value).dtype}")
@@ -151,10 +182,9 @@ def _finite(cell: Cell, where: str, dtype: str, gates: Arrays, states: Arrays, g
             )
 
 
-def _single(cell: Cell, gates: Arrays, states: Arrays) -> float:
+def _single(cell: Cell, at: _Point) -> float:
     """How far float32 is from float64, beside the largest value or 1."""
-    exact, worst = _forward(cell, gates, states), 0.0
-    single = _forward(cell, tuple(v.astype("f4") for v in gates), tuple(v.astype("f4") for v in states))
+    exact, single, worst = _forward(cell, at), _forward(cell, at.to("float32")), 0.0
     for a, b in zip((exact[0], *exact[1]), (single[0], *single[1]), strict=True):
         worst = max(worst, float(np.abs(a - b).max() / max(1.0, np.abs(a).max())))
     return worst

@@ -23,6 +23,7 @@ class Derivation(NamedTuple):
 
     gates: tuple[Value, ...]
     old: tuple[Value, ...]  # the states before the step
+    given: tuple[Value, ...]  # h before the step where it is read, parameters, inputs
     h: Value
     new: tuple[Value, ...]  # the states after it
     saved: tuple[Value, ...]
@@ -30,10 +31,16 @@ class Derivation(NamedTuple):
     dnew: tuple[Value, ...]
     dgates: tuple[Value, ...]
     dold: tuple[Value, ...]
+    dgiven: tuple[Value, ...]  # of h before the step, parameters and differentiable inputs
+    products: tuple[Value, ...] = ()
+    dproducts: tuple[Value, ...] = ()
 
 
-class _Writer:
-    """Writes values that are computed from ``known`` ones, which have texts. ``line``: of one that gets a name."""
+class Writer:
+    """Writes values that are computed from ``known`` ones, which have texts.
+
+    ``line``: of one that gets a name, ``prefix`` and a number. :attr:`lines` are those, :meth:`text` is a value's.
+    """
 
     def __init__(
         self,
@@ -41,9 +48,10 @@ class _Writer:
         known: Mapping[Value, str],
         number: Callable[[float], str],
         line: Callable[[str, str], str],
+        prefix: str = "v",
     ) -> None:
         self._texts = {value.index: text for value, text in known.items()}
-        self._number, self._line = number, line
+        self._number, self._line, self._prefix = number, line, prefix
         self.lines: list[str] = []
         self._depths: Counter[int] = Counter()  # of parentheses
         # As the author wrote them: compilers keep much of an order, and arguments are made before what they are of.
@@ -55,10 +63,11 @@ class _Writer:
                 self._write(value)
 
     def _write(self, value: Value) -> None:
-        text = _applied(value.operator, [self.text(argument) for argument in value.arguments])
+        weight = [repr(value.detail)] * (value.detail is not None)
+        text = _applied(value.operator, [*weight, *(self.text(argument) for argument in value.arguments)])
         depth = 1 + max(self._depths[argument.index] for argument in value.arguments)
         if self._uses[value.index] > 1 or depth > _DEEPEST:
-            name = f"v{len(self.lines)}"
+            name = f"{self._prefix}{len(self.lines)}"
             self.lines.append(self._line(name, text))
             text, depth = name, 0
         elif value.operator in _INFIX or value.operator == "neg":
@@ -78,7 +87,7 @@ def _applied(operator: str, arguments: Sequence[str]) -> str:
 def formulas(values: Sequence[Value]) -> list[str]:
     """How the values that are saved are computed, a line each, and before them what several of them are made of."""
     leaves = {leaf: str(leaf.detail) for leaf in ordered(values) if leaf.operator == "leaf"}
-    writer = _Writer(values, leaves, repr, lambda name, text: f"  {name} = {text}")
+    writer = Writer(values, leaves, repr, lambda name, text: f"  {name} = {text}")
     texts = [text[1:-1] if text.startswith("(") else text for text in map(writer.text, values)]
     return [*writer.lines, *(f"  saved_{k} = {text}" for k, text in enumerate(texts))]
 
@@ -105,7 +114,7 @@ def _known_backward(d: Derivation, old: dict[Value, str], new: dict[Value, str],
 def python(cell: str, d: Derivation) -> str:
     """A module with ``forward`` and ``backward``, as :class:`gpulstm_kernels.cells.Cell` wants them."""
 
-    def whole(writer: _Writer, values: Iterable[Value], like: str) -> list[str]:
+    def whole(writer: Writer, values: Iterable[Value], like: str) -> list[str]:
         return [f"select({like}, {like}, 0.0, {v.detail!r})" if is_number(v) else writer.text(v) for v in values]
 
     def named(name: str, text: str) -> str:
@@ -119,27 +128,33 @@ def python(cell: str, d: Derivation) -> str:
     )
     saved = _names("saved_", d.saved)
     first = next(iter(gates.values()))
+    given = {value: value.detail.replace(".", "_") for value in d.given}
+    more = ", given" if given else ""
 
-    forward = _Writer([d.h, *d.new, *d.saved], gates | old, repr, named)
+    forward = Writer([d.h, *d.new, *d.saved], gates | old | given, repr, named)
     results = [forward.text(d.h), *(_tuple(whole(forward, part, first)) for part in (d.new, d.saved))]
     lines = [
-        "def forward(gates, states):",
+        f"def forward(gates, states{more}):",
         *_unpacked(gates.values(), "gates"),
         *_unpacked(old.values(), "states"),
+        *_unpacked(given.values(), "given"),
         *forward.lines,
         f"    return {', '.join(results)}",
     ]
-    backward = _Writer([*d.dgates, *d.dold], _known_backward(d, old, new, saved) | {d.dh: "dh"} | dnew, repr, named)
+    known = _known_backward(d, old, new, saved) | {d.dh: "dh"} | dnew | given
+    backward = Writer([*d.dgates, *d.dold, *d.dgiven], known, repr, named)
+    gradients = [d.dgates, d.dold, *[d.dgiven] * bool(given)]
     lines += [
         "",
         "",
-        "def backward(dh, dstates, h, saved, states, previous):",
+        f"def backward(dh, dstates, h, saved, states, previous{more}):",
         *_unpacked(saved.values(), "saved"),
         *_unpacked((f"new_{state}" for state in states), "states"),
         *_unpacked(old.values(), "previous"),
         *_unpacked(dnew.values(), "dstates"),
+        *_unpacked(given.values(), "given"),
         *backward.lines,
-        f"    return {_tuple(whole(backward, d.dgates, 'dh'))}, {_tuple(whole(backward, d.dold, 'dh'))}",
+        f"    return {', '.join(_tuple(whole(backward, part, 'dh')) for part in gradients)}",
     ]
     text = "\n".join([*lines, ""])
     used = [name for name in FUNCTIONS if f"{name}(" in text]
@@ -158,28 +173,37 @@ def cuda(struct: str, d: Derivation) -> str:
     def named(name: str, text: str) -> str:
         return f"        const A {name} = {text};"
 
-    def assigned(writer: _Writer, array: str, values: Iterable[Value]) -> list[str]:
+    def assigned(writer: Writer, array: str, values: Iterable[Value]) -> list[str]:
         return [f"        {array}[{k}] = {writer.text(value)};" for k, value in enumerate(values)]
 
     old, dnew = _names("old_", d.old), _names("dnew_", d.dnew)
-    forward = _Writer(
-        [d.h, *d.new, *d.saved], {value: f"gate[{k}]" for k, value in enumerate(d.gates)} | old, number, named
-    )
-    previous, state, save = (
+    gate, given, previous, state, save = (
         {value: f"{what}[{k}]" for k, value in enumerate(values)}
-        for what, values in (("previous", d.old), ("state", d.new), ("save", d.saved))
+        for what, values in (
+            ("gate", d.gates),
+            ("given", d.given),
+            ("previous", d.old),
+            ("state", d.new),
+            ("save", d.saved),
+        )
     )
-    known = _known_backward(d, previous, state, save) | {d.dh: "dh"} | dnew
-    backward = _Writer([*d.dgates, *d.dold], known, number, named)
+    forward = Writer([d.h, *d.new, *d.saved], gate | old | given, number, named)
+    known = _known_backward(d, previous, state, save) | {d.dh: "dh"} | dnew | given
+    backward = Writer([*d.dgates, *d.dold, *d.dgiven], known, number, named)
+    counts = {"gates": d.gates, "states": d.old, "saved": d.saved}
+    more = ("", "")
+    if given:
+        counts |= {"given": d.given, "given_gradients": d.dgiven}
+        more = ", const A* given", ", const A* given, A* dgiven"
     return "\n".join(
         [
             '#include "numeric.cuh"',
             "",
             f"struct {struct} {{",
-            f"    static constexpr int gates = {len(d.gates)}, states = {len(d.old)}, saved = {len(d.saved)};",
+            f"    static constexpr int {', '.join(f'{what} = {len(values)}' for what, values in counts.items())};",
             "",
             "    template <class A>",
-            "    static __device__ __forceinline__ void forward(const A* gate, A* state, A& h, A* save) {",
+            f"    static __device__ __forceinline__ void forward(const A* gate, A* state, A& h, A* save{more[0]}) {{",
             *(named(text, f"state[{k}]") for k, text in enumerate(old.values())),
             *forward.lines,
             *assigned(forward, "state", d.new),
@@ -189,11 +213,12 @@ def cuda(struct: str, d: Derivation) -> str:
             "",
             "    template <class A>",
             "    static __device__ __forceinline__ void backward(A dh, A h, const A* save, const A* state,",
-            "                                                    const A* previous, A* dstate, A* dgate) {",
+            f"                                                    const A* previous, A* dstate, A* dgate{more[1]}) {{",
             *(named(text, f"dstate[{k}]") for k, text in enumerate(dnew.values())),
             *backward.lines,
             *assigned(backward, "dgate", d.dgates),
             *assigned(backward, "dstate", d.dold),
+            *assigned(backward, "dgiven", d.dgiven),
             "    }",
             "};",
             "",

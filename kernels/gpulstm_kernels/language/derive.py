@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
-from .graph import Value, add, apply, div, is_number, mul, neg, ordered, select, sub
+from .graph import COUPLED, Value, add, apply, couple, div, is_number, mul, neg, ordered, select, sub
 
 # What an operator costs in additions of registers: the instructions that the CPU's code for it has, a division as the
 # five cycles in which a core starts two additions each.
@@ -29,6 +29,7 @@ COSTS = {
 # What it costs to save a value: four bytes written and read again by a core that gets 10 GB/s of memory take as long as
 # 30 additions of registers of 64 bytes. Below that the tape of an LSTM would hold tanh(c) too, a fifth value.
 SAVE = 30
+_SAVE_OF_ROW = 1  # of a value that all units of a row share
 
 _Rule = Callable[..., tuple[Value, ...]]
 
@@ -44,6 +45,14 @@ def _zero(value: Value) -> Value:
 def _of_absolute(d: Value, y: Value, a: Value) -> tuple[Value]:
     zero = _zero(d)
     return (select(a, zero, d, select(zero, a, neg(d), zero)),)
+
+
+def _of_product(d: Value, y: Value, a: Value) -> tuple[Value]:
+    return (couple("product_back", d, y.detail),)
+
+
+def _of_mean(d: Value, y: Value, a: Value) -> tuple[Value]:
+    return (d if is_number(d) else couple("row_mean", d),)
 
 
 # From the gradient of an operator's value y, the gradients of its arguments: in y itself where that is cheaper.
@@ -68,6 +77,8 @@ RULES: dict[str, _Rule] = {
         select(a, b, d, _zero(d)),
         select(a, b, _zero(d), d),
     ),
+    "product": _of_product,
+    "row_mean": _of_mean,
 }
 
 
@@ -98,6 +109,7 @@ def choose_saved(forward: Sequence[Value], backward: Sequence[Value], known: Col
     computed again.
     """
     free = {value.index for value in known}
+    uniform = uniform_of(forward)
     of_forward = {value.index: value for value in ordered(forward) if value.index not in free and not is_number(value)}
     needed: dict[int, Value] = {}
     cut = _Cut()
@@ -120,8 +132,9 @@ def choose_saved(forward: Sequence[Value], backward: Sequence[Value], known: Col
             continue
         seen.add(value.index)
         at_hand, again = ("at hand", value.index), ("again", value.index)
-        cut.connect(at_hand, again, SAVE)
-        cut.connect(again, cut.SINK, COSTS[value.operator] if value.arguments else cut.NEVER)
+        cut.connect(at_hand, again, _SAVE_OF_ROW if value.index in uniform else SAVE)
+        cost = cut.NEVER if value.operator in COUPLED or not value.arguments else COSTS[value.operator]
+        cut.connect(again, cut.SINK, cost)
         for argument in value.arguments:
             if argument.index in of_forward:
                 cut.connect(again, ("at hand", argument.index), cut.NEVER)
@@ -131,6 +144,16 @@ def choose_saved(forward: Sequence[Value], backward: Sequence[Value], known: Col
     side = cut.source_side()
     chosen = [i for i in of_forward if ("at hand", i) in side and ("again", i) not in side]
     return tuple(of_forward[index] for index in sorted(chosen))  # in the order in which the author made them
+
+
+def uniform_of(roots: Sequence[Value]) -> set[int]:
+    """Which of the values that ``roots`` are made of all units of a row share: means, and what is made of those."""
+    found: set[int] = set()
+    for value in ordered(roots):
+        shared = bool(value.arguments) and all(is_number(a) or a.index in found for a in value.arguments)
+        if value.operator == "row_mean" or shared:
+            found.add(value.index)
+    return found
 
 
 class _Cut:

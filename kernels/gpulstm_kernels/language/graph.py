@@ -15,6 +15,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+COUPLED = ("product", "product_back", "row_mean")
+"""Operators whose value for a unit is made of the values of all units of the row; the rest works unit by unit. The
+first two have the name of their weight (H, H) as ``detail``: v·Wᵀ, and v·W, which its gradient is."""
+
 _HERE, _NUMPY = str(Path(__file__).parent), str(Path(np.__file__).parent)
 # Operators whose arguments may change places: of sums and products, and a number of the others, which comes last.
 _SYMMETRIC, _NUMBER_LAST = ("add", "mul"), ("add", "mul", "maximum", "minimum")
@@ -42,6 +46,7 @@ class Trace:
 
     def __init__(self, cell: str) -> None:
         self.cell = cell
+        self.weights: tuple[str, ...] = ()  # that a product may be of
         self.names: dict[str, Value] = {}  # that the author gave
         self._values: dict[tuple[Any, ...], Value] = {}
 
@@ -248,6 +253,11 @@ def neg(a: Value) -> Value:
     return apply("neg", a)
 
 
+def couple(operator: str, value: Value, weight: str | None = None) -> Value:
+    """``operator``, one of :data:`COUPLED`, of a value that is no number."""
+    return value.trace.value(operator, (value,), weight)
+
+
 def select(a: Value, b: Value, x: Value, y: Value) -> Value:
     """``x`` where a > b, else ``y``."""
     if x is y:
@@ -286,5 +296,7 @@ def evaluate(
         if is_number(value):
             known[value.index] = value.detail
         elif value.index not in known:
-            known[value.index] = operators[value.operator](*(known[argument.index] for argument in value.arguments))
+            arguments = [known[argument.index] for argument in value.arguments]
+            weight = [value.detail] * (value.detail is not None)
+            known[value.index] = operators[value.operator](*weight, *arguments)
     return tuple(known[root.index] for root in roots)

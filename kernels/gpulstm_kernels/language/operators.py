@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from ..cells import activations
 from . import graph
@@ -21,6 +23,15 @@ ON_ARRAYS: dict[str, Callable[..., Any]] = {
     "neg": operator.neg,
     **{name: getattr(activations, name) for name in FUNCTIONS},
 }
+
+
+def on_rows(weights: Mapping[str, np.ndarray]) -> dict[str, Callable[..., Any]]:
+    """What each operator is of arrays (B, H), those too that couple the units of a row; ``weights`` by name."""
+    return ON_ARRAYS | {
+        "product": lambda name, v: v @ weights[name].T,
+        "product_back": lambda name, d: d @ weights[name],
+        "row_mean": lambda v: np.broadcast_to(v.mean(axis=1, keepdims=True), v.shape),
+    }
 
 
 def _trace_of(name: str, *arguments: Any) -> graph.Trace | None:
@@ -112,6 +123,26 @@ def relu(x: Any) -> Any:
 def hard_sigmoid(x: Any, alpha: float = 1 / 6, beta: float = 1 / 2) -> Any:
     """alpha x + beta, between 0 and 1: torch's by default; ONNX has alpha = 0.2, as Keras before its version 3."""
     return minimum(maximum(alpha * x + beta, 0.0), 1.0)
+
+
+def product(weight: str, x: Any) -> Any:
+    """``x`` of all units times the matrix ``weight`` (H, H), which the cell declares: W·x, as of h and ``weight_hh``.
+
+    What is computed of it is another stage of the step: all units of a row must have come so far.
+    """
+    trace = _trace_of("product", x)
+    if trace is None or graph.is_number(x):
+        raise CellError(f"product: expected a value of the cell, got {x!r}{graph.author_line()}")
+    if weight not in trace.weights:
+        declared = ", ".join(trace.weights) or "none"
+        raise trace.error(f"product: expected one of the weights that are declared, {declared}, got {weight!r}")
+    return graph.couple("product", x, weight)
+
+
+def row_mean(x: Any) -> Any:
+    """The mean of ``x`` over the units of each row: another stage of the step, as :func:`product`."""
+    trace = _trace_of("row_mean", x)
+    return x if trace is None or graph.is_number(x) else graph.couple("row_mean", x)
 
 
 def named(**values: Any) -> Any:

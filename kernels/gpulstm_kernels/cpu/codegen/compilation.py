@@ -142,9 +142,18 @@ def _unbox_cell(typ: CellType, value: Any, context: Any) -> NativeValue:
 constant_attributes(
     CellType,
     {
-        "n_gates": lambda typ: len(typ.cell.gates),
+        "n_gates": lambda typ: len(typ.cell.preactivations),
+        "n_x": lambda typ: len(typ.cell.gates_of_x),
+        "n_h": lambda typ: len(typ.cell.gates_of_h),
+        "first_h": lambda typ: len(typ.cell.x_gates),  # the number of the first gate of h's product
         "n_states": lambda typ: len(typ.cell.states),
         "n_saved": lambda typ: typ.cell.saved,
+        "n_params": lambda typ: len(typ.cell.params),
+        "n_inputs": lambda typ: len(typ.cell.inputs),
+        "n_differentiable": lambda typ: len(typ.cell.differentiable),
+        "n_given": lambda typ: len(typ.cell.given),
+        "n_given_gradients": lambda typ: len(typ.cell.given_gradients),
+        "reads_h": lambda typ: int(typ.cell.reads_h),
     },
 )
 
@@ -161,14 +170,16 @@ def constant(function: Callable[..., Any], value: Callable[..., int], result: ty
         return context.get_constant(result, value(*sig.args))
 
 
-def cell_forward(cell: Cell, gates: Any, states: Any) -> Any:
-    """``cell``'s forward, callable from a kernel."""
-    return cell.module.forward(gates, states)
+def cell_forward(cell: Cell, gates: Any, states: Any, given: Any) -> Any:
+    """``cell``'s forward, callable from a kernel; ``given`` is empty for a cell that is given nothing."""
+    return cell.module.forward(gates, states, *[given] * bool(cell.given))
 
 
-def cell_backward(cell: Cell, dh: Any, dstates: Any, h: Any, saved: Any, states: Any, previous: Any) -> Any:
-    """``cell``'s backward, callable from a kernel."""
-    return cell.module.backward(dh, dstates, h, saved, states, previous)
+def cell_backward(cell: Cell, dh: Any, dstates: Any, h: Any, saved: Any, states: Any, previous: Any, given: Any) -> Any:
+    """``cell``'s backward, callable from a kernel: the gradients of gates, states before the step and ``given``."""
+    if cell.given:
+        return cell.module.backward(dh, dstates, h, saved, states, previous, given)
+    return *cell.module.backward(dh, dstates, h, saved, states, previous), ()
 
 
 def _maths_of(typ: CellType, name: str, *arguments: types.Type) -> Any:
@@ -192,12 +203,26 @@ def _maths_of(typ: CellType, name: str, *arguments: types.Type) -> Any:
 
 
 @overload(cell_forward)
-def _cell_forward(cell, gates, states):
+def _cell_forward(cell, gates, states, given):
+    if cell.cell.given:
+        function = _maths_of(cell, "forward", gates, states, given)
+        return lambda cell, gates, states, given: function(gates, states, given)
     function = _maths_of(cell, "forward", gates, states)
-    return lambda cell, gates, states: function(gates, states)
+    return lambda cell, gates, states, given: function(gates, states)
 
 
 @overload(cell_backward)
-def _cell_backward(cell, dh, dstates, h, saved, states, previous):
-    function = _maths_of(cell, "backward", dh, dstates, h, saved, states, previous)
-    return lambda cell, dh, dstates, h, saved, states, previous: function(dh, dstates, h, saved, states, previous)
+def _cell_backward(cell, dh, dstates, h, saved, states, previous, given):
+    arguments = dh, dstates, h, saved, states, previous
+    if cell.cell.given:
+        function = _maths_of(cell, "backward", *arguments, given)
+        return lambda cell, dh, dstates, h, saved, states, previous, given: function(
+            dh, dstates, h, saved, states, previous, given
+        )
+    function = _maths_of(cell, "backward", *arguments)
+
+    def of_nothing_given(cell, dh, dstates, h, saved, states, previous, given):
+        dgates, dprevious = function(dh, dstates, h, saved, states, previous)
+        return dgates, dprevious, ()
+
+    return of_nothing_given

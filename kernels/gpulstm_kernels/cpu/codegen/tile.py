@@ -8,17 +8,20 @@ however the rows are cut into tiles, so threads may split them anywhere. A handf
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from ...cells import Cell
 from . import amx, narrow
 from .compilation import CellType, constant
 from .features import CACHE_LINE, REGISTERS
 from .narrow import group, in_blocks
+from .numba_internals import type_calls
 from .vector import (
     INT64,
     counted_loop,
@@ -60,18 +63,46 @@ def panel_vectors(n_gates: int) -> int:
 
 def units(cell: Any, like: Any) -> int:
     """How many units a panel of ``cell``'s gates spans (a constant in a kernel)."""
-    return panel_vectors(len(cell.gates)) * lanes(like)
+    return panel_vectors(len(cell.preactivations)) * lanes(like)
 
 
-constant(units, lambda cell, like: panel_vectors(len(cell.cell.gates)) * of_array(like).lanes)
+constant(units, lambda cell, like: panel_vectors(len(cell.cell.preactivations)) * of_array(like).lanes)
+
+
+class RunType(types.Type):
+    """The Numba type of the gates that one of a cell's two products gives: they lie side by side in a panel."""
+
+    def __init__(self, gates: int, of: int) -> None:
+        self.vectors = gates * panel_vectors(of)
+        super().__init__(name=f"Run({self.vectors})")
+
+
+register_model(RunType)(models.OpaqueModel)
+
+
+def x_run(cell: Any) -> Any:
+    """In a kernel, the width of the gates of the input's product in a panel, for tiles."""
+
+
+def h_run(cell: Any) -> Any:
+    """In a kernel, the width of the gates of h's product in a panel, for tiles."""
+
+
+def _run_type(function: Any, count: Callable[[Cell], int]) -> None:
+    type_calls(function, lambda typ: (RunType(count(typ.cell), len(typ.cell.preactivations)), typ))
+
+    @lower_builtin(function, CellType)
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.get_dummy_value()
+
+
+_run_type(x_run, lambda cell: len(cell.gates_of_x))
+_run_type(h_run, lambda cell: len(cell.gates_of_h))
 
 
 def _width(typ: Any) -> int:
-    """The width in vectors: of a panel of a cell's gates, or a literal number."""
-    if isinstance(typ, CellType):
-        n_gates = len(typ.cell.gates)
-        return n_gates * panel_vectors(n_gates)
-    return int(typ.literal_value)
+    """The width in vectors: of some gates of a panel, or a literal number."""
+    return typ.vectors if isinstance(typ, RunType) else int(typ.literal_value)
 
 
 def _prefetch(builder: Any, address: Any, near: int = 2) -> None:
@@ -211,18 +242,20 @@ def tile_rows(
 ) -> Any:
     """C = S + A·B for ``m`` rows of C.
 
-    ``width``: a literal number of vectors, or a cell for a panel of its gates; ``like``, ``weights``: arrays of the
-    dtype and of B's, which may be narrower, with A as :func:`.narrow.quantized_rows` gives it; ``scale``: byte address
-    of what the columns of an int8 product are multiplied with, not read for other dtypes; ``c``, ``start``, ``a``,
-    ``b``: byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``: bytes from row to row, 0 to
-    read the same row again; ``n``: length of the sum; ``prefetch``: byte address of as much memory as B takes, which
-    may be prefetched into the L2 cache meanwhile.
+    ``width``: a literal number of vectors, or :func:`x_run` or :func:`h_run` of a cell; ``like``, ``weights``: arrays
+    of the dtype and of B's, which may be narrower, with A as :func:`.narrow.quantized_rows` gives it; ``scale``: byte
+    address of what the columns of an int8 product are multiplied with, not read for other dtypes; ``c``, ``start``,
+    ``a``, ``b``: byte addresses, ``start`` that of S, which may be C; ``ldc``, ``lds``, ``lda``: bytes from row to row,
+    0 to read the same row again; ``n``: length of the sum; ``prefetch``: byte address of as much memory as B takes,
+    which may be prefetched into the L2 cache meanwhile.
     """
     vector, products, w = of_array(like).ir, _products(like, weights), _width(width)
     blocks = in_blocks(np.dtype(weights.dtype.name)) and w <= amx.WIDEST
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if blocks:
+        if not w:
+            pass  # a cell without a product of h
+        elif blocks:
             c, ldc, start, lds, a, lda, b, m, n = args[4:13]
             amx.multiply_rows(builder, w, c, ldc, start, lds, a, lda, b, m, n)
         else:
@@ -305,7 +338,8 @@ def tile_row(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         *_, scale, c, start, a, b, n = args
-        _emit_tile(builder, products, vector, w, [a], n, [(scale, b, [start], [c])])
+        if w:
+            _emit_tile(builder, products, vector, w, [a], n, [(scale, b, [start], [c])])
         return context.get_dummy_value()
 
     return types.none(width, like, weights, *[types.int64] * 6), codegen
@@ -335,7 +369,8 @@ def tile_row_twice(
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         *_, scale, other_scale, c, other_c, a, b, other_b, n = args
         panels = [(scale, b, [c], [c]), (other_scale, other_b, [other_c], [other_c])]
-        _emit_tile(builder, products, vector, w, [a], n, panels)
+        if w:
+            _emit_tile(builder, products, vector, w, [a], n, panels)
         return context.get_dummy_value()
 
     return types.none(width, like, weights, *[types.int64] * 8), codegen

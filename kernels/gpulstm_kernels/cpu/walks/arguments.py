@@ -1,17 +1,24 @@
 """The arguments of the walks through time: what a direction of a layer reads, writes and is walked by.
 
 Shapes: T steps, B batch, I input, H hidden, P output of the direction (H, or the projection's size), D directions,
-G gates, S carried states, V saved values. A panel is U units wide; Hp is H rounded up to whole panels.
+G gates of all kinds, Gx of the input's product, Gh of h's, S carried states, V saved values, K parameters, N inputs of
+the cell, W wide: H or 1. A panel is U units wide; Hp is H rounded up to whole panels.
 
 ======== ================== ==================================================================================
 x        (T, B, I)          input
+inputs   (N, T, B, W)       inputs of the cell; all sizes are 0 where it has none
+params   (K, Hp)            parameters of the cell, zero past the last unit
 ys       (T + 2, B, D·P)    output of step t at [t + 1]; initial h at [0] forward, at [T + 1] in reverse
 states   (S, T + 1, B, Hp)  what the cell carries; (S, 1, B, Hp), updated in place, without training
 saved    (T, B, Hp·V)       what the cell saves, in panels: (Hp/U, V, U); T = 0 without training
 hidden   (T, B, H)          h before the projection; T = 1 without training, 0 without a projection
 gates    (Hp/U, R, G·U)     scratch in panels: for the R rows of several steps, or (threads, R, G·U) for R rows of one
-dgates   (N, B, Hp·G)       gradient of the gates of a chunk of N steps, in the same order
+dgates   (C, B, G·Hp)       gradient of the gates of a chunk of C steps
 ======== ================== ==================================================================================
+
+In a panel of ``gates`` those of the input's product lie side by side, and those of h's: gates of the input alone, of
+both, of h alone. A row of ``dgates`` has a region for each of these three kinds, in panels of its own, (Hp/U, gates of
+the kind, U), so that what either product needs lies side by side there too.
 """
 
 from __future__ import annotations
@@ -31,19 +38,23 @@ class Tape(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Matrices of one direction, as torch lays them out or, flat, as :func:`.layouts.columns` packs them."""
+    """Matrices of one direction, as torch lays them out or, flat, as :func:`.layouts.columns` packs them.
 
-    ih: np.ndarray  # (G·H, I)
-    hh: np.ndarray  # (G·H, P)
+    ``params`` are in any case those of :func:`.layouts.params`.
+    """
+
+    ih: np.ndarray  # (Gx·H, I)
+    hh: np.ndarray  # (Gh·H, P); empty without a product of h
     hr: np.ndarray | None  # (P, H); None without a projection
+    params: np.ndarray  # (K, Hp)
 
 
 class Packed(NamedTuple):
     """Packed parameters of one direction, flat; ih and hh are empty where they are not read.
 
-    :mod:`gpulstm_kernels.cpu.packing.layouts` has the orders. ``bias`` (Hp·G,) is the sum of both, in panels. ih and
-    hh may be bfloat16 (as uint16) or int8; then ``scale_ih`` and ``scale_hh`` (Hp·G,), in panels, are the factors of
-    the matrices' rows.
+    :mod:`gpulstm_kernels.cpu.packing.layouts` has the orders; gates of the input alone come first. ``bias`` (Hp·G,),
+    in panels, is that of one product or the sum of both. ih and hh may be bfloat16 (as uint16) or int8; then
+    ``scale_ih`` (Hp·Gx,) and ``scale_hh`` (Hp·Gh,), in panels, are the factors of the matrices' rows.
     """
 
     ih: np.ndarray
@@ -51,6 +62,17 @@ class Packed(NamedTuple):
     bias: np.ndarray
     scale_ih: np.ndarray
     scale_hh: np.ndarray
+    params: np.ndarray
+
+
+class Resets(NamedTuple):
+    """Where sequences of one direction begin, ``begins`` (T, B), not 0 before the step that is the first of one.
+
+    ``h`` (threads, B·P) is scratch of the walk forward: h before a step with zeros in such rows.
+    """
+
+    begins: np.ndarray
+    h: np.ndarray
 
 
 class Plan(NamedTuple):
@@ -63,10 +85,12 @@ class Plan(NamedTuple):
     chunk: int  # steps whose inputs are projected together; 0: each step's with its recurrent product
     hidden: int  # H
     outputs: int  # P
+    blocks: int  # of the recurrent weights' diagonal that the walk forward multiplies with; 1: with all of them
+    blocks_back: int  # likewise of the walk back
 
 
 class Forward(NamedTuple):
-    """All that the forward walk of any direction reads and writes, but x and lengths.
+    """All that the forward walk of any direction reads and writes, but x, lengths, inputs and resets.
 
     ``quantized`` (threads, bytes) is scratch for activations quantized to 16 bits, which narrow weights are multiplied
     with: of the inputs that are projected together, then of h.
@@ -87,18 +111,24 @@ class Projection(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """All that the backward walk of any direction reads and writes, but x, dx, dy and lengths.
+    """All that the backward walk of any direction reads and writes, but x, dx, dy, lengths, inputs and resets.
 
-    ``ih`` and ``hh`` are packed. ``dw`` (G·H·(I + P),), the gradients of ih and behind it of hh, and ``dbias`` (Hp·G,),
-    in panels, are filled. ``dh`` (1, B, P) and ``dstates`` (S, 1, B, Hp) hold the gradients of the final state and end
-    as those of the initial one; ``dgates`` (N, B, Hp·G) is scratch.
+    ``ih`` and ``hh`` are packed. ``dw`` (Gx·H·I + Gh·H·P,), the gradients of ih and behind it of hh, and ``dbias``
+    (G·Hp,), in the order of ``dgates``, are filled. ``dh`` (1, B, P) and ``dstates`` (S, 1, B, Hp) hold the gradients
+    of the final state and end as those of the initial one. ``dparams`` (B, K, Hp), those of parameters of each row of
+    the batch, are added to. ``dinputs``, those of the cell's differentiable inputs, are filled where no row is masked:
+    (·, T, B, H), or (·, Hp/U, T, B) of each panel where a row's units share an input. ``dgates`` (C, B, G·Hp) is
+    scratch.
     """
 
     ih: np.ndarray
     hh: np.ndarray
+    params: np.ndarray
     tape: Tape
     dw: np.ndarray
     dbias: np.ndarray
+    dparams: np.ndarray
+    dinputs: np.ndarray
     dh: np.ndarray
     dstates: np.ndarray
     dgates: np.ndarray

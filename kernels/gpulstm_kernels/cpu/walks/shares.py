@@ -67,6 +67,12 @@ def element_address(array, i, j, k):
 
 
 @inline
+def part_address(array, i, j, k, n):
+    """Byte address of element (i, j, k, n) of a C-contiguous array."""
+    return array.ctypes.data + (((i * array.shape[1] + j) * array.shape[2] + k) * array.shape[3] + n) * array.itemsize
+
+
+@inline
 def state_address(states, slot, b, u):
     """Byte address of the first carried state at (slot, b, u)."""
     place = (slot * states.shape[2] + b) * states.shape[3] + u
@@ -74,13 +80,38 @@ def state_address(states, slot, b, u):
 
 
 @inline
-def multiply_panels(c, offset, columns, add, a, a_offset, k, packed, first, last, m, edge, barrier, rank):
+def multiply_blocks(cell, dh, offset, add, dgates, start, depth, packed, plan, own, m, edge, barrier, rank):
+    """A thread's columns of dh = or += dgates·W_hh for ``m`` rows, for blocks that are whole panels of columns wide.
+
+    ``packed``: of :func:`gpulstm_kernels.cpu.packing.layouts.blocks`; ``offset``, ``start``: of the first row of dh and
+    of its gates of h.
+    """
+    across, both = WIDTH * lanes(dh), cell.n_x - cell.first_h
+    units, padded = plan.hidden // plan.blocks_back, depth // cell.n_gates
+    of_both, of_h = packed[: plan.hidden * units * both], packed[plan.hidden * units * both :]
+    alone = cell.n_h - both
+    for p in range(own.o0 // across, (own.o1 + across - 1) // across):
+        if is_aborted(barrier, rank, m * across * units * cell.n_h):
+            return
+        first = p * across // units * units  # the block's first unit
+        flat, columns, source = dh.reshape(-1), plan.hidden, start + first * both
+        if both:
+            k = units * both
+            multiply_panel(flat, offset, columns, columns, add, dgates, source, depth, of_both, p, m, k, edge)
+        if alone:
+            k, more, source = units * alone, add or both > 0, start + both * padded + first * alone
+            multiply_panel(flat, offset, columns, columns, more, dgates, source, depth, of_h, p, m, k, edge)
+
+
+@inline
+def multiply_panels(c, offset, columns, add, a, a_offset, lda, k, packed, first, last, m, edge, barrier, rank):
     """Columns ``first`` to ``last`` of C = A·B, or C += A·B if ``add``, for ``m`` rows of ``columns`` columns.
 
-    Rows of flat A have ``k`` elements, those of C as many as its last axis. It ends early where the call is aborted.
+    Rows of flat A are ``lda`` elements apart, of which ``k`` count, those of C as many as its last axis has. It ends
+    early where the call is aborted.
     """
     across = WIDTH * lanes(c)
     for p in range(first // across, (last + across - 1) // across):
         if is_aborted(barrier, rank, m * across * k):
             return
-        multiply_panel(c.reshape(-1), offset, c.shape[2], columns, add, a, a_offset, k, packed, p, m, k, edge)
+        multiply_panel(c.reshape(-1), offset, c.shape[2], columns, add, a, a_offset, lda, packed, p, m, k, edge)

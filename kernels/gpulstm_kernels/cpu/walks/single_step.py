@@ -14,16 +14,22 @@ def _address(array):
 
 
 @kernel
-def step(cell, x, h, weights, states, new_h, scratch, counters, rank, size, barrier):
+def step(cell, x, h, weights, states, new_h, given, scratch, counters, rank, size, barrier):
     """A step that any number of threads share; ``counters`` (1,) is zero.
 
     x (B, I); h and what it becomes, ``new_h`` (B, H); ``states`` (S, B, H), updated in place; ``weights``: ih, hh and
-    the two biases, which are empty where there are none, as a layer has them; ``scratch``: of
+    the two biases, which are empty where there are none, as a layer has them; ``given``: None for a cell that is given
+    nothing, else what :func:`.few_rows.addresses_of` says of its parameters, and its inputs (N, B, W); ``scratch``: of
     :func:`.few_rows.new_scratch`.
     """
     ih, hh, bias_ih, bias_hh = weights
     places = _address(x), _address(ih), _address(hh), _address(bias_ih), _address(bias_hh), 0, 0, _address(h)
-    row = (x.shape[1], h.shape[1], *places, _address(states), _address(new_h), _address(scratch), scratch.shape[1])
+    own_places = _address(states), _address(new_h), _address(scratch), scratch.shape[1]
+    if given is None:
+        beside = 0, 0, 0
+    else:
+        beside = _address(given[0]), _address(given[1]), given[1].shape[2]
+    row = (x.shape[1], h.shape[1], *places, *own_places, *beside)
     item, count = x.itemsize, count_units(cell, x, x, row[HIDDEN])
     own = row[SCRATCH] + rank * row[SCRATCH_STRIDE]
     i = fetch_add(counters.ctypes.data, 1)

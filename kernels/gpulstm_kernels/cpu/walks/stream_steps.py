@@ -33,6 +33,7 @@ from .few_rows import (
     SCRATCH_STRIDE,
     H,
     X,
+    addresses_of,
     compute_units,
     count_units,
     new_scratch,
@@ -41,13 +42,15 @@ from .few_rows import (
 
 
 def _pack(cell: Cell, weights: Mapping[str, np.ndarray], dtype: np.dtype) -> dict[str, np.ndarray]:
-    """A layer's narrow ``weights``, packed, under the same names."""
-    gates = len(cell.gates)
-    width = panel_vectors(gates) * lanes(dtype)
-    packed = {name: layouts.rows(weights[name], gates, width) for name in ("weight_ih", "weight_hh")}
-    packed["bias_ih"] = layouts.biases(weights, gates, width, dtype)
-    for name in weights.keys() & {"scale_ih", "scale_hh"}:
-        packed[name] = layouts.in_panels(weights[name], gates, width)
+    """A layer's narrow ``weights``, packed, under the same names; the cell's own parameters as they are."""
+    width = panel_vectors(len(cell.preactivations)) * lanes(dtype)
+    packed = {name: weights[name] for name in cell.params}
+    packed["bias_ih"] = layouts.biases(cell, weights, width, dtype)
+    for product, gates, turn in (("ih", len(cell.gates_of_x), len(cell.x_gates)), ("hh", len(cell.gates_of_h), 0)):
+        if gates:
+            packed[f"weight_{product}"] = layouts.rows(weights[f"weight_{product}"], gates, width, turn)
+        if f"scale_{product}" in weights:
+            packed[f"scale_{product}"] = layouts.in_panels(weights[f"scale_{product}"], gates, width, turn)
     return packed
 
 
@@ -61,7 +64,9 @@ def _walk(cell, like, weights, batch, program, shared, number, rank):
         of_h = own + row_bytes(weights, inputs) * batch
         gates = of_h + row_bytes(weights, hidden) * batch
         x, ldx = quantized_rows(weights, like, own, row[X], inputs * item, batch, inputs)
-        h, ldh = quantized_rows(weights, like, of_h, row[H], hidden * item, batch, hidden)
+        h, ldh = row[H], hidden * item
+        if cell.n_h:
+            h, ldh = quantized_rows(weights, like, of_h, h, ldh, batch, hidden)
         count, done = count_units(cell, like, weights, hidden), claims + CACHE_LINE * size
         computed, i = 0, claim(claims, number, count, rank, size)
         while i >= 0:
@@ -108,16 +113,16 @@ class Stream:
 
     Args:
         shape: of a step of the first layer; the others have as many units, and take its output.
-        layers: their weights, by the names that a layer has them under. Float weights are read in place, at every
-            step; narrow ones are packed here.
+        layers: their weights, by the names that a layer has them under. Float weights and the cell's own parameters are
+            read in place, at every step; narrow weights are packed here.
     """
 
     def __init__(self, shape: LayerShape, layers: Sequence[Mapping[str, np.ndarray]]) -> None:
         self._cell = cell = shape.cell
         batch, inputs, hidden, dtype = shape.batch, shape.inputs, shape.hidden, shape.dtype
-        narrow, like = shape.weights != dtype, layers[0]["weight_hh"]
+        narrow, like = shape.weights != dtype, layers[0]["weight_ih"]
         self._weights = [_pack(cell, weights, dtype) if narrow else dict(weights) for weights in layers]
-        size = shape.rows * (inputs + hidden + 2 * hidden * (len(layers) - 1))
+        size = shape.rows_of_x * (inputs + hidden * (len(layers) - 1)) + shape.rows_of_h * hidden * len(layers)
         threads = max(1, min(crew.size, size // tuning.current.stream_per_thread))
         self._x = zeros((batch, inputs), dtype)
         self._h = [[zeros((batch, hidden), dtype) for _ in layers] for _ in range(2)]  # of even steps, and of odd ones
@@ -125,13 +130,18 @@ class Stream:
         for output in self._outputs:
             output.flags.writeable = False
         self._states = [zeros((len(cell.states), batch, hidden), dtype) for _ in layers]
+        self._inputs = zeros((len(cell.inputs), batch, hidden), dtype)  # that the cell declares
+        self._anew = [zeros((batch, hidden), dtype) for _ in layers]  # h before a step at which rows begin anew
+        self._params = [addresses_of(cell, weights) for weights in self._weights]
         quantized = batch * (row_bytes(like, max(inputs, hidden)) + row_bytes(like, hidden))
         self._scratch = new_scratch(cell, threads, batch, quantized)
-        programs = np.array([self._program(self._h[1 - turn], self._h[turn]) for turn in range(2)])
+        self._programs = np.array([self._program(self._h[1 - turn], self._h[turn]) for turn in range(2)])
+        self._at_h = self._programs[::-1, :, H].copy()  # the addresses of each of them
+        self._at_anew = np.array([anew.ctypes.data for anew in self._anew])
         # For each layer and for the stack, a cache line for each thread and one for all: its claims and what is done;
         # the number of the step, and whether the thread is there.
         self._shared = np.zeros((len(layers) + 1, threads + 1, 8), np.int64)
-        stack = cell, like[:0], programs, self._shared
+        stack = cell, like[:0], self._programs, self._shared
         self._run = functools.partial(entry_point(_step_all, *stack, self._x), *stack)
         if threads > 1:
             serve = entry_point(_serve, *stack, self._x, 1, self._shared[0, 0], 1)
@@ -140,8 +150,11 @@ class Stream:
 
     def _program(self, before: list[np.ndarray], after: list[np.ndarray]) -> list[tuple[int, ...]]:
         below = [self._x, *after[:-1]]
-        parts = zip(below, self._weights, before, self._states, after, strict=True)
-        return [program_row(*part, self._scratch) for part in parts]
+        parts = zip(below, self._weights, before, self._states, after, self._params, strict=True)
+        return [
+            program_row(x, weights, h, states, new_h, self._scratch, params, self._inputs)
+            for x, weights, h, states, new_h, params in parts
+        ]
 
     @property
     def _now(self) -> int:
@@ -159,16 +172,38 @@ class Stream:
         carried = [np.stack([part[k] for part in self._states]) for k in range(len(self._cell.states))]
         return np.stack(self._h[self._now]), *carried
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(
+        self, x: np.ndarray, inputs: Sequence[np.ndarray] | None = None, resets: np.ndarray | None = None
+    ) -> np.ndarray:
         """The output (B, H) of the last layer for ``x``, which is written again two steps later.
 
         It is read-only, since the next step reads h there. ``x`` must be (B, I) of the stream's dtype, C-contiguous and
-        aligned: it is not checked here.
+        aligned, each of ``inputs`` (B, H) or (B, 1) and ``resets`` bools (B,): nothing is checked here.
         """
-        result = self._run(x)
+        if inputs is not None:
+            for own, value in zip(self._inputs, inputs, strict=True):
+                np.copyto(own, value)
+        if resets is not None and np.count_nonzero(resets):
+            result = self._run_anew(x, resets[:, None])
+        else:
+            result = self._run(x)
         if result & 3 != 1:
             self._call_threads(result >> 2, bool(result & 2))
         return self._outputs[(result >> 2) & 1]
+
+    def _run_anew(self, x: np.ndarray, resets: np.ndarray) -> int:
+        """A step before which the rows that ``resets`` (B, 1) names are zero: of h in a copy, since it is an output."""
+        now = self._now
+        for h, anew, states in zip(self._h[now], self._anew, self._states, strict=True):
+            np.copyto(anew, h)
+            np.copyto(anew, 0, where=resets)
+            np.copyto(states, 0, where=resets)
+        program = self._programs[1 - now]
+        program[:, H] = self._at_anew
+        try:
+            return int(self._run(x))
+        finally:
+            program[:, H] = self._at_h[now]
 
     def _call_threads(self, number: int, waited: bool) -> None:
         """Have threads that are missing poll for the next steps, if steps come one after another."""

@@ -32,6 +32,28 @@ def backward(cell: Cell, summed: Any) -> Any:
     return cuda.jit(device=True)(_with_constants(cell.module.backward, summed))
 
 
+@functools.cache
+def forward_given(cell: Cell, summed: Any) -> Any:
+    """``cell``'s forward, of gates, states and what the cell is given, which may be nothing."""
+    compute = forward(cell, summed)
+    return compute if cell.given else cuda.jit(device=True)(lambda gates, states, given: compute(gates, states))
+
+
+@functools.cache
+def backward_given(cell: Cell, summed: Any) -> Any:
+    """``cell``'s backward likewise; the gradients of what is given are its third result, which may be none."""
+    compute = backward(cell, summed)
+    if cell.given:
+        return compute
+
+    @cuda.jit(device=True)
+    def without(dh, dstates, h, saved, states, previous, given):
+        dgates, dprevious = compute(dh, dstates, h, saved, states, previous)
+        return dgates, dprevious, ()
+
+    return without
+
+
 def _with_constants(function: Callable[..., Any], summed: Any) -> FunctionType:
     """``function`` with its floats, literal or global, as numbers of type ``summed``."""
     assert isinstance(function, FunctionType)
@@ -99,6 +121,40 @@ def loader(count: int, typ: Any) -> Any:
 
 
 @functools.cache
+def zeros(count: int, typ: Any) -> Any:
+    """A device function ``zeros()`` -> a tuple of ``count`` zeros."""
+    if count == 0:
+        return cuda.jit(device=True)(lambda: ())
+    before = zeros(count - 1, typ)
+    return cuda.jit(device=True)(lambda: before() + (typ(0),))  # noqa: RUF005
+
+
+@functools.cache
+def given_loader(cell: Cell, typ: Any) -> Any:
+    """A device function that makes the tuple of what ``cell`` is given.
+
+    ``load(before, params, inputs, direction, row, rows, unit, hidden, width)``: h before the step, the arrays (D,
+    number, H) and (number, T, B, width), and the row (t, b) of ``rows``, T·B.
+    """
+    count = len(cell.params)
+    one = cuda.jit(device=True)((lambda before: (typ(before),)) if cell.reads_h else (lambda before: ()))
+    of_params, of_inputs = loader(count, typ), loader(len(cell.inputs), typ)
+
+    @cuda.jit(device=True)
+    def load(before, params, inputs, direction, row, rows, unit, hidden, width):
+        own = one(before) + of_params(params, direction * count * hidden + unit, hidden)
+        return own + of_inputs(inputs, row * width + (unit if width > 1 else 0), rows * width)
+
+    return load
+
+
+@functools.cache
+def first_or_zero(there: bool, typ: Any) -> Any:
+    """A device function ``first(values)`` -> the first value of a tuple where it is ``there``, else zero."""
+    return cuda.jit(device=True)((lambda values: typ(values[0])) if there else (lambda values: typ(0)))
+
+
+@functools.cache
 def adder(count: int) -> Any:
     """A device function ``add(values, array, first, stride)`` -> the tuple ``values`` plus ``count`` values loaded."""
     if count == 0:
@@ -113,8 +169,9 @@ def adder(count: int) -> Any:
 
 
 @functools.cache
-def storer(count: int, typ: Any) -> Any:
-    """A device function ``store(values, array, first, stride)`` of the first ``count`` values of a tuple as ``typ``."""
+def storer(count: int, typ: Any, skipped: int = 0) -> Any:
+    """A device function ``store(values, array, first, stride)`` of ``count`` values of a tuple as ``typ``, those behind
+    the ``skipped`` ones."""
     if count == 0:
 
         @cuda.jit(device=True)
@@ -122,11 +179,11 @@ def storer(count: int, typ: Any) -> Any:
             pass
 
         return nothing
-    before, last = storer(count - 1, typ), count - 1
+    before, last, source = storer(count - 1, typ, skipped), count - 1, skipped + count - 1
 
     @cuda.jit(device=True)
     def store(values, array, first, stride):
         before(values, array, first, stride)
-        array[first + last * stride] = typ(values[last])
+        array[first + last * stride] = typ(values[source])
 
     return store

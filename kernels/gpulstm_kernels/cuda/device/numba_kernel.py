@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.cuda import config, types
 
-INT = types.int32
+INT, BYTE = types.int32, types.uint8
 POINTER = types.CPointer
 
 

@@ -68,12 +68,25 @@ def _text(source: str, cell: Cell | None) -> str:
         reason = why_not(cell)
         if reason is not None:
             raise ValueError(f"cell: {reason}")
-        parts.append(_cell_text(cell, included))
-        counts = {"gates": len(cell.gates), "states": len(cell.states), "saved": cell.saved}
-        struct = struct_name(cell)
-        same = " && ".join(f"{struct}::{what} == {count}" for what, count in counts.items())
-        parts.append(f'static_assert({same}, "{struct}: other counts than the cell declares");\n')
+        parts += [_expanded('#include "cell.cuh"\n', _ROOT / "device", included), _cell_text(cell, included)]
+        parts.append(_declared(cell))
     return "".join(parts)
+
+
+def _declared(cell: Cell) -> str:
+    """What C++ is told of ``cell`` beside its struct, whose counts are checked."""
+    struct = struct_name(cell)
+    counts = {"gates": len(cell.preactivations), "states": len(cell.states), "saved": cell.saved}
+    if cell.given:
+        counts |= {"given": len(cell.given), "given_gradients": len(cell.given_gradients)}
+    same = " && ".join(f"{struct}::{what} == {count}" for what, count in counts.items())
+    more = ("x_gates", "h_gates", "params", "inputs", "differentiable")
+    numbers = ", ".join(f"{what} = {len(getattr(cell, what))}" for what in more)
+    return (
+        f'static_assert({same}, "{struct}: other counts than the cell declares");\n'
+        f"template <>\nstruct Declared<{struct}> {{\n    static constexpr int {numbers};\n"
+        f"    static constexpr bool reads_h = {'true' if cell.reads_h else 'false'};\n}};\n"
+    )
 
 
 def _cell_text(cell: Cell, included: set[Path]) -> str:

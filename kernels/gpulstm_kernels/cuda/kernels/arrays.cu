@@ -1,4 +1,4 @@
-// What a network does to arrays between its layers: padding cleared, dropout. One thread an element, 256 a block.
+// What a network does to arrays between its layers: padding cleared, dropout, what cells are given. One thread an element, 256 a block.
 #include "numeric.cuh"
 
 // to[t, b, :] = from[t, b, :] where t < lengths[b], else 0: padding may hold anything, NaN included.
@@ -40,4 +40,24 @@ template <class T>
 __global__ void drop(const T* from, const unsigned char* mask, T* to, float scale, int count) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) to[i] = narrow<T>(mask[i] ? widen(from[i]) * scale : accumulate_t<T>(0));
+}
+
+// to = 1 or 0
+template <class T>
+__global__ void from_bools(const Byte* from, T* to, int count) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) to[i] = narrow<T>(accumulate_t<T>(from[i] ? 1 : 0));
+}
+
+// Each element of `from` `times` times.
+template <class T>
+__global__ void repeat(const T* from, T* to, int count, int times) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) to[i] = from[i / times];
+}
+
+template <class T>
+__global__ void add(const T* a, const T* b, T* sum, int count) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) sum[i] = narrow<T>(widen(a[i]) + widen(b[i]));
 }

@@ -2,6 +2,7 @@
 //
 //   gates_t = x_t·W_ihᵀ + h_{t-1}·W_hhᵀ + bias (x·W_ihᵀ comes from the host);  h_t, states_t, saved_t = cell(gates_t, ..)
 //
+// Gates of h's product, here G, are rows of weight_hh; those of x alone take no part in it.
 // Arrays as in buffers.py, the cell as in persistent.cuh; no projection. Blocks never wait for each other.
 // Forward: a warp owns eight units and all their gates, so a lane's sums are all gates of one unit for two sequences.
 // Only h goes through shared memory, in two copies, so that one barrier a step is enough.
@@ -23,6 +24,7 @@ struct Row : Pair {
     using Pair::Pair;
     int to_y, to_state, of_state;  // from a row to the lane's value in ys and states; from one state to the next
 
+    __device__ int place(int t, int c, int k) const { return (k * steps + t) * batch + first + c; }
     // Of step t.
     __device__ int row(int t) const { return ((direction * steps + t) * batch + first) * hidden; }
     // In an array (T, B, D·H), whose second sequence is directions·hidden elements on.
@@ -70,17 +72,20 @@ struct BackwardRow : Row {
     __device__ int first_step() const { return direction ? 0 : steps - 1; }
     __device__ int dy(int p, int c) const { return p * directions + to_y + c * directions * hidden; }
     __device__ int y(int p, int c) const { return dy(p, c) + batch * directions * hidden; }
+    __device__ int y_before(int p, int c) const { return dy(p, c) + 2 * direction * batch * directions * hidden; }
+    __device__ int last_y(int c) const { return y(row(first_step()), c); }
     __device__ int last_state(int k, int c) const {
         return row(first_step()) - stride + to_state + k * of_state + c * hidden;
     }
     __device__ int state_before(int p, int k, int c) const { return p + to_state + k * of_state + c * hidden; }
 };
 
-template <class T, bool TF32, class Cell, bool TRAINING, int CHUNKS>
+template <class T, bool TF32, class Cell, bool TRAINING, bool RESETS, int CHUNKS>
 __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
-    block_forward(const float* gates, const float* bias, const T* weight_hh, const int* lengths, T* ys, float* states,
-                  T* saved, int steps, int batch, int hidden, int directions, int has_bias, int ragged) {
-    constexpr int G = Cell::gates, M16 = TILES_OF_GATES<G>, PITCH = pitch(CHUNKS);
+    block_forward(const float* gates, const float* bias, const T* weight_hh, const T* params, const T* inputs,
+                  const Byte* resets, const int* lengths, T* ys, float* states, T* saved, int steps, int batch,
+                  int hidden, int directions, int input_width, int has_bias, int ragged) {
+    constexpr int G = Parts<Cell>::OF_H, M16 = TILES_OF_GATES<G>, PITCH = pitch(CHUNKS);
     constexpr int COPY = COLUMNS * PITCH / static_cast<int>(sizeof(T)), NEXT = PITCH / static_cast<int>(sizeof(T));
     SHARED_DYNAMIC(shared);
     const Lane lane;
@@ -96,8 +101,8 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
                                   steps, directions);
     T* const operand = reinterpret_cast<T*>(shared + 2 * lane.q * PITCH) + at.unit;  // of the first copy
     int row = at.row(at.first_step());
-    CellForward<T, Cell, TRAINING> cell(gates, ys, states, saved);
-    cell.begin(at, bias, has_bias, lengths, ragged, operand, NEXT);
+    CellForward<T, Cell, TRAINING, RESETS> cell(gates, ys, states, saved, resets);
+    cell.begin(at, bias, has_bias, params, inputs, input_width, lengths, ragged, operand, NEXT);
     cell.prefetch(at, row);
     block_barrier();
 
@@ -110,6 +115,7 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
             for (int c = 0; c < 2; ++c) sums[j / 2][j % 2 * 2 + c] = cell.input(j, c);
         row += at.stride;
         if (step + 1 < steps) cell.prefetch(at, row);
+        cell.fetch(at, row - at.stride, t);
         slice.multiply(sums, [&](int column, int byte) {
             return *reinterpret_cast<const uint4*>(shared + (copy * COLUMNS + column) * PITCH + byte);
         });
@@ -119,12 +125,12 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
     cell.end(at);
 }
 
-template <class T, bool TF32, class Cell, int CHUNKS>
+template <class T, bool TF32, class Cell, bool RESETS, int CHUNKS>
 __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
     block_backward(const T* dy, float* dh, float* dstates, const T* saved, const float* states, const T* ys,
-                   const T* weight_hh, const int* lengths, T* dgates, int steps, int batch, int hidden, int directions,
-                   int ragged) {
-    constexpr int G = Cell::gates;
+                   const T* weight_hh, const T* params, const T* inputs, const Byte* resets, const int* lengths,
+                   T* dgates, int steps, int batch, int hidden, int directions, int input_width, int ragged) {
+    constexpr int G = Parts<Cell>::OF_H;
     constexpr int OWN = (G * CHUNKS + 1) / 2, PITCH = pitch(2 * OWN);  // chunks of k a warp; each gate begins a chunk
     constexpr int IN_CHUNK = CHUNK / static_cast<int>(sizeof(T)), PADDED = CHUNKS * IN_CHUNK;  // units of a gate
     constexpr int COPY = COLUMNS * PITCH / static_cast<int>(sizeof(T)), NEXT = PITCH / static_cast<int>(sizeof(T));
@@ -148,15 +154,15 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
                          batch, steps, directions);
     T* const operand = reinterpret_cast<T*>(shared + 2 * lane.q * PITCH) + at.unit;  // of the first copy
     int row = at.row(at.first_step());
-    CellBackward<T, Cell> cell(dy, saved, states, ys, dgates);
-    cell.begin(at, dh, dstates, lengths, ragged);
-    cell.prefetch(at, row);
+    CellBackward<T, Cell, RESETS> cell(dy, saved, states, ys, dgates, resets);
+    cell.begin(at, dh, dstates, params, inputs, input_width, lengths, ragged);
+    cell.prefetch(at, row, at.direction ? 0 : steps - 1);
 
     for (int step = 0; step < steps; ++step) {
         const int t = at.direction ? step : steps - 1 - step, copy = step % 2;
         cell.step(at, row, t, operand + copy * COPY, NEXT, PADDED);
         row += at.stride;
-        if (step + 1 < steps) cell.prefetch(at, row);
+        if (step + 1 < steps) cell.prefetch(at, row, at.direction ? t + 1 : t - 1);
         block_barrier();
         float sums[1][4] = {};
         slice.multiply(sums, [&](int column, int byte) {
@@ -168,6 +174,7 @@ __global__ void __launch_bounds__(MOST_THREADS<T>* CHUNKS, 1)
 #pragma unroll
         for (int c = 0; c < 2; ++c)
             cell.dh[c] += (side ? sums[0][2 + c] : sums[0][c]) + shares[(warp ^ 1) * 2 * WARP + c];
+        cell.cut();
     }
     cell.end(at, dh, dstates);
 }

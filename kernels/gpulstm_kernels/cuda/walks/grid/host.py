@@ -13,7 +13,17 @@ from ....backend import LayerShape
 from ...buffers import Buffers
 from ...device.kernel import Kernel
 from ...device.runtime import Device, Runtime
-from ..persistent import CHUNK, COLUMNS, Plan, cannot_persist, planned, reason_in
+from ..persistent import (
+    CHUNK,
+    COLUMNS,
+    REGISTERS,
+    Plan,
+    cannot_persist,
+    input_width,
+    planned,
+    reason_in,
+    registers_of_cell,
+)
 
 _SOURCE = "walks/grid/kernels"
 UNITS = 8  # a block
@@ -45,22 +55,43 @@ def _division(shape: LayerShape, backward: bool) -> tuple[int, int]:
     return warps, -(-whole // warps)
 
 
+# Registers of a lane beside the slice, the sums and the cell's own: addresses, and what products and the cell compute
+# with. With exact products, and by tensor cores.
+_BESIDE = {False: (118, 84), True: (69, 60)}
+
+
 def _most(device: Device, shape: LayerShape, backward: bool) -> int:
-    """The largest share of the weights that leaves registers enough, by ptxas 13.0; compile tests hold it to that."""
-    if backward and device.capability >= 100:
-        return 4 if shape.dtype == np.float32 else 7
+    """The largest share of the weights that leaves registers enough, by ptxas 13.0; compile tests hold it to that.
+
+    What an LSTM has room for, or less where the cell needs more by estimate.
+    """
     exact = shape.dtype == np.float32 and not shape.tf32
-    return 7 if exact and not backward else 8
+    if backward and device.capability >= 100:
+        most = 4 if shape.dtype == np.float32 else 7
+    else:
+        most = 7 if exact and not backward else 8
+    return next((share for share in range(most, 0, -1) if _registers(shape, backward, share) <= REGISTERS), 0)
+
+
+def _registers(shape: LayerShape, backward: bool, share: int) -> int:
+    """About how many a thread needs with such a share of the weights."""
+    gates, exact = len(shape.cell.gates_of_h), shape.dtype == np.float32 and not shape.tf32
+    rows = -(-gates * UNITS * shape.dtype.itemsize // CHUNK)  # chunks of the block's gate rows
+    tiles, deep = (share, rows) if backward else (-(-gates // 2), share)
+    cell, own = shape.cell, registers_of_cell(shape, backward)
+    if not backward:  # addresses of what is read or written at each step
+        own += 2 * len(cell.states) + len(cell.x_gates) + 8 * len(cell.inputs)
+    return 8 * tiles * deep + 4 * tiles + own + _BESIDE[backward][0 if exact else 1]
 
 
 def kernels(shape: LayerShape) -> dict[str, Kernel]:
     """The kernels of a shape, by what they do."""
     p = shape
     warps, share = _division(p, backward=False)
-    found = {"forward": Kernel(_SOURCE, "grid_forward", (p.dtype, p.tf32, p.cell, p.training, warps, share))}
+    found = {"forward": Kernel(_SOURCE, "grid_forward", (p.dtype, p.tf32, p.cell, p.training, p.resets, warps, share))}
     if p.training:
         warps, share = _division(p, backward=True)
-        found["backward"] = Kernel(_SOURCE, "grid_backward", (p.dtype, p.tf32, p.cell, warps, share))
+        found["backward"] = Kernel(_SOURCE, "grid_backward", (p.dtype, p.tf32, p.cell, p.resets, warps, share))
     return found
 
 
@@ -72,7 +103,7 @@ def plan(device: Device, shape: LayerShape, backward: bool) -> GridPlan | str:
     reason = cannot_persist(device, shape)
     if reason is not None:
         return reason
-    gates, size = len(shape.cell.gates), shape.dtype.itemsize
+    gates, size = len(shape.cell.gates_of_h), shape.dtype.itemsize
     warps, share = _division(shape, backward)
     m16, chunks = (share, -(-gates * UNITS * size // CHUNK)) if backward else (-(-gates // 2), share)
     if share > _most(device, shape, backward):
@@ -111,19 +142,22 @@ def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     found = planned(plan(runtime.device(), p, backward=False), "grid")
     exchange = runtime.zeros((found.exchanged,), p.dtype)
     counters = runtime.zeros((found.grid[1] * p.directions,), np.uint32)
-    arrays = (b.gates, b.bias, b.weight_hh, b.lengths, b.ys, b.states, b.saved, exchange, counters)
-    sizes = (p.steps, p.batch, p.hidden, p.directions, int(b.bias is not None), int(p.ragged), found.tiles)
+    given = (b.params, b.inputs, b.resets, b.lengths)
+    arrays = (b.gates, b.bias, b.weight_hh, *given, b.ys, b.states, b.saved, exchange, counters)
+    sizes = (p.steps, p.batch, p.hidden, p.directions, input_width(b), int(b.bias is not None), int(p.ragged))
     block = (found.threads, 1, 1)
-    runtime.launch(kernels(p)["forward"], found.grid, block, (*arrays, *sizes), found.shared, cooperative=True)
+    arguments = (*arrays, *sizes, found.tiles)
+    runtime.launch(kernels(p)["forward"], found.grid, block, arguments, found.shared, cooperative=True)
 
 
 def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
-    """Walk back: fills dgates, and carries dh and dstates to the first step."""
+    """Walk back: fills dgates with all that lies in it, and carries dh and dstates to the first step."""
     p, b = shape, buffers
     found = planned(plan(runtime.device(), p, backward=True), "grid")
     exchange = runtime.empty((found.exchanged,), np.float32)
     counters = runtime.zeros((found.grid[1] * p.directions,), np.uint32)
-    arrays = (b.dy, b.dh, b.dstates, b.saved, b.states, b.ys, b.weight_hh, b.lengths, b.dgates, exchange, counters)
-    sizes = (p.steps, p.batch, p.hidden, p.directions, int(p.ragged), found.tiles)
+    given = (b.params, b.inputs, b.resets, b.lengths)
+    arrays = (b.dy, b.dh, b.dstates, b.saved, b.states, b.ys, b.weight_hh, *given, b.dgates, exchange, counters)
+    sizes = (p.steps, p.batch, p.hidden, p.directions, input_width(b), int(p.ragged), found.tiles)
     block = (found.threads, 1, 1)
     runtime.launch(kernels(p)["backward"], found.grid, block, (*arrays, *sizes), found.shared, cooperative=True)

@@ -2,6 +2,7 @@
 //
 //   gates_t = x_t·W_ihᵀ + h_{t-1}·W_hhᵀ + bias (x·W_ihᵀ comes from the host);  h_t, states_t, saved_t = cell(gates_t, ..)
 //
+// Gates of h's product, here G, are rows of weight_hh; those of x alone take no part in it.
 // Arrays as in buffers.py, the cell as in persistent.cuh; no projection. A block owns eight units of one direction for
 // one group of the batch: `tiles` tiles of eight sequences. The blocks of a direction and group are a team; teams run
 // side by side and share nothing.
@@ -24,6 +25,9 @@ struct Owner : Pair {
     __device__ Owner(int tile, int tiles, int hidden, int batch, int steps, int directions)
         : Pair(tile < tiles, (static_cast<int>(blockIdx.y) * tiles + tile) * COLUMNS + 2 * Lane().q,
                static_cast<int>(blockIdx.x) * 8 + Lane().g, hidden, batch, steps, directions) {}
+    __device__ long long place(int t, int c, int k) const {
+        return (static_cast<long long>(k) * steps + t) * batch + first + c;
+    }
     __device__ long long value(int t, int c, int count, int k) const {
         return ((static_cast<long long>(direction) * steps + t) * batch + first + c) * count * hidden + (k * hidden + unit);
     }
@@ -38,6 +42,8 @@ struct Owner : Pair {
     __device__ long long carried(int k, int c) const { return of_slot(k, 0, 1, c); }
     __device__ long long y(int t, int c) const { return of_time(t + 1, c); }
     __device__ long long dy(int t, int c) const { return of_time(t, c); }
+    __device__ long long y_before(int t, int c) const { return of_time(t + 2 * direction, c); }
+    __device__ long long last_y(int c) const { return of_time(direction ? 1 : steps, c); }
     __device__ long long first_y(int c) const { return of_time(direction ? steps + 1 : 0, c); }
     __device__ long long first_state(int k, int c) const {
         return of_slot(k, SLOTS && direction ? steps : 0, SLOTS ? steps + 1 : 1, c);
@@ -47,12 +53,13 @@ struct Owner : Pair {
     __device__ long long state_before(int t, int k, int c) const { return of_slot(k, t + direction, steps + 1, c); }
 };
 
-template <class T, bool TF32, class Cell, bool TRAINING, int WARPS, int CHUNKS>
+template <class T, bool TF32, class Cell, bool TRAINING, bool RESETS, int WARPS, int CHUNKS>
 __global__ void __launch_bounds__(32 * WARPS, 1)
-    grid_forward(const float* gates, const float* bias, const T* weight_hh, const int* lengths, T* ys, float* states,
-                 T* saved, T* exchange, unsigned* counters, int steps, int batch, int hidden, int directions,
-                 int has_bias, int ragged, int tiles) {
-    constexpr int G = Cell::gates, M16 = TILES_OF_GATES<G>, IN_CHUNK = CHUNK / static_cast<int>(sizeof(T));
+    grid_forward(const float* gates, const float* bias, const T* weight_hh, const T* params, const T* inputs,
+                 const Byte* resets, const int* lengths, T* ys, float* states, T* saved, T* exchange,
+                 unsigned* counters, int steps, int batch, int hidden, int directions, int input_width, int has_bias,
+                 int ragged, int tiles) {
+    constexpr int G = Parts<Cell>::OF_H, M16 = TILES_OF_GATES<G>, IN_CHUNK = CHUNK / static_cast<int>(sizeof(T));
     constexpr int PADDED = WARPS * CHUNKS * IN_CHUNK;  // elements of k
     SHARED_DYNAMIC(shared);
     float* const shares = reinterpret_cast<float*>(shared);  // (tile, warp, M16·4, lane)
@@ -69,13 +76,14 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     T* const operand = of_team + static_cast<long long>(warp * COLUMNS + 2 * lane.q) * PADDED + at.unit;
     unsigned passed = 0;
 
-    CellForward<T, Cell, TRAINING> cell(gates, ys, states, saved);
-    cell.begin(at, bias, has_bias, lengths, ragged, operand, PADDED);
+    CellForward<T, Cell, TRAINING, RESETS> cell(gates, ys, states, saved, resets);
+    cell.begin(at, bias, has_bias, params, inputs, input_width, lengths, ragged, operand, PADDED);
     cell.prefetch(at, at.direction ? steps - 1 : 0);
     grid_barrier(counters + team, gridDim.x, passed);
 
     for (int step = 0; step < steps; ++step) {
         const int t = at.direction ? steps - 1 - step : step;
+        cell.fetch(at, t, t);
         const T* const from = of_team + (step % 2) * of_copy + warp * CHUNKS * IN_CHUNK;
         for (int tile = 0; tile < tiles; ++tile) {
             float sums[M16][4] = {};
@@ -105,12 +113,13 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     cell.end(at);
 }
 
-template <class T, bool TF32, class Cell, int WARPS, int TILES>
+template <class T, bool TF32, class Cell, bool RESETS, int WARPS, int TILES>
 __global__ void __launch_bounds__(32 * WARPS, 1)
     grid_backward(const T* dy, float* dh, float* dstates, const T* saved, const float* states, const T* ys,
-                  const T* weight_hh, const int* lengths, T* dgates, float* exchange, unsigned* counters, int steps,
-                  int batch, int hidden, int directions, int ragged, int tiles) {
-    constexpr int G = Cell::gates;
+                  const T* weight_hh, const T* params, const T* inputs, const Byte* resets, const int* lengths,
+                  T* dgates, float* exchange, unsigned* counters, int steps, int batch, int hidden, int directions,
+                  int input_width, int ragged, int tiles) {
+    constexpr int G = Parts<Cell>::OF_H;
     constexpr int CHUNKS = (G * 8 * static_cast<int>(sizeof(T)) + CHUNK - 1) / CHUNK;  // of the block's gate rows
     constexpr int IN_CHUNK = CHUNK / static_cast<int>(sizeof(T)), PITCH = (CHUNKS | 1) * IN_CHUNK;
     SHARED_DYNAMIC(shared);
@@ -137,15 +146,16 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     float* const of_team = exchange + static_cast<long long>(team) * blocks * of_owner;
     unsigned passed = 0;
 
-    CellBackward<T, Cell> cell(dy, saved, states, ys, dgates);
-    cell.begin(at, dh, dstates, lengths, ragged);
-    cell.prefetch(at, at.direction ? 0 : steps - 1);
+    CellBackward<T, Cell, RESETS> cell(dy, saved, states, ys, dgates, resets);
+    cell.begin(at, dh, dstates, params, inputs, input_width, lengths, ragged);
+    cell.prefetch(at, at.direction ? 0 : steps - 1, at.direction ? 0 : steps - 1);
     T* const operand = of_tiles + (warp * COLUMNS + 2 * lane.q) * PITCH + lane.g;
 
     for (int step = 0; step < steps; ++step) {
         const int t = at.direction ? step : steps - 1 - step;
         cell.step(at, t, t, operand, PITCH, 8);
-        if (step + 1 < steps) cell.prefetch(at, at.direction ? t + 1 : t - 1);
+        const int then = at.direction ? t + 1 : t - 1;
+        if (step + 1 < steps) cell.prefetch(at, then, then);
         block_barrier();
 
         float* const copy = of_team + (step % 2) * of_copy;
@@ -184,6 +194,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
             for (int c = 0; c < 2; ++c)
                 for (int of = 0; of < WARPS; ++of)
                     cell.dh[c] += shares[(warp * WARPS + of) * 64 + (2 * lane.q + c) * 8 + lane.g];
+            cell.cut();
         }
     }
     cell.end(at, dh, dstates);
