@@ -26,12 +26,20 @@ slow = pytest.mark.slow
 # Gates of both products and of either one; parameters; inputs; no recurrent product. The others are mixtures.
 STREAMED = ["gru", "peephole", "time_gap", "mingru", "indrnn", "minlstm", "recurrent_dropout", "slstm", "zoneout"]
 CELLS = [*STREAMED[:4], *(pytest.param(cell, marks=slow) for cell in STREAMED[4:])]
-DTYPES = ["float32", pytest.param("float64", marks=slow)]
+# Of each cell in float32, and of one in float64.
+COMPILED = pytest.mark.parametrize(
+    ("cell", "dtype"),
+    [
+        *((cell, "float32") for cell in ("lstm", *STREAMED[:4])),
+        *(pytest.param(cell, "float32", marks=slow) for cell in STREAMED[4:]),
+        pytest.param("time_gap", "float64", marks=slow),
+    ],
+)
 
 
 def narrow(*quick: str) -> Any:
-    """Every cell with each kind of narrow weights; all but int8 of the ``quick`` ones is slow."""
-    cases = [(cell, kind) for kind in ("int8", "bf16") for cell in STREAMED]
+    """Cells of each kind with narrow weights; all but int8 of the ``quick`` ones is slow."""
+    cases = [("gru", "bf16"), *((cell, "int8") for cell in ("gru", "mingru", "time_gap", "slstm"))]
     return pytest.mark.parametrize(
         ("cell", "kind"),
         [pytest.param(*case, marks=[] if case in [(cell, "int8") for cell in quick] else slow) for case in cases],
@@ -88,8 +96,7 @@ class Case:
         return outside(y), final
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cell", ["lstm", *CELLS])
+@COMPILED
 @pytest.mark.parametrize("sizes", ["one of each", "odd", "two registers"])
 def test_one_step_equals_the_reference(cell: str, dtype: str, sizes: str) -> None:
     """In both directions, with and without biases, inputs a row and a unit; the same bits on any number of threads."""
@@ -133,8 +140,7 @@ def test_one_step_of_a_sequence_of_none_keeps_the_state(cell: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cell", ["lstm", *CELLS])
+@COMPILED
 def test_steps_are_the_sequence(cell: str, dtype: str, backend: str) -> None:
     """In two layers, of inputs in each shape that they may have, for one row and for several."""
     for batch, width, batch_first in ((1, 0, False), (4, 1, True), (3, 21, False)):
