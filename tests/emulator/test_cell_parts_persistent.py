@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import device_cells
 import layer_checks
@@ -16,6 +16,7 @@ from gpulstm_kernels.cuda import layer, select
 from gpulstm_kernels.cuda.device import precision
 from gpulstm_kernels.cuda.walks import block_host, grid_host
 
+from .cases import Case
 from .runtime import H200, EmulatedRuntime
 
 pytestmark = pytest.mark.emulator
@@ -23,21 +24,6 @@ pytestmark = pytest.mark.emulator
 WALKS = {"block": block_host, "grid": grid_host}
 FEW = ["gru", "time_gap", device_cells.all_parts]
 MORE = ["peephole", "zoneout", "slstm", "recurrent_dropout", "lstm"]
-
-
-class Case(NamedTuple):
-    """Of a call: sizes, and what is in it."""
-
-    hidden: int
-    dtype: str = "float32"
-    steps: int = 5
-    batch: int = 3
-    directions: int = 2
-    bias: bool = True
-    ragged: bool = True
-    resets: bool = True
-    scalar_inputs: bool = False
-
 
 CASES = {
     "odd": Case(5),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import device_cells
 import layer_checks
@@ -15,6 +15,7 @@ from problems import Problem
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cuda import layer
 
+from .cases import Case
 from .runtime import EmulatedRuntime
 
 pytestmark = pytest.mark.emulator
@@ -22,21 +23,6 @@ pytestmark = pytest.mark.emulator
 FEW = ["gru", "time_gap", "indrnn"]
 OWN = [device_cells.all_parts, device_cells.scanned]
 MORE = ["peephole", "zoneout", "mingru", "minlstm", "slstm", "recurrent_dropout", "lstm"]
-
-
-class Case(NamedTuple):
-    """Of a call: sizes, and what is in it."""
-
-    hidden: int
-    dtype: str = "float32"
-    steps: int = 5
-    batch: int = 3
-    directions: int = 2
-    bias: bool = True
-    ragged: bool = True
-    resets: bool = True
-    scalar_inputs: bool = False
-
 
 CASES = {
     "odd": Case(5),
