@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tolerances
+
+import gpulstm
 
 # Of every promise a few tests, which say within a minute, once kernels are compiled, whether it still holds: files, and
 # what the names of their tests match.
@@ -21,7 +25,7 @@ QUICK = {
     "test_cli.py": "bad|wrong|contradict|divergence|early_stopping|no_clipping|cuda",
     "test_disk_cache.py": "",
     "test_dispatch.py": "",
-    "test_kernels.py": r"lstm-float32-(one step|odd|projected)\]|products",
+    "test_kernels.py": r"lstm-float32-(one step|odd)\]|products",
     "test_language.py": "",
     "test_language_errors.py": "",
     "test_layouts.py": "other_layers|lies_well|fit|whole_numbers",
@@ -42,11 +46,31 @@ QUICK = {
 }
 TESTS = Path(__file__).parent
 
-# Kernels take seconds to compile. The README's test command takes those of an LSTM in each type of weights, of an RNN,
-# a GRU and a projection in float32, and of one cell with stages; they stand for the others, which the slow lane takes.
-OTHER_TYPES = re.compile("float64|bf16|int8")
-OTHER_CELLS = re.compile("peephole|time_gap|indrnn|min(gru|lstm)|slstm|zoneout|dropout|layer_norm|multiplicative")
-OF_CELLS = ("test_cell_parts.py", "test_heads.py", "test_staged_cells.py", "test_stream_parts.py")
+# Kernels take seconds to compile. The README's test command takes those of an LSTM, in each type of weights; they stand
+# for the others, which the slow lane takes.
+OTHER_KERNELS = re.compile(
+    "project|rnn|gru|peephole|time_gap|indrnn|min(gru|lstm)|slstm|zoneout|dropout|layer_norm|multiplicative|resets"
+)
+OF_KERNELS = (
+    "test_cell_parts.py",
+    "test_dropin_cells.py",
+    "test_dropin_cells_transforms.py",
+    "test_dropin_modules.py",
+    "test_dropin_operator.py",
+    "test_dropin_parity.py",
+    "test_dropin_replace.py",
+    "test_heads.py",
+    "test_interrupt.py",
+    "test_keras_files.py",
+    "test_kernels.py",
+    "test_quantized.py",
+    "test_reversed_layer.py",
+    "test_staged_cells.py",
+    "test_stream.py",
+    "test_stream_parts.py",
+    "test_tapes.py",
+    "test_torch_parity.py",
+)
 LANES = ("emulator", "simulator", "compile_matrix", "inductor", "gpu")
 
 
@@ -64,11 +88,8 @@ def _compiles_other_kernels(item: pytest.Item) -> bool:
     given = getattr(getattr(item, "callspec", None), "params", {})
     if given.get("backend") == "reference":
         return False
-    name = item.name.lower()
-    if item.path.name in OF_CELLS and ("resets" in name or OTHER_CELLS.search(name)):
-        return True
-    features = "rnn" in name or "gru" in name, bool("projected" in name or given.get("projected"))
-    return all(features) or (any(features) and OTHER_TYPES.search(name) is not None)
+    named = item.path.name in OF_KERNELS and OTHER_KERNELS.search(item.name.lower())
+    return bool(named or given.get("projected"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,6 +99,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         pattern = _quick(item.path)
         if pattern is not None and re.search(pattern, item.name) and not item.get_closest_marker("slow"):
             item.add_marker("quick")
+
+
+@pytest.fixture
+def in_numpy() -> Iterator[None]:
+    """For tests of what is no matter of kernels, which would take seconds to compile."""
+    with gpulstm.use_backend("reference"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that a test registers is gone after it, so that tests may give two cells one name."""
+    if cells := sys.modules.get("gpulstm.cells"):
+        monkeypatch.setattr(cells, "_cells", dict(cells._cells))
 
 
 def pytest_collection(session: pytest.Session) -> None:

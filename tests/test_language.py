@@ -620,9 +620,8 @@ def test_a_cell_that_no_import_finds_is_not_pickled() -> None:
         pickle.dumps(written("return x.a * x.b, {}"))
 
 
-def test_a_cell_that_is_written_anew_takes_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_is_written_anew_takes_the_place() -> None:
     """As a notebook runs a cell again; a function of the same name elsewhere is another one."""
-    monkeypatch.setattr(cells, "_cells", dict(cells._cells))
 
     def defined(body: str, module: str) -> cells.TracedCell:
         written_here = function(body)

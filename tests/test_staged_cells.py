@@ -91,6 +91,7 @@ def test_a_tape_travels_as_arrays(name: str, dtype: str) -> None:
         check_tape(layer, problems.layer_problem(name, dtype, **options))
 
 
+@pytest.mark.slow
 def test_a_stack_of_layers_and_its_explanation() -> None:
     """Layers, directions and dropout are the stack's own, whatever the cell."""
     net = nn.Recurrent("gru_reset_before", 3, 5, 2, bidirectional=True, dropout=0.5, seed=0)

@@ -262,6 +262,7 @@ def test_resets_of_no_row_change_nothing() -> None:
         np.testing.assert_array_equal(one(x, np.zeros(2, bool)), other(x))
 
 
+@slow
 @pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
 def test_inputs_in_any_layout(backend: str) -> None:
     """Bools count 1 and 0, a value a row is that of every unit; copies are taken where arrays do not lie well."""
@@ -298,6 +299,7 @@ def test_several_inputs_of_different_shapes() -> None:
         assert_close(case.whole(slice(t, t + 1))[0], one, "kernel", "float32")
 
 
+@slow
 def test_parameters_changed_in_place_act_from_the_next_step_on() -> None:
     layer = Recurrent("peephole", 5, 9, seed=0)
     x = Case(layer, 1).x
@@ -311,6 +313,7 @@ def test_parameters_changed_in_place_act_from_the_next_step_on() -> None:
     assert_close(stream(x[1]), expected[0], "kernel", "float32")
 
 
+@slow
 def test_parameters_are_read_in_place_or_refused() -> None:
     layer = Recurrent("peephole", 5, 9, seed=0)
     layer.params["p_f_l0"] = np.repeat(layer.params["p_f_l0"], 2)[::2]

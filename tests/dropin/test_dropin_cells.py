@@ -68,9 +68,9 @@ def test_gradients_of_inputs_of_which_one_is_a_constant() -> None:
 @pytest.mark.parametrize(
     ("cell", "options"),
     [
-        ("peephole", {"bidirectional": True}),
-        ("time_gap", {"bidirectional": True}),
-        ("slstm", {"heads": 2}),
+        pytest.param("peephole", {"bidirectional": True}, marks=pytest.mark.slow),
+        pytest.param("time_gap", {"bidirectional": True}, marks=pytest.mark.slow),
+        pytest.param("slstm", {"heads": 2}, marks=pytest.mark.slow),
         ("mingru", {"num_layers": 2}),
         ("gru", {"heads": 2}),
     ],

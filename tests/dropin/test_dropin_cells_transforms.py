@@ -94,7 +94,8 @@ def test_vmap_over_resets_and_lengths(recorded: bool) -> None:
         close(vmap(call)(resets, lengths), expected)
 
 
-@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize(
     ("cell", "options"), [("time_gap", {"bidirectional": True}), ("slstm", {"heads": 2}), ("mingru", {"num_layers": 2})]
 )
@@ -119,6 +120,7 @@ def test_compile_without_a_graph_break(cell: str, options: dict[str, Any], dynam
             close(flat(compiled(x, **given)), flat(module(x, **given)))
 
 
+@pytest.mark.slow
 def test_compiled_functional_gradient() -> None:
     """torch.compile takes no autograd.Function inside torch.func: there it is given the equations."""
     torch._dynamo.reset()

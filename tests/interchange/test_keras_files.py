@@ -21,6 +21,7 @@ from gpulstm import io, nn
 L = keras.layers
 # what Keras itself, and the way it asks torch and NumPy, warn about
 pytestmark = [
+    pytest.mark.usefixtures("in_numpy"),
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file.*:UserWarning"),
 ]

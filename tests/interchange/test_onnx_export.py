@@ -15,6 +15,8 @@ from tolerances import assert_close
 import gpulstm
 from gpulstm import io, nn
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 COUPLED = gpulstm.cells.register(
     gpulstm.cells.Cell("coupled", gates=("i", "g", "o"), states=("c",), saved=3, maths="coupled_cell")
 )

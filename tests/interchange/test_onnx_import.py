@@ -18,6 +18,8 @@ from tolerances import assert_close
 import gpulstm
 from gpulstm import io
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 X = np.zeros((3, 2, 3), np.float32)
 # of a sequence of 0 steps, ONNX Runtime's RNN read outside its memory in versions before pull request 28052
