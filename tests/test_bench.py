@@ -94,7 +94,11 @@ def test_a_case_that_is_none_is_named(text: str) -> None:
     ("layer", "shape"),
     [
         (gpulstm.LSTM(4, 4, seed=0), (2, 3, 4)),
-        (gpulstm.LSTM(3, 7, 2, bias=False, bidirectional=True, proj_size=2, dtype="float64", seed=0), (5, 1, 3)),
+        pytest.param(
+            gpulstm.LSTM(3, 7, 2, bias=False, bidirectional=True, proj_size=2, dtype="float64", seed=0),
+            (5, 1, 3),
+            marks=pytest.mark.slow,  # its kernels are compiled
+        ),
         (gpulstm.nn.Recurrent("lstm", 4, 4, heads=2, seed=0), (2, 3, 4)),
         (gpulstm.RNN(3, 5, bidirectional=True, batch_first=True, seed=0), (2, 4, 3)),
     ],

@@ -253,7 +253,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "every step": lambda: nn.EveryStepHead(FEATURES, 4, bias=False, seed=0),
     "last step": lambda: nn.LastStepHead(FEATURES, 4, seed=0),
     "embedding": lambda: nn.Embedding(9, FEATURES, seed=0),
-    "reversed": lambda: nn.Reversed(gpulstm.RNN(FEATURES, 4, seed=0)),
+    "reversed": lambda: nn.Reversed(gpulstm.LSTM(FEATURES, 4, seed=0)),
     "model": lambda: nn.Sequential(
         nn.Embedding(9, FEATURES, seed=0),
         gpulstm.LSTM(FEATURES, 5, 2, dropout=0.5, bidirectional=True, seed=1),

@@ -59,13 +59,13 @@ def test_gradients_by_differences(batch: int) -> None:
 
 
 def test_in_a_model_and_without_upstream() -> None:
-    model = nn.Sequential(nn.Reversed(gpulstm.RNN(3, 4, seed=0)), nn.Linear(4, 2, seed=1))
+    model = nn.Sequential(nn.Reversed(gpulstm.LSTM(3, 4, seed=0)), nn.Linear(4, 2, seed=1))
     assert next(iter(model.params)) == "0.weight_ih_l0"
     x = np.ones((5, 2, 3), np.float32)
     _, pullback = model.vjp(x, lengths=[5, 2])
     dx, _, _ = pullback(np.ones((5, 2, 2), np.float32))
     assert not dx[2:, 1].any()
-    assert repr(model.layers[0]) == "Reversed(RNN(3, 4))"
+    assert repr(model.layers[0]) == "Reversed(LSTM(3, 4))"
     _, pullback = model.layers[0].vjp(x)
     dx, _, grads = pullback()
     assert not dx.any()
