@@ -82,10 +82,15 @@ ROW_INPUTS = ("gap",)  # of the cells' inputs those that are one number a row; t
 
 
 def begins(case: Case, parameter: str) -> float:
-    """Where a cell's own parameter begins, and so where it is drawn around: 1 for a gain."""
-    cell = case.of_cell
-    initial = dict(zip(cell.params, cell.initial, strict=False))
-    return initial.get(parameter.rsplit("_l", 1)[0]) or 0.0
+    """Where a cell's own parameter begins, and so where it is drawn around.
+
+    The gains of h's normalised product are 0.1 rather than the cell's 1 (as Cooijmans et al. 2017, section 4, begin):
+    with 1 the walk is chaotic, and what float32 rounds grows with every step, by whomever it is computed.
+    """
+    cell, own = case.of_cell, parameter.rsplit("_l", 1)[0]
+    if own.startswith("gain_h"):
+        return 0.1
+    return dict(zip(cell.params, cell.initial, strict=False)).get(own) or 0.0
 
 
 def reached(case: Case, state: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:

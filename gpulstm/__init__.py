@@ -26,6 +26,7 @@ from .dispatch import BackendUnavailable, backends, set_backend, use_backend
 from .nn import GRU, LSTM, RNN, quantize
 from .threads import get_num_threads, set_num_threads
 from .version import __version__
+from .watching import Watched
 
 __all__ = [
     "GRU",
@@ -47,6 +48,7 @@ __all__ = [
     "set_backend",
     "set_num_threads",
     "use_backend",
+    "watch",
 ]
 
 
@@ -55,3 +57,26 @@ def explain(layer: nn.Recurrent, x: Any, *, backend: str | None = None) -> str:
     if not isinstance(layer, nn.Recurrent):
         raise TypeError(f"layer: expected a recurrent layer such as gpulstm.LSTM, got {type(layer).__name__}")
     return layer.explain(x, backend=backend)
+
+
+def watch(
+    model: nn.Layer, x: Any, state: Any = None, lengths: Any = None, resets: Any = None, *, inputs: Any = None
+) -> Watched:
+    """Run ``model`` on ``x`` as in inference, and look inside: ``watch(lstm, x)["l0"].gate("f")``.
+
+    ``model`` is a recurrent layer of any cell, or a :class:`gpulstm.nn.Sequential` with some; the other arguments are
+    those of its call.
+
+    Raises:
+        TypeError: ``model`` is no layer, or has one of quantized weights; as its call.
+        ValueError: resets or inputs for a model that takes none; as its call.
+    """
+    if not isinstance(model, nn.Layer):
+        raise TypeError(f"model: expected a gpulstm layer such as gpulstm.LSTM, got {type(model).__name__}")
+    if isinstance(model, nn.Recurrent):
+        return model.watch(x, state, lengths, resets, inputs=inputs)
+    for name, value in (("resets", resets), ("inputs", inputs)):
+        if value is not None:
+            kind = type(model).__name__
+            raise ValueError(f"{name}: expected None, since {kind} takes none, got {type(value).__name__}")
+    return model.watch(x, state, lengths)

@@ -137,7 +137,7 @@ def rnn_forward(
         y = library.copy(y)  # backward reads the tape: what the caller does with the output must not reach it
     states = tuple([library.concatenate(parts) for parts in zip(*finals, strict=True)]) if is_stack else final
     tape = Tape(config, chosen, device, dtype, layout, tapes, masks, shapes_of(inputs)) if training else None
-    return _outside(config, y, unbatched), _states_outside(states, unbatched), tape
+    return outside(config, y, unbatched), states_outside(states, unbatched), tape
 
 
 def rnn_backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[np.ndarray, State, dict[str, np.ndarray]]:
@@ -186,7 +186,7 @@ def rnn_backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[np.nda
     ordered = {name: grads[name] for name in config.shapes()}
     for name, value in of_inputs.items():
         ordered[f"inputs.{name}"] = _input_outside(config, value, tape.inputs[name], layout, library)
-    return _outside(config, gradient, layout.unbatched), _states_outside(states, layout.unbatched), ordered
+    return outside(config, gradient, layout.unbatched), states_outside(states, layout.unbatched), ordered
 
 
 def select_backend(
@@ -395,8 +395,7 @@ def _input_outside(
     """The ``gradient`` (T, B, W) of an input, in the ``shape`` that was given."""
     if math.prod(shape) < gradient.size:  # it is another input that has a value for each unit
         gradient = library.sum_features(gradient)
-    outside = _outside(config, gradient, layout.unbatched)
-    return library.contiguous(outside).reshape(shape)
+    return library.contiguous(outside(config, gradient, layout.unbatched)).reshape(shape)
 
 
 def _inside(config: Config, array: np.ndarray, unbatched: bool, library: arrays.Arrays) -> np.ndarray:
@@ -408,7 +407,8 @@ def _inside(config: Config, array: np.ndarray, unbatched: bool, library: arrays.
     return library.contiguous(array)
 
 
-def _outside(config: Config, array: np.ndarray, unbatched: bool) -> np.ndarray:
+def outside(config: Config, array: np.ndarray, unbatched: bool) -> np.ndarray:
+    """(T, B, features) as the caller has it laid out."""
     if unbatched:
         return array[:, 0]
     return array.swapaxes(0, 1) if config.batch_first else array
@@ -421,5 +421,6 @@ def _outside_shape(config: Config, layout: Layout, *features: int) -> tuple[int,
     return (batch, steps, *features) if config.batch_first else (steps, batch, *features)
 
 
-def _states_outside(states: State, unbatched: bool) -> State:
+def states_outside(states: State, unbatched: bool) -> State:
+    """The parts of a state, which are (L·D, ·) of one sequence."""
     return tuple(s[:, 0] for s in states) if unbatched else states

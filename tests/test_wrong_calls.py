@@ -151,6 +151,7 @@ POSITIONS = [
 # Made when they are tested: some compute.
 CALLS: dict[str, Callable[[], Call]] = {
     "gpulstm.explain": lambda: Call(gpulstm.explain, {"layer": lstm(), "x": X}),
+    "gpulstm.watch": lambda: Call(gpulstm.watch, {"model": lstm(), "x": X}),
     "gpulstm.quantize": lambda: Call(gpulstm.quantize, {"layer": lstm(), "kind": "int8"}),
     "gpulstm.use_backend": lambda: Call(compute_with, {"name": None}, {"name": CHOICE}, {"name": "backend"}),
     "gpulstm.set_backend": lambda: Call(gpulstm.set_backend, {"name": None}, {"name": CHOICE}, {"name": "backend"}),
@@ -171,6 +172,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     ),
     "nn.LSTM pullback": lambda: Call(pullback(lstm()), {}, {"dy": without_none("dy")}),
     "nn.LSTM.explain": lambda: Call(lstm().explain, {"x": X}),
+    "nn.LSTM.watch": lambda: Call(lstm().watch, {"x": X}),
     "nn.LSTM.stream": lambda: Call(lstm().stream, {"batch_size": 2}),
     "nn.LSTM.to": lambda: Call(lstm().to, {"device": "cpu"}, {"device": without_none("device")}),
     "nn.LSTM.load_state_dict": lambda: Call(lstm().load_state_dict, {"state_dict": lstm().state_dict()}),
@@ -188,6 +190,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "nn.Reversed": lambda: Call(nn.Reversed, {"layer": lstm()}),
     "nn.Reversed.__call__": lambda: Call(nn.Reversed(lstm()), {"x": X}),
     "nn.Reversed.forward": lambda: Call(nn.Reversed(lstm()).forward, {"x": X}),
+    "nn.Reversed.watch": lambda: Call(nn.Reversed(lstm()).watch, {"x": X}),
     "nn.Reversed.vjp": lambda: Call(nn.Reversed(lstm()).vjp, {"x": X}),
     "nn.Reversed pullback": lambda: Call(pullback(nn.Reversed(lstm())), {}),
     "nn.Embedding": lambda: Call(nn.Embedding, {"num_embeddings": 5, "embedding_dim": 4}),
@@ -217,6 +220,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "nn.Sequential": lambda: Call(lambda layers: nn.Sequential(*layers), {"layers": [lstm()]}),
     "nn.Sequential.__call__": lambda: Call(model(), {"x": X}, PER_LAYER),
     "nn.Sequential.forward": lambda: Call(model().forward, {"x": X}, PER_LAYER),
+    "nn.Sequential.watch": lambda: Call(model().watch, {"x": X}, PER_LAYER),
     "nn.Sequential.vjp": lambda: Call(model().vjp, {"x": X}, PER_LAYER),
     "nn.Sequential pullback": lambda: Call(
         pullback(model()), {"dy": np.ones((5, 2, 2), "f4")}, {"dstate": PER_LAYER["state"]}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays, checks, dispatch
+from ..watching import Watched, WatchedLayer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,6 +60,10 @@ class Layer:
         ``pullback(dy, dstate=None)`` gives ``dx, dstate0, grads``, ``grads`` with the keys of ``params``.
         """
         raise NotImplementedError
+
+    def watch(self, x: Any, state: Any = None, lengths: Any = None) -> Watched:
+        """The output for ``x``, and what happened inside; see :func:`gpulstm.watch`."""
+        return Watched(*self.forward(x, state, lengths), {})
 
     def check_unused(self, state: Any = None, lengths: Any = None, name: str = "state") -> None:
         """Refuse a state (or the gradient of one, by its ``name``) and lengths, for a layer without a use for them.
@@ -145,6 +150,9 @@ class RecurrentLayer(Layer):
         """Inference: ``y, state``; dropout does nothing."""
         return self.forward(x, state, lengths)
 
+    def watch(self, x: Any, state: Any = None, lengths: Any = None) -> Watched:
+        raise TypeError(f"model: expected layers that can be looked at, such as gpulstm.LSTM, got {self!r}")
+
 
 class Sequential(RecurrentLayer):
     """Layers one after another; itself recurrent, its state a tuple of the states of those layers that have one.
@@ -193,6 +201,15 @@ class Sequential(RecurrentLayer):
         for i, layer in enumerate(self.layers):
             x, states[i] = layer.forward(x, states[i], limits[i])
         return x, self._recurrent_states(states)
+
+    def watch(self, x: Any, state: Any = None, lengths: Any = None) -> Watched:
+        states, limits = self._states_by_layer(state), self._lengths_by_layer(lengths)
+        found: dict[str, WatchedLayer] = {}
+        for i, layer in enumerate(self.layers):
+            inside = layer.watch(x, states[i], limits[i])
+            x, states[i] = inside.y, inside.state
+            found |= {f"{i}.{name}": one for name, one in inside.items()}
+        return Watched(x, self._recurrent_states(states), found)
 
     def vjp(
         self, x: Any, state: Any = None, lengths: Any = None, *, rng: Any = None

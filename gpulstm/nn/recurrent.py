@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import arrays, cells, checks, dispatch, explanation, ops
+from .. import arrays, cells, checks, dispatch, explanation, ops, watching
 from ..config import Config
 from .model import Params, Pullback, on_device, unwrap_single
 from .stream import Streamed
@@ -147,6 +147,20 @@ class Recurrent(Streamed):
             return dx, unwrap_single(initial), grads
 
         return (y, unwrap_single(final)), pullback
+
+    def watch(
+        self,
+        x: Any,
+        state: Any = None,
+        lengths: Any = None,
+        resets: Any = None,
+        *,
+        inputs: Any = None,
+        backend: str | None = None,
+    ) -> watching.Watched:
+        """The call as in inference, and what happened inside; see :func:`gpulstm.watch`."""
+        found = watching.watch(self.config, self.params, x, state, lengths, resets, inputs=inputs, backend=backend)
+        return watching.Watched(found.y, unwrap_single(found.state), dict(found))
 
     def explain(self, x: Any, *, backend: str | None = None) -> str:
         """See :func:`gpulstm.explain`."""

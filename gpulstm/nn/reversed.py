@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays, checks
+from ..watching import Watched
 from .model import Params, Pullback, RecurrentLayer
 from .recurrent import Recurrent
 
@@ -40,6 +41,11 @@ class Reversed(RecurrentLayer):
         turn = self._turn(x, lengths)
         y, final = self.layer(turn(x), state, lengths)
         return turn(y), final
+
+    def watch(self, x: Any, state: Any = None, lengths: Any = None) -> Watched:
+        turn = self._turn(x, lengths)
+        found = self.layer.watch(turn(x), state, lengths)
+        return Watched(turn(found.y), found.state, {name: layer.changed(turn) for name, layer in found.items()})
 
     def vjp(
         self, x: Any, state: Any = None, lengths: Any = None, *, rng: Any = None

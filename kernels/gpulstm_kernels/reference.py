@@ -189,7 +189,7 @@ def layer_forward(
             h_previous, *previous = (np.where(begins, 0, s) for s in (h, *states))
             beside = [np.broadcast_to(value, (batch, hidden_size)) for value in inputs[:, t]]
             own = (*[h_previous] * cell.reads_h, *params, *beside)
-            hidden, new, saved = _forward_of(cell, _gates(cell, w, x[t], h_previous), tuple(previous), own, w)
+            hidden, new, saved = _forward_of(cell, preactivations(cell, w, x[t], h_previous), tuple(previous), own, w)
             output = hidden @ w["weight_hr"].T if "weight_hr" in w else hidden
             if shape.training:
                 tape.append(Step(t, valid, begins, h_previous, own, hidden, tuple(previous), new, saved))
@@ -210,7 +210,7 @@ def _begins(resets: Array | None, t: int, reverse: bool, batch: int) -> Array:
     return np.full((batch, 1), False) if resets is None or t == len(resets) else resets[t].astype(bool)[:, None]
 
 
-def _gates(cell: Cell, w: Mapping[str, Array], x: Array, h: Array) -> Array:
+def preactivations(cell: Cell, w: Mapping[str, Array], x: Array, h: Array) -> Array:
     """All pre-activations of a step (B, G·H), in the order of ``cell.preactivations``."""
     parts = _by_gate(_biased(x @ w["weight_ih"].T, w, "bias_ih"), (*cell.gates, *cell.x_gates))
     if cell.gates_of_h:

@@ -292,7 +292,7 @@ def evaluate(
 ) -> tuple[Any, ...]:
     """The numbers of ``roots``, by those of the leaves and a function for each operator. Numbers stay Python's."""
     known = {value.index: given for value, given in leaves.items()}
-    for value in ordered(roots):
+    for value in ordered(roots, set(known)):
         if is_number(value):
             known[value.index] = value.detail
         elif value.index not in known:
