@@ -153,6 +153,14 @@ def _layer_norm(x: Tensor, w: Weights, gain: list[str], shift: list[str]) -> Ten
     return torch.nn.functional.layer_norm(x, x.shape[1:], weight, bias, eps=1e-5)
 
 
+def variational_dropout(x: Tensor, state: State, w: Weights, i: Weights) -> State:
+    h, c = state
+    h = i["mask"] * h
+    a, f, g, o = (gate + _product(h, w, f"u_{name}") for name, gate in zip("ifgo", x.chunk(4, dim=1), strict=True))
+    c = f.sigmoid() * c + a.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
 def layer_norm_lstm(x: Tensor, state: State, w: Weights, i: Weights) -> State:
     h, c = state
     of_x = _layer_norm(x, w, [f"gain_x_{gate}" for gate in "ifgo"], [f"shift_{gate}" for gate in "ifgo"])
@@ -203,6 +211,7 @@ CELLS: dict[str, Step] = {
         rnn_relu,
         slstm,
         time_gap,
+        variational_dropout,
         zoneout,
     )
 }

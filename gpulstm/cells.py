@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from gpulstm_kernels.cells import Cell
+from gpulstm_kernels.cells import DISTRIBUTIONS, SPANS, Cell, Noise
 from gpulstm_kernels.cells.cifg import cifg
 from gpulstm_kernels.cells.gru import gru
 from gpulstm_kernels.cells.gru_reset_before import gru_reset_before
@@ -39,8 +39,10 @@ from gpulstm_kernels.cells.rnn import rnn
 from gpulstm_kernels.cells.rnn_relu import rnn_relu
 from gpulstm_kernels.cells.slstm import slstm
 from gpulstm_kernels.cells.time_gap import time_gap
+from gpulstm_kernels.cells.variational_dropout import variational_dropout
 from gpulstm_kernels.cells.zoneout import zoneout
 from gpulstm_kernels.language import cell as _language
+from gpulstm_kernels.language import declaration as _declaration
 from gpulstm_kernels.language.cell import TracedCell
 from gpulstm_kernels.language.check import check
 from gpulstm_kernels.language.graph import CellError
@@ -68,6 +70,7 @@ from . import checks
 __all__ = [
     "Cell",
     "CellError",
+    "Noise",
     "TracedCell",
     "abs",
     "cell",
@@ -105,6 +108,7 @@ __all__ = [
     "sqrt",
     "tanh",
     "time_gap",
+    "variational_dropout",
     "where",
     "zoneout",
 ]
@@ -131,24 +135,21 @@ def register(cell: _AnyCell) -> _AnyCell:
 
     Raises:
         TypeError: a part of the declaration is of the wrong type.
-        ValueError: the name is taken by another cell, the cell has no gates, two of its gates and states have one name,
-            or ``saved`` is negative. What maths written by hand returns is checked at first use.
+        ValueError: the name is taken by another cell, the cell has no gates, two of its parts have one name, or one has
+            a name that a layer needs, a part of ``differentiable`` is no input, or ``saved`` is negative. What maths
+            written by hand returns is checked at first use.
     """
     if not isinstance(cell, Cell):
         raise TypeError(f"cell: expected a gpulstm.cells.Cell, got {cell!r}")
     for field in ("name", "maths"):
         if not isinstance(value := getattr(cell, field), str) or not value:
             raise TypeError(f"cell: {field}: expected a name, got {value!r}")
-    for field in _language.PARTS:
+    for field in _declaration.PARTS:
         _check_names(cell, field)
-    if not cell.gates + cell.x_gates:
-        raise ValueError(f"cell: {cell.name!r} declares no gates; expected at least one, of gates or x_gates")
-    names = ("h", *cell.preactivations, *cell.states, *cell.params, *cell.inputs)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
-            f"cell: {cell.name!r}: expected gates, states, parameters and inputs of different names beside h, got "
-            f"{twice} twice"
-        )
+    declared = _declaration.Declared._make(getattr(cell, field) for field in _declaration.PARTS)
+    if wrong := _declaration.mistake(declared):
+        raise ValueError(f"cell: {cell.name!r}: {wrong}")
+    _check_noise(cell)
     checks.flag(cell.reads_h, f"cell: {cell.name!r}: reads_h")
     checks.integer(cell.saved, f"cell: {cell.name!r}: saved", 0)
     before = _cells.get(cell.name)
@@ -172,6 +173,20 @@ def _check_names(cell: Cell, field: str) -> None:
     value: Any = getattr(cell, field)
     if not isinstance(value, tuple) or not all(isinstance(name, str) and name for name in value):
         raise TypeError(f"cell: {cell.name!r}: {field}: expected a tuple of names, got {value!r}")
+
+
+def _check_noise(cell: Cell) -> None:
+    """Of a cell by hand what :func:`cell` has checked already."""
+    for one in cell.noise:
+        if not isinstance(one, Noise) or one.distribution not in DISTRIBUTIONS or one.each not in SPANS:
+            raise TypeError(
+                f"cell: {cell.name!r}: noise: expected a Noise(input, distribution, each), of "
+                f"{', '.join(DISTRIBUTIONS)} and {', '.join(SPANS)}, got {one!r}"
+            )
+        if one.input not in cell.inputs or one.input in cell.differentiable:
+            raise ValueError(
+                f"cell: {cell.name!r}: noise: expected an input that is not differentiable, got {one.input!r}"
+            )
 
 
 def get(name: str | Cell) -> Cell:
@@ -205,6 +220,7 @@ for _cell in (
     rnn_relu,
     slstm,
     time_gap,
+    variational_dropout,
     zoneout,
 ):
     register(_cell)

@@ -198,19 +198,21 @@ def integers(value: Any, name: str) -> np.ndarray:
     return result
 
 
-def lengths(value: Any, batch: int, steps: int, least: int = 0) -> np.ndarray:
-    """``value`` (an array or a list) as intp (B,), each length in ``least .. steps``."""
+def lengths(
+    value: Any, batch: int, steps: int, least: int = 0, name: str = "lengths", of: str = "the number of steps"
+) -> np.ndarray:
+    """``value`` (an array or a list) as intp (B,), each length in ``least .. steps``; ``of`` is what ``steps`` are."""
     if isinstance(value, (list, tuple)):
         try:
             value = np.asarray(value)
         except ValueError as error:
-            raise ValueError(f"lengths: expected one number a sequence, got {value!r}") from error
-    result = integers(value, "lengths")
+            raise ValueError(f"{name}: expected one number a sequence, got {value!r}") from error
+    result = integers(value, name)
     if result.shape != (batch,):
-        raise ValueError(f"lengths: expected shape ({batch},), one a sequence, got {result.shape}")
+        raise ValueError(f"{name}: expected shape ({batch},), one a sequence, got {result.shape}")
     for extreme in (int(result.min()), int(result.max())):
         if not least <= extreme <= steps:
-            raise ValueError(f"lengths: expected {least} <= length <= {steps}, the number of steps, got {extreme}")
+            raise ValueError(f"{name}: expected {least} <= length <= {steps}, {of}, got {extreme}")
     return result.astype(np.intp, copy=False)
 
 

@@ -12,6 +12,7 @@ from gpulstm_kernels.backend import LayerShape
 
 from . import checks
 from .cells import Cell
+from .noise import Setting
 
 StateLayout = list[tuple[str, tuple[int, ...]]]
 """The name and the shape of h and of each carried state."""
@@ -23,16 +24,19 @@ _ARRAY = 512  # bytes that an array takes beside its numbers, with its name in a
 class Config:
     """The shape of a recurrent network, with the arguments and names of ``torch.nn.LSTM``.
 
+    Without ``input_size`` x holds pre-activations (T, B, D·Gx·H), what products of the input with a ``weight_ih`` would
+    give, in the order of its rows: gates before x_gates, of each direction one after another.
+
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a size below 1, dropout or ``weight_dropout`` outside [0, 1), ``proj_size`` not below
-            ``hidden_size``, or a projection for a cell that reads h other than through a product or has no recurrent
-            product; ``heads`` that do not divide ``hidden_size``, or more than one for a cell without recurrent product
-            or with a projection; unknown cell.
+        ValueError: a size below 1, more than one layer without ``input_size``, or then no parameter at all; dropout or
+            ``weight_dropout`` outside [0, 1), ``proj_size`` not below ``hidden_size``, or a projection for a cell that
+            reads h other than through a product or has no recurrent product; ``heads`` that do not divide
+            ``hidden_size``, or more than one for a cell without recurrent product or with a projection; unknown cell.
     """
 
     cell: Cell
-    input_size: int
+    input_size: int | None
     hidden_size: int
     num_layers: int = 1
     bias: bool = True
@@ -42,10 +46,13 @@ class Config:
     proj_size: int = 0
     heads: int = 1
     weight_dropout: float = 0.0
+    noise: tuple[Setting, ...] = ()
+    """Of :func:`gpulstm.noise.settings`."""
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size", "num_layers"):
-            checks.integer(getattr(self, name), name)
+            if name != "input_size" or self.input_size is not None:
+                checks.integer(getattr(self, name), name)
         checks.integer(self.proj_size, "proj_size", 0)
         checks.real(self.dropout, "dropout", "[0, 1)")
         for name in ("bias", "batch_first", "bidirectional"):
@@ -66,6 +73,12 @@ class Config:
         if self.heads > 1 and (self.proj_size or not self.cell.gates_of_h):
             why = "a projection" if self.proj_size else f"cell {self.cell.name!r}, which has no recurrent product"
             raise ValueError(f"heads: expected 1 with {why}, got {self.heads}")
+        if self.input_size is None and self.num_layers > 1:
+            why = "where x holds the pre-activations of one layer"
+            raise ValueError(f"num_layers: expected 1 without input_size, {why}, got {self.num_layers}")
+        if self.input_size is None and not self.parameters[0][0]:  # of one layer: others may be too many to list
+            why = f"cell {self.cell.name!r}, a layer of which has no other parameter without input_size"
+            raise ValueError(f"bias: expected True with {why}, got False")
 
     def memory(self, itemsize: int) -> int:
         """Bytes that the parameters take, of ``itemsize`` bytes a number; however many layers, none is listed."""
@@ -91,11 +104,18 @@ class Config:
         """Features of h in one direction: the projection's where there is one."""
         return self.proj_size or self.hidden_size
 
+    @property
+    def features(self) -> int:
+        """Of x: inputs, or pre-activations where there is no ``input_size``."""
+        if self.input_size is None:
+            return self.directions * len(self.cell.gates_of_x) * self.hidden_size
+        return self.input_size
+
     @functools.cached_property
     def input_shapes(self) -> tuple[checks.Shape, checks.Shape]:
         """The shapes of x: of a batch, and of one sequence."""
         outer = ("B", "T") if self.batch_first else ("T", "B")
-        return (*outer, self.input_size), ("T", self.input_size)
+        return (*outer, self.features), ("T", self.features)
 
     def suffixes(self) -> list[list[str]]:
         """For each layer, what its directions' parameter names end in."""
@@ -105,7 +125,7 @@ class Config:
     @functools.cached_property
     def parameters(self) -> list[list[list[tuple[str, str, tuple[int, ...]]]]]:
         """For each layer and direction its parameters, in torch's order: (name in it, torch's name, shape)."""
-        cell, hidden, inputs = self.cell, self.hidden_size, self.input_size
+        cell, hidden, inputs = self.cell, self.hidden_size, self.features
         rows = {"ih": len(cell.gates_of_x) * hidden, "hh": len(cell.gates_of_h) * hidden}
         products = [name for name in rows if rows[name]]
         layers = []
@@ -114,6 +134,8 @@ class Config:
             own |= {f"weight_{n}": (rows[n], inputs if n == "ih" else self.output_size) for n in products}
             if self.heads > 1:
                 own["weight_hh"] = (self.heads, rows["hh"] // self.heads, hidden // self.heads)
+            if self.input_size is None:
+                del own["weight_ih"]
             if self.bias:
                 own |= {f"bias_{n}": (rows[n],) for n in products}
             if self.proj_size:
@@ -142,7 +164,7 @@ class Config:
         """Of a call of one layer; ``weights`` is the dtype of its matrices, which quantized ones have of their own."""
         # By position and without properties, which every call of a network would pay: names make this twice as slow.
         outputs, directions = self.proj_size or self.hidden_size, 2 if self.bidirectional else 1
-        inputs = outputs * directions if layer else self.input_size
+        inputs = outputs * directions if layer else self.input_size or self.features
         return LayerShape(
             self.cell,
             steps,
@@ -159,6 +181,8 @@ class Config:
             ragged,
             resets,
             self.heads,
+            False,
+            self.input_size is None,
         )
 
     def state_layout(self, rows: tuple[int, ...]) -> StateLayout:

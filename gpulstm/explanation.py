@@ -9,7 +9,7 @@ import numpy as np
 
 from gpulstm_kernels.backend import LayerShape
 
-from . import arrays, dispatch, ops
+from . import arrays, dispatch, noise, ops
 from .config import Config
 
 
@@ -29,6 +29,8 @@ def explain(config: Config, params: Mapping[str, np.ndarray], x: Any, backend: s
     chosen, why = ops.select_backend(params, shape, device, backend)
     how = chosen.module.describe(shape)
     lines = [f"{chosen.name}: {why}", f"  cell {config.cell.name}, {dtype.name}, first layer: {how}"]
+    if config.noise:
+        lines.append(f"  noise: {noise.described(config.noise)}; its expectation in inference")
     for name, reason in dispatch.backends().items():
         if name != chosen.name:
             lines.append(f"{name}: not used{_why_not_used(name, reason, shape)}")
@@ -48,6 +50,8 @@ def _why_not_used(name: str, reason: str | None, shape: LayerShape) -> str:
 def _benchmark_case(config: Config, steps: int, batch: int, dtype: np.dtype) -> str | None:
     """Such a call as the benchmark's ``--case`` takes it; None for a cell that others have not."""
     if config.cell.name not in ("lstm", "rnn") or (config.proj_size and config.cell.name != "lstm"):
+        return None
+    if config.input_size is None:
         return None
     features = {
         "dtype": (dtype.name, "float32"),

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpulstm_kernels.backend import NARROW, Backend, LayerShape
 
-from . import arrays, checks, dispatch
+from . import arrays, checks, dispatch, noise
 from .config import Config
 
 State = tuple[np.ndarray, ...]
@@ -59,7 +59,8 @@ def rnn_forward(
     Args:
         config: its shape.
         params: its parameters, with the names and shapes of ``config.shapes()``; their dtype is that of the call.
-        x: (T, B, I), (B, T, I) with ``batch_first``, or one sequence (T, I).
+        x: (T, B, I), (B, T, I) with ``batch_first``, or one sequence (T, I). Without ``config.input_size`` its last
+            axis is D·Gx·H: the pre-activations that x gives, as :class:`gpulstm.config.Config` says.
         state: the initial h, or (h, c, ...) for a cell that carries more, with the shapes of
             ``config.state_shapes(B)`` (without B for one sequence); None for zeros.
         lengths: steps of each sequence, whole numbers (B,) in 0 .. T; None for T. Past them the output is zero, and the
@@ -69,9 +70,11 @@ def rnn_forward(
             the last step of each.
         inputs: where the cell declares any, a dict of arrays by their names, laid out like ``x``: (T, B) or (T, B, 1),
             a value a step and row, or (T, B, H), one a unit too; of the dtype of the parameters, or bools, which are 1
-            and 0. Each layer and direction is given the same.
-        training: whether :func:`rnn_backward` will be called; only then does dropout act.
-        rng: generator or seed for dropout's masks.
+            and 0. Each layer and direction is given the same. Those of ``config.noise`` may be left out: in training
+            they are drawn, for each layer anew, both directions of which see the same at a step; else they have their
+            expectation.
+        training: whether :func:`rnn_backward` will be called; only then does dropout act, and is noise drawn.
+        rng: generator or seed for dropout's masks, and for noise.
         backend: name of the backend, see :mod:`gpulstm.dispatch`.
 
     Returns:
@@ -97,9 +100,12 @@ def rnn_forward(
         resets = library.resets(check_resets(config, resets, layout, lengths))
     if lengths is not None:
         lengths = library.lengths(lengths)
-    given = None
+    given, draws = None, False
     if inputs is not None or config.cell.inputs:
-        given = check_inputs(config, inputs, layout, lengths, dtype, device)
+        values = check_inputs(config, inputs, layout, lengths, dtype, device)
+        draws = training and any(value is None for value in values)
+        if not draws:
+            given = library.stack(with_expectations(config, values, (steps, batch), dtype, library))
     matrices = dtype_of_matrices(params, dtype, training)
     features = training, lengths is not None, resets is not None
     shape = config.layer_shape(0, steps, batch, dtype, matrices, *features)
@@ -113,7 +119,8 @@ def rnn_forward(
         x = library.clear_padding(x, lengths)
     if rng is not None:
         library.check_rng(rng)
-    generator = library.generator(rng) if training and config.dropout else None
+    generator = library.generator(rng) if draws or (training and config.dropout) else None
+    source = noise.source(config.cell, config.num_layers, generator, library) if draws else None
 
     tapes: list[Any] = []
     masks: list[np.ndarray | None] = []
@@ -122,9 +129,12 @@ def rnn_forward(
         own = slice(layer * config.directions, (layer + 1) * config.directions)
         initial = tuple([part[own] for part in state]) if is_stack else state
         weights = weights_of(config, params, layer, dtype, matrices)
+        if source is not None:
+            sizes = steps, batch, config.hidden_size
+            given = noise.draw(config.cell, config.noise, values, sizes, dtype, source, layer, library)
         y, final, tape = chosen.layer_forward(upper if layer else shape, x, initial, weights, lengths, given, resets)
         mask = None
-        if generator is not None and layer + 1 < config.num_layers:
+        if generator is not None and config.dropout and layer + 1 < config.num_layers:
             mask = library.dropout_mask(generator, y.shape, config.dropout)
             y = library.drop(y, mask, config.dropout)
         tapes.append(tape)
@@ -354,24 +364,30 @@ def check_resets(config: Config, resets: Any, layout: Layout, lengths: np.ndarra
     return array if lengths is None else array & (np.arange(layout.steps)[:, None] < lengths)
 
 
-def check_inputs(config: Config, inputs: Any, layout: Layout, lengths: Any, dtype: np.dtype, device: str) -> Any:
-    """The cell's inputs in their order, (N, T, B, W), zero past the library's ``lengths``.
+def check_inputs(config: Config, inputs: Any, layout: Layout, lengths: Any, dtype: np.dtype, device: str) -> list[Any]:
+    """The cell's inputs in their order, (T, B, W) each, zero past the library's ``lengths``; None for noise that is not
+    given.
 
-    W is 1 where none has a value for each unit.
+    W is 1 where it has no value for each unit.
     """
     names, library = config.cell.inputs, arrays.library(device)
     cell = f"cell {config.cell.name!r}"
     if not names:
         raise ValueError(f"inputs: expected None, since {cell} declares none, got {checks.shown(inputs)}")
     given = checks.named({} if inputs is None else inputs, "inputs")
-    missing, extra = [n for n in names if n not in given], sorted(given.keys() - set(names))
+    drawn = [one.input for one in config.noise]
+    missing, extra = [n for n in names if n not in given and n not in drawn], sorted(given.keys() - set(names))
     if missing or extra:
         raise ValueError(
             f"inputs: expected a dict with {', '.join(names)}, which {cell} declares, got "
             f"{'none' if inputs is None else f'missing {missing}, left over {extra}'}"
         )
-    values, hidden = [], config.hidden_size
+    values: list[Any] = []
+    hidden = config.hidden_size
     for name in names:
+        if name not in given:
+            values.append(None)
+            continue
         value = library.to_array(given[name], f"inputs[{name!r}]")
         if value.dtype == np.bool_:
             value = library.numbers(value, dtype)
@@ -381,7 +397,17 @@ def check_inputs(config: Config, inputs: Any, layout: Layout, lengths: Any, dtyp
             value = value[..., None]
         value = _inside(config, value, layout.unbatched, library)
         values.append(value if lengths is None else library.clear_padding(value, lengths))
-    return library.stack(values)
+    return values
+
+
+def with_expectations(
+    config: Config, values: Sequence[Any], rows: tuple[int, ...], dtype: np.dtype, library: arrays.Arrays
+) -> list[Any]:
+    """``values`` of :func:`check_inputs`, and (*rows, 1) of what noise is on average in the place of None."""
+    if all(value is not None for value in values):
+        return list(values)
+    expected = noise.expectations(config.cell, config.noise, rows, dtype, library)
+    return [expected[n] if value is None else value for n, value in zip(config.cell.inputs, values, strict=True)]
 
 
 def shapes_of(inputs: Any) -> dict[str, tuple[int, ...]]:

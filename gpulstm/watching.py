@@ -134,9 +134,9 @@ def watch(
     initial = ops.check_state("state", config, state, batch, unbatched, dtype, device)
     given: dict[str, Any] = {}
     if inputs is not None or config.cell.inputs:
-        given = dict(
-            zip(config.cell.inputs, ops.check_inputs(config, inputs, layout, None, dtype, device), strict=True)
-        )
+        values = ops.check_inputs(config, inputs, layout, None, dtype, device)
+        values = ops.with_expectations(config, values, (steps, batch), dtype, library)
+        given = dict(zip(config.cell.inputs, values, strict=True))
     if lengths is not None:
         lengths = checks.lengths(lengths, batch, steps)
     if resets is not None:
@@ -147,7 +147,7 @@ def watch(
     for layer, ends in enumerate(config.suffixes()):
         own = slice(layer * config.directions, (layer + 1) * config.directions)
         before = tuple(part[own] for part in initial)
-        one = replace(config, num_layers=1, input_size=x.shape[2], batch_first=False)
+        one = replace(config, num_layers=1, input_size=config.input_size and x.shape[2], batch_first=False)
         weights = {
             alone[1]: params[named[1]]
             for pair in zip(config.parameters[layer], one.parameters[0], strict=True)
@@ -159,7 +159,7 @@ def watch(
             call = _Call(
                 config.cell,
                 {name: _host(params[full]) for name, full, _ in config.parameters[layer][d]},
-                _host(x),
+                _host(x) if config.input_size else np.split(_host(x), config.directions, axis=2)[d],
                 _host(y)[..., d * config.output_size : (d + 1) * config.output_size],
                 [_host(part[d]) for part in before],
                 np.full(batch, steps) if lengths is None else lengths,
@@ -180,7 +180,7 @@ def _host(value: Any) -> np.ndarray:
 
 
 class _Call(NamedTuple):
-    """One direction of a layer's call; arrays time-major on the host."""
+    """One direction of a layer's call; arrays time-major on the host, x as that direction takes it."""
 
     cell: Cell
     weights: Arrays
@@ -197,8 +197,9 @@ def _look(call: _Call) -> WatchedLayer:
     """The values of every step. Only what the states after a step are made of is computed step by step."""
     cell, h, (steps, batch, _) = call.cell, call.h, call.h.shape
     before, begins = _before(call)
-    rows = (value.reshape(steps * batch, -1) for value in (call.x, before))
-    whole = reference.preactivations(cell, call.weights, *rows).reshape(steps, batch, len(cell.preactivations), -1)
+    x, rows = (value.reshape(steps * batch, -1) for value in (call.x, before))
+    of_x = x @ call.weights["weight_ih"].T if "weight_ih" in call.weights else x
+    whole = reference.preactivations(cell, call.weights, of_x, rows).reshape(steps, batch, len(cell.preactivations), -1)
     preactivations = {name: whole[:, :, k] for k, name in enumerate(cell.preactivations)}
     params = [call.weights[name] for name in cell.params]
     shape = steps, batch, whole.shape[3]

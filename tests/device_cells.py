@@ -15,7 +15,9 @@ from gpulstm_kernels.language.operators import (
     log,
     maximum,
     minimum,
+    product,
     relu,
+    row_mean,
     sigmoid,
     softplus,
     sqrt,
@@ -70,9 +72,19 @@ def scanned(x: Any, s: Any, p: Any, i: Any) -> Any:
     return tanh(new + p.q * i.j * s.t) + 0.25 * s.h, {"s": new, "t": 0.5 * s.t + i.j}
 
 
+@cell(gates="a", x_gates="b", states="c", params="u", inputs="k j", differentiable="k", weights="w v")
+def staged(x: Any, s: Any, p: Any, i: Any) -> Any:
+    """Likewise in stages: products of a product, of h and with one weight, means of means, what is given."""
+    first = product("w", s.h)
+    c = 0.5 * s.c + tanh(x.a + first * i.k) * i.j
+    second, third = product("v", tanh(first + p.u * c)), product("v", first)
+    mean = row_mean(second * second)
+    return tanh(second + third - row_mean(c * mean) + i.k) * sigmoid(x.b), {"c": c}
+
+
 def started(p: Problem) -> Problem:
     """``p``, in which the sLSTM's n starts above 0, as the sums of exponentials that it is do."""
-    if p.cell != slstm:
+    if p.cell.name != "slstm":
         return p
     h, c, n, m = p.state
     return p._replace(state=(h, c, np.abs(n) + n.dtype.type(0.5), m))

@@ -83,12 +83,13 @@ def layer_problem(
     resets: bool = False,
     scalar_inputs: bool = False,
     heads: int = 1,
+    gates_given: bool = False,
     seed: int = 0,
 ) -> Problem:
     """A random problem with a non-zero initial state and a gradient of every output.
 
-    ``resets``: a third of the steps, but at least one, begins a sequence. ``scalar_inputs``: what the cell is given has
-    one value a row, in [0, 1) in any case.
+    ``gates_given``: x holds pre-activations, whatever ``inputs`` is. ``resets``: a third of the steps, at least one,
+    begins a sequence. ``scalar_inputs``: what the cell is given has one value a row, in [0, 1) in any case.
     """
     rng, kind = np.random.default_rng(seed), dtype_of(dtype)
     cell = cells.get(cell) if isinstance(cell, str) else cell
@@ -100,7 +101,9 @@ def layer_problem(
     def states() -> tuple[np.ndarray, ...]:
         return normal(directions, batch, outputs), *(normal(directions, batch, hidden) for _ in cell.states)
 
-    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (of_x, inputs), "weight_hh": (of_h, outputs)}
+    inputs = directions * of_x if gates_given else inputs
+    shapes: dict[str, tuple[int, ...]] = {} if gates_given else {"weight_ih": (of_x, inputs)}
+    shapes["weight_hh"] = (of_h, outputs)
     if bias:
         shapes |= {"bias_ih": (of_x,), "bias_hh": (of_h,)}
     if projection:
@@ -128,6 +131,16 @@ def layer_problem(
         if lengths is not None:
             begins &= np.arange(steps)[:, None] < lengths
     return Problem(cell, x, initial, weights, lengths, dy, dstate, given, begins)
+
+
+def with_an_empty_sequence(p: Problem) -> Problem:
+    """``p``, in which the shortest of sequences of different lengths has no step at all, and so begins at none."""
+    if p.lengths is None or len(p.lengths) == 1:
+        return p
+    lengths = p.lengths.copy()
+    lengths[int(np.argmin(lengths))] = 0
+    resets = None if p.resets is None else p.resets & (np.arange(len(p.x))[:, None] < lengths)
+    return p._replace(lengths=lengths, resets=resets)
 
 
 def _lengths(rng: np.random.Generator, steps: int, batch: int) -> np.ndarray:

@@ -145,6 +145,81 @@ def test_mse_is_torchs(dtype: str) -> None:
     np.testing.assert_allclose(gradient, twin.grad, rtol=rtol)
 
 
+@pytest.mark.parametrize("ignore_index", [None, 3])
+@pytest.mark.parametrize("smoothing", [0.1, 1.0, 1])
+def test_smoothed_labels_are_torchs(smoothing: float, ignore_index: int | None) -> None:
+    logits, targets = RNG.standard_normal((7, 30)) * 4, RNG.integers(0, 30, 7)
+    targets[2] = 3
+    twin = torch.from_numpy(logits).requires_grad_()
+    options = {} if ignore_index is None else {"ignore_index": ignore_index}
+    torch_loss = torch.nn.functional.cross_entropy(
+        twin, torch.from_numpy(targets), label_smoothing=smoothing, **options
+    )
+    torch_loss.backward()
+    with arrays.poison():
+        loss, dlogits = nn.cross_entropy(logits, targets, ignore_index, smoothing)
+    np.testing.assert_allclose(loss, torch_loss.item(), rtol=1e-12)
+    np.testing.assert_allclose(dlogits, twin.grad, rtol=1e-12, atol=1e-14)
+    expected = differences(lambda z: nn.cross_entropy(z, targets, ignore_index, smoothing)[0], logits)
+    np.testing.assert_allclose(dlogits, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("delta", [1.0, 0.3, 2])
+@pytest.mark.parametrize("shape", [(), (1,), (4, 3, 20)])
+def test_huber_is_torchs(shape: tuple[int, ...], delta: float, dtype: str) -> None:
+    prediction, target = (np.array(2 * RNG.standard_normal(shape), dtype) for _ in range(2))
+    twin = torch.from_numpy(prediction).requires_grad_()
+    torch_loss = torch.nn.functional.huber_loss(twin, torch.from_numpy(target), delta=delta)
+    torch_loss.backward()
+    with arrays.poison():
+        loss, gradient = nn.huber(prediction, target, delta)
+    rtol = 1e-6 if dtype == "float32" else 1e-13
+    assert isinstance(loss, float)
+    assert gradient.dtype == dtype
+    assert gradient.shape == shape
+    np.testing.assert_allclose(loss, torch_loss.item(), rtol=rtol)
+    np.testing.assert_allclose(gradient, twin.grad, rtol=rtol)
+    if dtype == "float64":
+        expected = differences(lambda p: nn.huber(p, target, delta)[0], prediction)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4, 5)])
+def test_quantile_gradient(shape: tuple[int, ...]) -> None:
+    levels = [0.05, 0.5, 0.9]
+    prediction, target = RNG.standard_normal((*shape, 3)), np.array(RNG.standard_normal(shape))
+    with arrays.poison():
+        loss, gradient = nn.quantile(prediction, target, levels)
+    assert isinstance(loss, float)
+    q, d = torch.tensor(levels), torch.from_numpy(target)[..., None] - torch.from_numpy(prediction)
+    q = q.double()
+    np.testing.assert_allclose(loss, torch.maximum(q * d, (q - 1) * d).mean().item(), rtol=1e-7)
+    expected = differences(lambda p: nn.quantile(p, target, tuple(levels))[0], prediction)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-7, atol=1e-9)
+    in_float32 = nn.quantile(prediction.astype("f4"), target.astype("f4"), np.array(levels))
+    assert in_float32[1].dtype == np.float32
+    np.testing.assert_allclose(in_float32[0], loss, rtol=1e-5)
+    np.testing.assert_allclose(in_float32[1], gradient, rtol=1e-5)
+
+
+def test_quantile_is_least_at_the_quantile() -> None:
+    """Of 1, ..., 99 that of level 0.2 is 20, where a step to either side costs more."""
+    target = np.arange(1.0, 100)
+    losses = [nn.quantile(np.full((99, 1), float(value)), target, [0.2])[0] for value in range(1, 100)]
+    assert np.argmin(losses) == 19
+    assert nn.quantile(np.zeros((1, 2)), np.zeros(1), [0.1, 0.9])[1].tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_other_losses_of_a_broken_model(value: float) -> None:
+    prediction = np.array([[0, value]])
+    for loss, gradient in (nn.huber(prediction, np.zeros((1, 2))), nn.quantile(prediction, np.zeros(1), [0.2, 0.4])):
+        np.testing.assert_equal(loss, value)
+        assert gradient[0, 0] == 0
+        assert np.isnan(gradient[0, 1]) == np.isnan(value)
+
+
 Z, Y = np.zeros((2, 3)), np.zeros(2, int)
 BAD: list[tuple[Any, type[Exception], str]] = [
     (
@@ -186,6 +261,17 @@ BAD: list[tuple[Any, type[Exception], str]] = [
         "targets: expected at least one that is not ignore_index=0, got none",
     ),
     (lambda: nn.cross_entropy(Z, Y, 0.5), TypeError, "ignore_index: expected an integer"),  # type: ignore[arg-type]
+    (
+        lambda: nn.cross_entropy(Z, Y, label_smoothing=1.5),
+        ValueError,
+        "label_smoothing: expected a number in [0, 1], got 1.5",
+    ),
+    (lambda: nn.huber(Z, Z[:1]), ValueError, "target: expected shape (2, 3), got (1, 3)"),
+    (lambda: nn.huber(Z, Z, 0), ValueError, "delta: expected a number in (0, inf), got 0"),
+    (lambda: nn.quantile(Z, Z, [0.5] * 3), ValueError, "target: expected shape (2,), got (2, 3)"),
+    (lambda: nn.quantile(Z, Z[:, 0], [0.5]), ValueError, "levels: expected 3 numbers, one for each prediction, got 1"),
+    (lambda: nn.quantile(Z, Z[:, 0], [0.5, 1, 0.1]), ValueError, "levels: expected a number in (0, 1), got 1"),
+    (lambda: nn.quantile(Z, Z[:, 0], 0.5), TypeError, "levels: expected several numbers in (0, 1), got 0.5"),
     (lambda: nn.mse(Y, Y), TypeError, "prediction: expected dtype float32 or float64, got int64"),
     (lambda: nn.mse(Z, Z.astype("f4")), TypeError, "target: expected dtype float64, got float32"),
     (lambda: nn.mse(Z, Z[:1]), ValueError, "target: expected shape (2, 3), got (1, 3)"),

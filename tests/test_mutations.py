@@ -133,9 +133,11 @@ def hunt(
 
 
 @functools.cache
-def solved(cell: str, projection: int = 0, resets: bool = False, heads: int = 1) -> tuple[Problem, Any, Arrays]:
+def solved(
+    cell: str, projection: int = 0, resets: bool = False, heads: int = 1, gates_given: bool = False
+) -> tuple[Problem, Any, Arrays]:
     """A problem with every feature, the reference's tape of it, and its gradients by finite differences."""
-    more = {"resets": resets, "heads": heads, "scalar_inputs": heads > 1}
+    more = {"resets": resets, "heads": heads, "scalar_inputs": heads > 1, "gates_given": gates_given}
     p = problems.layer_problem(
         cell, steps=3, hidden=4 if heads > 1 else 3, projection=projection, directions=2, ragged=True, **more
     )
@@ -143,6 +145,8 @@ def solved(cell: str, projection: int = 0, resets: bool = False, heads: int = 1)
 
 
 STAGED = [("multiplicative_lstm",), ("gru_reset_before",)]
+GIVEN = ("rnn", 0, False, 1, True)
+LAYERS = [("lstm", 2), ("gru", 0, True), ("time_gap", 0, True, 2), ("time_gap",), GIVEN, *STAGED]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ STAGED = [("multiplicative_lstm",), ("gru_reset_before",)]
     [
         ("lstm_backward", [("lstm", 0)], 40),
         ("rnn_backward", [("rnn", 0)], 5),
-        ("layer_backward", [("lstm", 2), ("gru", 0, True), ("time_gap", 0, True, 2), ("time_gap",), *STAGED], 30),
+        pytest.param("layer_backward", LAYERS, 30, marks=pytest.mark.slow),
     ],
 )
 def test_every_term_of_the_reference(function: str, cases: list[Any], at_least: int) -> None:
@@ -214,16 +218,19 @@ def test_every_step_of_the_stack() -> None:
 
 
 @functools.cache
-def solved_by_kernels(cell: str, projection: int = 0, resets: bool = False, heads: int = 1) -> Any:
+def solved_by_kernels(
+    cell: str, projection: int = 0, resets: bool = False, heads: int = 1, gates_given: bool = False
+) -> Any:
     """A problem, the kernels' tape of it, and its gradients by the reference."""
     sizes = {"hidden": 9 if heads == 1 else 64 * heads, "inputs": 5, "projection": projection, "heads": heads}
+    sizes["gates_given"] = gates_given
     p = problems.layer_problem(cell, steps=4, **sizes, directions=2, ragged=True, resets=resets, seed=2)
     with arrays.poison():
         _, tape = problems.outputs(layer, p, training=True)
     return p, tape, problems.gradients(reference, p, problems.outputs(reference, p, training=True)[1])
 
 
-WALKS = [("lstm", 0), ("lstm", 3), ("rnn", 0), ("lstm", 0, True, 2), ("gru", 0, True), ("time_gap", 0, True)]
+WALKS = [("lstm", 0), ("lstm", 3), ("rnn", 0), ("lstm", 0, True, 2), ("gru", 0, True), ("time_gap", 0, True), GIVEN]
 
 
 def kernels_agree(module: ModuleType = layer) -> bool:

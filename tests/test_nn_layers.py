@@ -332,6 +332,7 @@ def test_sequential_draws_all_masks_from_one_generator() -> None:
     np.testing.assert_array_equal(net.vjp(x, rng=2)[0][0], expected)
 
 
+@pytest.mark.usefixtures("in_numpy")
 def test_every_layer_has_one_form_of_inference_and_vjp() -> None:
     x, ids = normal(4, 3, 3), RNG.integers(0, 5, (4, 3))
     single = x.astype("float32")

@@ -107,9 +107,10 @@ def test_parameters_in_another_order_are_read_right(steps: int) -> None:
         layer.stream()
 
 
+@pytest.mark.parametrize("cell", ["lstm", pytest.param("gru_reset_before", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", ["in place", "another array"])
-def test_a_layer_computes_with_what_its_weights_are_now(change: str) -> None:
-    layer = gpulstm.LSTM(33, 70, bidirectional=True, seed=0)
+def test_a_layer_computes_with_what_its_weights_are_now(change: str, cell: str) -> None:
+    layer = gpulstm.nn.Recurrent(cell, 33, 70, bidirectional=True, seed=0)
     x = np.random.default_rng(0).standard_normal((5, 7, 33)).astype("f4")
 
     def outputs() -> list[Any]:
@@ -124,7 +125,7 @@ def test_a_layer_computes_with_what_its_weights_are_now(change: str) -> None:
         else:
             layer.params[name] = value * np.float32(1.5)
     changed = outputs()
-    fresh = gpulstm.LSTM(33, 70, bidirectional=True, seed=1)
+    fresh = gpulstm.nn.Recurrent(cell, 33, 70, bidirectional=True, seed=1)
     fresh.load_state_dict(layer.params)
     layer = fresh
     for found, expected, old in zip(changed, outputs(), first, strict=True):

@@ -8,6 +8,7 @@ import layer_checks
 import numpy as np
 import problems
 import pytest
+import stage_corners
 from problems import Arrays
 from tape_checks import check_tape
 
@@ -19,7 +20,14 @@ from gpulstm_kernels.language import derive
 from gpulstm_kernels.language.cell import cell
 from gpulstm_kernels.language.stages import schedule
 
-SHIPPED = ("gru_reset_before", "layer_norm_gru", "layer_norm_lstm", "layer_norm_lstm_by_gate", "multiplicative_lstm")
+SHIPPED = (
+    "gru_reset_before",
+    "layer_norm_gru",
+    "layer_norm_lstm",
+    "layer_norm_lstm_by_gate",
+    "multiplicative_lstm",
+    "variational_dropout",
+)
 SHAPES: dict[str, dict[str, Any]] = {
     "one of each": {"steps": 1, "batch": 1, "inputs": 1, "hidden": 1},
     "odd": {"steps": 5, "batch": 7, "inputs": 3, "hidden": 33, "ragged": True},
@@ -108,6 +116,12 @@ def test_a_stack_of_layers_and_its_explanation() -> None:
         np.testing.assert_allclose(found[1], right[1], rtol=1e-4, atol=1e-5, err_msg=found[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("corner", stage_corners.FEW, ids=lambda corner: corner.name)
+def test_where_a_step_may_be_cut_wrongly(corner: Cell) -> None:
+    layer_checks.check(layer, problems.layer_problem(corner, hidden=5, ragged=True), "kernel", corner.name)
+
+
 @pytest.mark.parametrize("wrong", ["doubled", "dropped", "of the operand"])
 @pytest.mark.parametrize("operator", ["product", "row_mean"])
 def test_a_wrong_rule_is_found(operator: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +148,7 @@ def test_stages_of_known_cells() -> None:
         "layer_norm_lstm": 5,
         "layer_norm_lstm_by_gate": 5,
         "multiplicative_lstm": 2,
+        "variational_dropout": 2,
     }
 
 
@@ -166,6 +181,7 @@ def test_what_is_cheap_is_computed_again_and_the_rest_kept() -> None:
         ("return x.a, {}", {"weights": "u"}, "weights: expected each to be used in a product, got 'u'"),
         ("return product('ih', x.a), {}", {"weights": "ih"}, "weights: expected other names than ih, hh and hr"),
         ("return product('u', x.a), {}", {"weights": "u u"}, "weights: expected each once, got u twice"),
+        ("return x.a, {}", {"weights": "u", "params": "weight_u"}, "layer's own parameters, got weight_u"),
         ("return row_mean('x') + x.a, {}", {}, "row_mean: expected a value of the cell or a number, got 'x'"),
     ],
 )

@@ -144,7 +144,7 @@ def test_kernels_know_nothing_of_the_library() -> None:
 
 
 # the rooms of gpulstm_kernels.cpu, each of which imports from those before it alone
-FLOORS = ["codegen", "tuning", "crew", "packing", "gemm", "walks", "layer"]
+FLOORS = ["codegen", "tuning", "crew", "packing", "gemm", "walks", "layer", "alignments"]
 
 
 def test_floors_of_the_cpu_kernels() -> None:
@@ -166,6 +166,7 @@ def test_floors_of_the_cpu_kernels() -> None:
 PARALLEL = {
     r"gpulstm_kernels/(cpu|cuda)/layer\.py": "one layer by the kernels of a family of devices",
     r"gpulstm_kernels/cuda/walks/\w+/(host\.py|kernels\.cu|kernels_numba_twin\.py)": "the parts of a CUDA walk",
+    r"gpulstm_kernels/cuda/walks/\w+/staged(\.cu|_host\.py)": "those for cells with stages",
     r"gpulstm_kernels/(cells|cpu/codegen)/activations\.py": "what cells call, and how a CPU computes it",
     r"gpulstm_kernels/cells/\w+\.(py|cuh)": "one file a cell and language",
     r"gpulstm/(data|tasks)/\w+\.py": "a task, and the data that it is for",

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from wrong_values import ARGUMENTS, BAD_DTYPES, BAD_SHAPES, HUGE, KINDS, NO_ARRAY, NO_INTEGER, NO_STRING, ODD
+from wrong_values import ARGUMENTS, BAD_DTYPES, BAD_SHAPES, HUGE, KINDS, NO_ARRAY, NO_INTEGER, NO_STRING, ODD, OTHER
 
 import gpulstm
 import gpulstm.torch
@@ -125,6 +125,18 @@ ANY_CELL = {
 CELL = {"input": [value for value in KINDS["tensor"] if getattr(value, "shape", None) != (7,)], "hx": BAD_HX}
 
 
+DECODED = {
+    "logits": [*NO_ARRAY, *(v for v in BAD_DTYPES if v.dtype != "f8"), *BAD_SHAPES[:-2], BAD_SHAPES[-1]],
+    "blank": [*NO_INTEGER, -1, 3, HUGE],
+}
+
+
+@functools.wraps(nn.ctc)
+def ctc_in_numpy(*args: Any, **kwargs: Any) -> Any:
+    with gpulstm.use_backend("reference"):
+        return nn.ctc(*args, **kwargs)
+
+
 def compute_with(name: Any) -> None:
     with gpulstm.use_backend(name):
         pass
@@ -163,7 +175,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     # nn
     "nn.LSTM": lambda: Call(nn.LSTM, SIZES),
     "nn.RNN": lambda: Call(nn.RNN, SIZES),
-    "nn.Recurrent": lambda: Call(nn.Recurrent, {"cell": "lstm"} | SIZES),
+    "nn.Recurrent": lambda: Call(nn.Recurrent, {"cell": "lstm"} | SIZES, {"input_size": without_none("input_size")}),
     "nn.LSTM.__call__": lambda: Call(lstm(), {"x": X}),
     "nn.LSTM.forward": lambda: Call(lstm().forward, {"x": X}),
     "nn.LSTM.vjp": lambda: Call(lstm().vjp, {"x": X}),
@@ -230,7 +242,46 @@ CALLS: dict[str, Callable[[], Call]] = {
     "nn.cross_entropy": lambda: Call(
         nn.cross_entropy,
         {"logits": X, "targets": np.zeros((5, 2), int)},
-        {"logits": [v for v in KINDS["floats"] if getattr(v, "dtype", None) != "f8"]},
+        {
+            "logits": [v for v in KINDS["floats"] if getattr(v, "dtype", None) != "f8"],
+            "label_smoothing": "closed share",
+        },
+    ),
+    "nn.ctc": lambda: Call(
+        ctc_in_numpy,
+        {"logits": X, "targets": np.array([[1, 2], [2, 1]])},
+        {
+            "logits": [
+                v for v in KINDS["x"] if getattr(v, "dtype", None) != "f8" and getattr(v, "shape", 0) != (5, 2, 9)
+            ],
+            "input_lengths": "lengths",
+            "target_lengths": [v for v in KINDS["lengths"] if not isinstance(v, list) or v != [1, 2]],
+            "blank": [*NO_INTEGER, -1, 3, HUGE],
+            "zero_infinity": "flag",
+        },
+    ),
+    "nn.greedy": lambda: Call(nn.greedy, {"logits": X}, DECODED),
+    "nn.beam": lambda: Call(nn.beam, {"logits": X}, DECODED | {"width": "size"}),
+    "nn.huber": lambda: Call(
+        nn.huber, {"prediction": X, "target": X}, {"target": "x", "delta": [*KINDS["positive"], None]}
+    ),
+    "nn.quantile": lambda: Call(
+        nn.quantile,
+        {"prediction": X, "target": X[..., 0], "levels": [0.1, 0.5, 0.9]},
+        {
+            "target": [*NO_ARRAY, *BAD_DTYPES, *BAD_SHAPES],
+            "levels": [
+                *OTHER,
+                0.5,
+                True,
+                "abc",
+                (0.1, 0.5),
+                [0.1, 0.5, 1],
+                [0, 0.5, 0.9],
+                (0.1, math.nan, 0.9),
+                [HUGE] * 3,
+            ],
+        },
     ),
     "nn.mse": lambda: Call(nn.mse, {"prediction": X, "target": X}, {"target": "x"}),
     # optim
@@ -333,7 +384,8 @@ CALLS: dict[str, Callable[[], Call]] = {
         gpulstm.torch.Recurrent,
         {"cell": "lstm"} | SIZES,
         {
-            **dict.fromkeys(("input_size", "hidden_size", "num_layers", "heads"), "size"),
+            "input_size": [value for value in KINDS["size"] if value is not None],  # which is pre-activations
+            **dict.fromkeys(("hidden_size", "num_layers", "heads"), "size"),
             **{name: TORCH[name] for name in ("device", "dtype")},
         },
     ),
@@ -495,7 +547,9 @@ EXEMPT = {
     "nn.Quantized.vjp": "refuses every call",
     "cells.register": "its checks are in test_cells.py",
     "cells.Cell": "a declaration, which is checked where it is registered",
+    "cells.Noise": "a part of it",
     "cells.TracedCell": "made by cells.cell",
+    "torch.flashrnn": "its checks are in test_dropin_flashrnn.py",
     **dict.fromkeys(
         ("gpulstm.cell", *(f"cells.{name}" for name in CELL_LANGUAGE)), "its checks are in test_language_errors.py"
     ),

@@ -6,6 +6,8 @@ import itertools
 import math
 import textwrap
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -63,3 +65,10 @@ def differences(
 
 def drawn(rng: np.random.Generator, count: int, lanes: int = 64) -> tuple[np.ndarray, ...]:
     return tuple(rng.standard_normal(lanes) for _ in range(count))
+
+
+def shown(cell: Cell) -> str:
+    """What :func:`gpulstm.cells.show` prints."""
+    with redirect_stdout(StringIO()) as text:
+        cells.show(cell)
+    return text.getvalue()

@@ -68,6 +68,7 @@ KINDS: dict[str, list[Any]] = {
         *(np.ones(shape, "?") for shape in ((), (5,), (2, 5), (5, 2, 1), (5, 0))),
     ],
     "no inputs": ["", "x", b"x", [], {}, (), ODD, Odd, 0, 1.5, True, HUGE, {"keep": np.ones((5, 2), "f4")}],
+    "no noise": ["", "x", b"x", [], (), ODD, Odd, 0, 1.5, True, HUGE, {"mask": 0.5}, {1: 0.5}],
     "state": [
         *("", "x", b"x", [], {}, (), {"h": 1}, ODD, Odd, 0, 1.5, True, HUGE, [1, 2], (None, 5), iter(()), np.ones(2)),
         *((np.ones((1, 2, 4), dtype),) * 2 for dtype in ("f8", "i4", "c8", "O")),
@@ -131,6 +132,7 @@ ARGUMENTS: dict[str, str] = {
     "lengths": "lengths",
     "resets": "resets",
     "inputs": "no inputs",
+    "noise": "no noise",
     "heads": "size",
     **dict.fromkeys(("state", "dstate"), "state"),
     **dict.fromkeys(("params", "grads"), "arrays"),

@@ -30,6 +30,8 @@ __all__ = [
     "contiguous",
     "copy",
     "copy_into",
+    "counter",
+    "draw_noise",
     "drop",
     "dropout_mask",
     "empty",
@@ -42,6 +44,7 @@ __all__ = [
     "numbers",
     "resets",
     "scatter_rows",
+    "spread",
     "stack",
     "sum_by_id",
     "sum_features",
@@ -119,11 +122,16 @@ def stack(parts: Sequence[Any]) -> Any:
     width = max(part.shape[-1] for part in parts)
     stacked = empty((len(parts), *parts[0].shape[:-1], width), parts[0].dtype)
     for target, part in zip(stacked, parts, strict=True):
-        if part.shape[-1] == width:
-            current().copy(target, part)
-        else:
-            launch(_ARRAYS, "repeat", (part.dtype,), target.size, (contiguous(part), target, target.size, width))
+        spread(target, part)
     return stacked
+
+
+def spread(target: Any, part: Any) -> None:
+    """See :func:`gpulstm.arrays.Arrays.spread`."""
+    if part.shape == target.shape:
+        current().copy(target, part)
+    else:
+        launch(_ARRAYS, "repeat", (part.dtype,), target.size, (contiguous(part), target, target.size, target.shape[-1]))
 
 
 def add(a: Any, b: Any) -> Any:
@@ -169,6 +177,20 @@ def dropout_mask(rng: Any, shape: tuple[int, ...], p: float) -> Any:
     launch(_ARRAYS, "draw_mask", (), -(-count // 4), (result, drawn.words, drawn.draws, float(p), count))
     drawn.draws += 1
     return result
+
+
+def counter(rng: Any) -> CounterGenerator:
+    """See :func:`gpulstm.arrays.Arrays.counter`."""
+    return generator(rng)
+
+
+def draw_noise(
+    target: Any, source: CounterGenerator, stream: int, below: int, hit: float, miss: float, once: bool
+) -> None:
+    """See :func:`gpulstm.arrays.Arrays.draw_noise`."""
+    steps, batch, units = target.shape
+    own = (target, source.words, stream, below, float(hit), float(miss), int(once), steps, batch, units)
+    launch(_ARRAYS, "draw_noise", (target.dtype,), steps * batch * -(-units // 4), own)
 
 
 def drop(value: Any, mask: Any, p: float) -> Any:

@@ -14,7 +14,8 @@ import numpy as np
 from gpulstm_kernels.memory import contiguous, empty, zeros
 
 from .. import dispatch
-from .random import check_rng, generator
+from . import random
+from .random import CounterGenerator, check_rng, generator
 
 __all__ = [
     "add",
@@ -26,6 +27,8 @@ __all__ = [
     "contiguous",
     "copy",
     "copy_into",
+    "counter",
+    "draw_noise",
     "drop",
     "dropout_mask",
     "empty",
@@ -37,6 +40,7 @@ __all__ = [
     "numbers",
     "resets",
     "scatter_rows",
+    "spread",
     "stack",
     "sum_by_id",
     "sum_features",
@@ -86,8 +90,13 @@ def stack(parts: Sequence[np.ndarray]) -> np.ndarray:
         return parts[0][None]
     stacked = empty((len(parts), *np.broadcast_shapes(*(part.shape for part in parts))), parts[0].dtype)
     for target, part in zip(stacked, parts, strict=True):
-        target[...] = part
+        spread(target, part)
     return stacked
+
+
+def spread(target: np.ndarray, part: np.ndarray) -> None:
+    """See :func:`gpulstm.arrays.Arrays.spread`."""
+    target[...] = part
 
 
 def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -173,6 +182,25 @@ def drop(value: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
     result = np.multiply(value, mask, out=empty(value.shape, value.dtype))
     result *= 1 / (1 - p)
     return result
+
+
+def counter(rng: Any) -> CounterGenerator:
+    """See :func:`gpulstm.arrays.Arrays.counter`."""
+    return CounterGenerator(random.seed_words(generator(rng)))
+
+
+def draw_noise(
+    target: np.ndarray, source: CounterGenerator, stream: int, below: int, hit: float, miss: float, once: bool
+) -> None:
+    """See :func:`gpulstm.arrays.Arrays.draw_noise`: on the threads of the recurrent kernels where those compute."""
+    draw = random.noise
+    if dispatch.select(None, "cpu")[0].name == "numba_cpu":
+        from gpulstm_kernels.cpu import philox
+
+        draw = philox.draw
+    draw(target[:1] if once else target, source.words, stream, below, hit, miss)
+    if once:
+        target[1:] = target[0]
 
 
 def from_host(array: np.ndarray) -> np.ndarray:

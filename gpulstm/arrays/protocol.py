@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .random import CounterGenerator
+
 Array = Any  # of the library's own type: NumPy's, or that of the GPU's runtime
 
 
@@ -69,6 +71,9 @@ class Arrays(Protocol):
     def stack(self, parts: Sequence[Array]) -> Array:
         """(N, T, B, W) of ``parts`` (T, B, W or 1), of which those of one value a row are repeated."""
 
+    def spread(self, target: Array, part: Array) -> None:
+        """Copy ``part`` (T, B, W or 1) into ``target`` (T, B, W)."""
+
     # arithmetic
 
     def add(self, a: Array, b: Array) -> Array:
@@ -120,3 +125,11 @@ class Arrays(Protocol):
 
     def drop(self, value: Array, mask: Array, p: float) -> Array:
         """``value`` with zeros where ``mask`` is false, divided by 1 - ``p`` elsewhere."""
+
+    def counter(self, rng: Any) -> CounterGenerator:
+        """What :meth:`draw_noise` draws from: the next two words of :meth:`generator` of ``rng``, on the device."""
+
+    def draw_noise(
+        self, target: Array, source: CounterGenerator, stream: int, below: int, hit: float, miss: float, once: bool
+    ) -> None:
+        """Fill ``target`` (T, B, H) as :func:`gpulstm.arrays.random.noise` does; ``once``: all steps as the first."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, checks, dispatch, files, nn
+from .. import arrays, checks, dispatch, files, nn, noise
 from ..config import Config
 
 Arrays = dict[str, np.ndarray]
@@ -125,8 +125,8 @@ def recurrent(
 ) -> nn.Recurrent:
     """A layer of the shape ``config`` that holds ``params``, all of one dtype unless ``dtype`` is given.
 
-    It is of the class ``kind``; by default of the one that has the cell's name, ``Recurrent`` for any other cell and
-    with heads.
+    It is of the class ``kind``; by default of the one that has the cell's name, ``Recurrent`` for any other cell, with
+    heads and of pre-activations.
 
     Raises:
         ValueError: names, shapes or values that do not fit; the message names the parameter.
@@ -134,14 +134,14 @@ def recurrent(
     cell = config.cell.name
     usual, own = _CLASSES.get(cell, (nn.Recurrent, {}))
     if kind is None:
-        kind = usual if config.heads == 1 else nn.Recurrent
+        kind = usual if config.heads == 1 and config.input_size is not None else nn.Recurrent
     if kind not in (usual, nn.Recurrent):
         raise WeightsError(f"cell: expected that of {kind.__name__}, got {cell!r}")
     dtypes = {widened(value).dtype if device in (None, "cpu") else value.dtype for value in params.values()}
     if dtype is None and len(dtypes) != 1:
         raise WeightsError(f"dtype: expected one for all parameters, or dtype=..., got {sorted(map(str, dtypes))}")
     names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size", "heads", "weight_dropout")
-    options = {name: getattr(config, name) for name in names}
+    options = {name: getattr(config, name) for name in names} | {"noise": noise.argument(config.cell, config.noise)}
     if kind is not nn.Recurrent:
         options |= own
     options |= {"dtype": dtypes.pop() if dtype is None else dtype, "device": device, "seed": 0}

@@ -34,11 +34,13 @@ def check(config: Config, known: dict[str, tuple[str, ...]], format: str) -> tup
     """The gates of a layer's cell in the order of a format.
 
     Raises:
-        ValueError: the format has no such cell, or the layer has heads.
+        ValueError: the format has no such cell, or the layer has heads, or is given pre-activations.
     """
     name = config.cell.name
     if name not in known:
         raise ValueError(f"cell: {format} has {', '.join(sorted(known))}, got {name!r}")
     if config.heads > 1:
         raise ValueError(f"heads: expected 1, since {format} has no recurrent weights in blocks, got {config.heads}")
+    if config.input_size is None:
+        raise ValueError(f"input_size: expected a number, since {format} has no layers of pre-activations, got None")
     return known[name]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from gpulstm_kernels.backend import NARROW
-from gpulstm_kernels.language.cell import PARTS
+from gpulstm_kernels.language.declaration import PARTS
 
-from .. import cells, checks, nn, parsing
+from .. import cells, checks, nn, noise, parsing
 from .common import Arrays, WeightsError, finite, recurrent, widened
 from .torch_names import infer, under
 
@@ -55,6 +55,10 @@ def _describe(layer: Any, depth: int) -> dict[str, Any]:
         words |= {"batch_first": config.batch_first, "dropout": config.dropout}
         if config.weight_dropout:
             words["weight_dropout"] = config.weight_dropout
+        if config.input_size is None:
+            words["gates_given"] = True
+        if config.noise:
+            words["noise"] = noise.argument(config.cell, config.noise)
         if isinstance(layer, nn.Quantized):
             words["kind"] = layer.kind
     elif isinstance(layer, nn.Dropout):
@@ -173,7 +177,7 @@ def _shown_declaration(declared: dict[str, str]) -> str:
 
 
 def _options(words: dict[str, Any]) -> dict[str, Any]:
-    usual = {"batch_first": False, "dropout": 0.0, "weight_dropout": 0.0}
+    usual = {"batch_first": False, "dropout": 0.0, "weight_dropout": 0.0, "gates_given": False, "noise": None}
     return {name: words.get(name, value) for name, value in usual.items()}
 
 

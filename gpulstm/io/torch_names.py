@@ -5,6 +5,7 @@ A cell's own parameters have names of the same form, such as ``p_i_l0_reverse``.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, cells, checks, nn
+from .. import noise as noises
 from ..cells import Cell
 from ..config import Config
 from .common import Arrays, WeightsError, finite, recurrent
@@ -58,14 +60,14 @@ def under(state: Mapping[str, Any], prefix: str, cell: Cell | None = None) -> Ar
     if not all(isinstance(name, str) for name in state):
         raise TypeError("state_dict: expected names as keys, got other types too")
     inside = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-    if not any(_NAME.fullmatch(name) for name in inside):
+    known = _NAME if cell is None else _pattern(_ROLES + cell.own)
+    if not any(known.fullmatch(name) for name in inside):
         found = sorted({name[: match.start()] for name in state if (match := _NAME.search(name))})
         hint = f"the prefixes with one are {found}" if found else f"the names are {sorted(state)[:12]}"
         raise WeightsError(f"prefix: expected one of a recurrent layer, got {prefix!r}; {hint}")
-    known = _NAME if cell is None else _pattern(_ROLES + cell.params)
     strange = sorted(name for name in inside if not known.fullmatch(name))
     if strange:
-        own = "" if cell is None else "".join(f", {name}_l0" for name in cell.params)
+        own = "" if cell is None else "".join(f", {name}_l0" for name in cell.own)
         hint = "; parameters of a cell's own need cell=..." if cell is None else ""
         raise WeightsError(
             f"state_dict: expected torch's names (weight_ih_l0, ...{own}) under prefix {prefix!r}, got {strange[:12]} "
@@ -82,25 +84,31 @@ def infer(
     batch_first: bool = False,
     dropout: float = 0.0,
     weight_dropout: float = 0.0,
+    gates_given: bool = False,
+    noise: Mapping[str, Any] | None = None,
 ) -> Config:
     """The configuration of the layer whose parameters have these ``shapes``; ``cell`` if it is known already.
+
+    ``gates_given``: whether it is a layer without ``weight_ih``, of a known cell.
 
     Raises:
         WeightsError: no such layer; the message names the parameter.
     """
     known = _CELLS if cell is None else {len(cell.gates_of_x): cell}
-    pattern = _NAME if cell is None else _pattern(_ROLES + cell.params)
+    pattern = _NAME if cell is None else _pattern(_ROLES + cell.own)
     matches = [match for name in shapes if (match := pattern.fullmatch(name))]
     for match in matches:
-        _check_axes(match, shapes[match[0]], prefix)
+        _check_axes(match, shapes[match[0]], prefix, () if cell is None else cell.params)
     multiplied = cell is None or bool(cell.gates_of_h)  # h is, by recurrent weights
-    for first in ("weight_ih_l0", *["weight_hh_l0"] * multiplied):
+    checks.flag(gates_given, "gates_given")
+    for first in (*["weight_ih_l0"] * (not gates_given), *["weight_hh_l0"] * multiplied):
         if first not in shapes:
             raise WeightsError(
                 f"state_dict: {prefix}{first} is missing; got {sorted(prefix + name for name in shapes)}"
             )
-    rows, inputs = shapes["weight_ih_l0"]
-    heads, hidden = 1, rows // next(iter(known))
+    n = next(iter(known))
+    rows, inputs = (n * _units_of_given(shapes, known[n]), None) if gates_given else shapes["weight_ih_l0"]
+    heads, hidden = 1, rows // n
     if multiplied:
         *blocks, _, hidden = shapes["weight_hh_l0"]
         heads = blocks[0] if blocks else 1
@@ -127,6 +135,7 @@ def infer(
             bidirectional=any(match[3] for match in matches),
             proj_size=proj_size,
             heads=heads,
+            noise=noises.settings(known[gates], noise),
         )
     except ValueError as error:
         raise WeightsError(f"{prefix}weight_ih_l0: {error}") from error
@@ -140,9 +149,20 @@ def infer(
     return config
 
 
-def _check_axes(match: re.Match[str], shape: tuple[int, ...], prefix: str) -> None:
-    """Refuse a parameter that has another number of axes; recurrent weights with heads have three."""
-    matrix = match[1].startswith("weight") and match[1] in _ROLES
+def _units_of_given(shapes: Mapping[str, tuple[int, ...]], cell: Cell) -> int:
+    """H of a layer without ``weight_ih``; 0 where no name says so."""
+    if "weight_hr_l0" in shapes:
+        return shapes["weight_hr_l0"][1]
+    if cell.gates_of_h:
+        return shapes["weight_hh_l0"][-1] * math.prod(shapes["weight_hh_l0"][:-2])
+    of_params = [n for name in cell.params for n in shapes.get(f"{name}_l0", ())]
+    of_bias = [n // len(cell.gates_of_x) for n in shapes.get("bias_ih_l0", ())]
+    return next(iter([*of_params, *of_bias]), 0)
+
+
+def _check_axes(match: re.Match[str], shape: tuple[int, ...], prefix: str, vectors: tuple[str, ...]) -> None:
+    """Refuse a parameter that has another number of axes; recurrent weights with heads have three, ``vectors`` one."""
+    matrix = match[1].startswith("weight") and match[1] not in vectors
     if len(shape) != (2 if matrix else 1) and not (match[1] == "weight_hh" and len(shape) == 3):
         raise WeightsError(f"{prefix}{match[0]}: expected {'two axes' if matrix else 'one axis'}, got {shape}")
 

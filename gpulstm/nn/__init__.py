@@ -1,9 +1,11 @@
-"""Layers, models and losses."""
+"""Layers, models, losses and decoding."""
 
+from .ctc import ctc
+from .decoding import beam, greedy
 from .dropout import Dropout
 from .embedding import Embedding
 from .linear import EveryStepHead, LastStepHead, Linear
-from .losses import cross_entropy, mse
+from .losses import cross_entropy, huber, mse, quantile
 from .model import Layer, Params, RecurrentLayer, Sequential
 from .quantized import Quantized, quantize
 from .recurrent import GRU, LSTM, RNN, Recurrent
@@ -27,7 +29,12 @@ __all__ = [
     "Reversed",
     "Sequential",
     "Stream",
+    "beam",
     "cross_entropy",
+    "ctc",
+    "greedy",
+    "huber",
     "mse",
+    "quantile",
     "quantize",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .. import arrays, cells, checks, dispatch, explanation, ops, watching
+from .. import noise as noises
 from ..config import Config
 from .model import Params, Pullback, on_device, unwrap_single
 from .stream import Streamed
@@ -19,7 +21,9 @@ class Recurrent(Streamed):
 
     Args:
         cell: a cell or the name of a registered one (:mod:`gpulstm.cells`).
-        input_size: features I of the input.
+        input_size: features I of the input; None where x holds pre-activations (T, B, D·G·H), which something else
+            has computed: what products with ``weight_ih_l0`` would give, in the order of its rows, of each direction
+            one after another. Then there is one layer, without ``weight_ih_l0``.
         hidden_size: units H of each layer and direction.
         num_layers: layers L.
         bias: whether the gates have ``bias_ih`` and ``bias_hh``.
@@ -31,6 +35,9 @@ class Recurrent(Streamed):
             by gate.
         weight_dropout: probability with which a recurrent weight is dropped in :meth:`vjp`, for the whole call, the
             others divided by 1 - p (DropConnect: Wan et al. 2013; of ``weight_hh`` alone: Merity et al. 2018).
+        noise: probabilities of those of the cell's inputs that are drawn, such as ``{"mask": 0.25}`` for
+            ``recurrent_dropout``: in :meth:`vjp` at each step or once a sequence, as the cell declares or as
+            ``{"mask": (0.25, "sequence")}`` says; in inference they have their expectation.
         dtype: ``"float32"`` or ``"float64"``; on ``"cuda"`` also ``"float16"`` or ``"bfloat16"``, with sums and
             carried states in float32.
         device: None or ``"cpu"``; ``"cuda"`` where a CUDA backend runs.
@@ -53,7 +60,7 @@ class Recurrent(Streamed):
     def __init__(
         self,
         cell: str | cells.Cell,
-        input_size: int,
+        input_size: int | None,
         hidden_size: int,
         num_layers: int = 1,
         bias: bool = True,
@@ -64,13 +71,15 @@ class Recurrent(Streamed):
         *,
         heads: int = 1,
         weight_dropout: float = 0.0,
+        noise: Mapping[str, Any] | None = None,
         dtype: Any = "float32",
         device: str | None = None,
         seed: Any = None,
         init: str = "uniform",
     ) -> None:
+        cell = cells.get(cell)
         self.config = Config(
-            cells.get(cell),
+            cell,
             input_size,
             hidden_size,
             num_layers,
@@ -81,6 +90,7 @@ class Recurrent(Streamed):
             proj_size,
             heads,
             weight_dropout,
+            noises.settings(cell, noise),
         )
         device = dispatch.check_device(device)
         checks.choice(init, "init", INITS)
@@ -127,7 +137,7 @@ class Recurrent(Streamed):
 
         ``pullback(dy=None, dstate=None)`` gives ``dx, dstate0, grads``, ``grads`` with the keys of ``params``, and
         ``inputs.<name>`` for each differentiable input of the cell; None means zero. It may be called more than once,
-        before an argument or the parameters change. ``rng`` is the generator or seed of dropout's masks.
+        before an argument or the parameters change. ``rng`` is the generator or seed of dropout's masks and of noise.
         """
         p, library, params = self.config.weight_dropout, arrays.library(self.device), self.params
         masks: Params = {}
@@ -173,6 +183,7 @@ class Recurrent(Streamed):
         defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
         defaults |= {"bidirectional": False, "proj_size": 0, "heads": 1, "weight_dropout": 0.0}
         shown += [f"{k}={getattr(c, k)}" for k, v in defaults.items() if getattr(c, k) != v]
+        shown += [f"noise={noises.argument(c.cell, c.noise)}"] * bool(c.noise)
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
@@ -238,7 +249,7 @@ class LSTM(Recurrent):
     ) -> None:
         super().__init__(
             "lstm",
-            input_size,
+            checks.integer(input_size, "input_size"),
             hidden_size,
             num_layers,
             bias,
@@ -269,6 +280,7 @@ class GRU(Recurrent):
         bidirectional: bool = False,
         **options: Any,
     ) -> None:
+        checks.integer(input_size, "input_size")
         super().__init__(
             "gru", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options
         )
@@ -298,6 +310,7 @@ class RNN(Recurrent):
         nonlinearity: str = "tanh",
         **options: Any,
     ) -> None:
+        checks.integer(input_size, "input_size")
         cell = self.CELLS[checks.choice(nonlinearity, "nonlinearity", tuple(self.CELLS))]
         super().__init__(
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options

@@ -10,7 +10,7 @@ import numpy as np
 from gpulstm_kernels.backend import Backend
 from gpulstm_kernels.memory import contiguous
 
-from .. import arrays, checks, dispatch, ops
+from .. import arrays, checks, dispatch, noise, ops
 from ..config import Config
 from .model import Params, RecurrentLayer, unwrap_single
 
@@ -56,11 +56,14 @@ class Stream:
             raise ValueError("layer: expected a unidirectional layer, got a bidirectional one, which starts at the end")
         self._config, self._device = config, layer.device
         self._batch = checks.integer(batch_size, "batch_size")
-        self._shape = (self._batch, config.input_size)
+        self._shape = (self._batch, config.features)
         self._declares = config.cell.inputs
+        self._drawn = len(config.noise) == len(self._declares)  # so that nothing need be given
         self._shapes_of_inputs = (self._batch,), (self._batch, 1), (self._batch, config.hidden_size)
         self._params = dict(layer.params_for(dispatch.select(None, self._device)[0].module))
         self._dtype = ops.dtype_of(self._params)
+        library = arrays.library(self._device)
+        self._expected = noise.expectations(config.cell, config.noise, (self._batch,), self._dtype, library)
         held = sum(math.prod(shape) for shape in config.state_shapes(self._batch)) * self._dtype.itemsize
         checks.fits(held, "batch_size", self._batch)
         shape, layers = ops.stack_to_step(config, self._params, self._batch)
@@ -105,6 +108,7 @@ class Stream:
                 are zero, whatever they were; None for no row.
             inputs: where the cell declares any, a dict of arrays by their names: (B,) or (B, 1), a value a row, or
                 (B, H), one a unit too; of the layer's dtype, or bools, which are 1 and 0. Each layer is given the same.
+                Noise that is left out has its expectation.
 
         Raises:
             TypeError, ValueError: ``x`` is no array of the layer's dtype and of that shape, ``resets`` are no bools or
@@ -135,12 +139,16 @@ class Stream:
 
     def _check_inputs(self, inputs: Any) -> list[Any]:
         """(B, 1) or (B, H) of each of the cell's inputs."""
+        if self._declares and inputs is None and self._drawn:
+            return list(self._expected.values())
         if self._declares and type(inputs) is dict and inputs.keys() == set(self._declares):
             values = [inputs[name] for name in self._declares]
             if all(map(self._is_well, values)):
                 return [value[:, None] if value.ndim == 1 else value for value in values]
         layout = ops.Layout(self._batch, 1, True)
-        return list(ops.check_inputs(self._config, inputs, layout, None, self._dtype, self._device)[:, :, 0])
+        values = ops.check_inputs(self._config, inputs, layout, None, self._dtype, self._device)
+        pairs = zip(self._declares, values, strict=True)
+        return [self._expected[name] if value is None else value[:, 0] for name, value in pairs]
 
     def _is_well(self, value: Any) -> bool:
         return type(value) is np.ndarray and value.dtype is self._dtype and value.shape in self._shapes_of_inputs

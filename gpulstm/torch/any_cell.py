@@ -11,6 +11,7 @@ from torch import Tensor
 from gpulstm_kernels.cells import Cell
 
 from .. import cells
+from .. import noise as noises
 from ..config import Config
 from . import equations
 from .stack import Stack
@@ -25,7 +26,8 @@ class Recurrent(Stack):
 
     Args:
         cell: a cell or the name of a registered one (:mod:`gpulstm.cells`).
-        input_size: features I of the input.
+        input_size: features I of the input; None where x holds pre-activations (T, B, D·G·H), what products with
+            ``weight_ih_l0`` would give, of each direction one after another. Then there is one layer, without that.
         hidden_size: units H of each layer and direction.
         num_layers: layers L.
         bias: whether the gates have ``bias_ih`` and ``bias_hh``.
@@ -34,6 +36,9 @@ class Recurrent(Stack):
         bidirectional: a second set of layers runs from the end; outputs are joined, D = 2.
         proj_size: if above 0, h is projected to P = ``proj_size`` features by ``weight_hr``.
         heads: N blocks of units that see each other's h alone: ``weight_hh_l0`` is (N, G·H/N, H/N).
+        noise: probabilities of those of the cell's inputs that are drawn, such as ``{"mask": 0.25}``: in training, from
+            a seed of torch's generator, at each step or once a sequence, as the cell declares or as
+            ``{"mask": (0.25, "sequence")}`` says; in evaluation they have their expectation.
         device, dtype: of the parameters.
 
     Parameters have the names, shapes and order of ``gpulstm.nn.Recurrent``, and are drawn from ±1/√H. A pickle of a
@@ -48,7 +53,7 @@ class Recurrent(Stack):
     def __init__(
         self,
         cell: str | Cell,
-        input_size: int,
+        input_size: int | None,
         hidden_size: int,
         num_layers: int = 1,
         bias: bool = True,
@@ -58,16 +63,20 @@ class Recurrent(Stack):
         proj_size: int = 0,
         *,
         heads: int = 1,
+        noise: Mapping[str, Any] | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         check_dtype(dtype)
         sizes = input_size, hidden_size, num_layers
-        config = Config(cells.get(cell), *sizes, bias, batch_first, dropout, bidirectional, proj_size, heads)
+        cell = cells.get(cell)
+        settings = noises.settings(cell, noise)
+        config = Config(cell, *sizes, bias, batch_first, dropout, bidirectional, proj_size, heads, noise=settings)
         super().__init__()
-        self.config = config
+        self.config, self._noise = config, settings
         # As torch.nn.RNNBase has them.
-        self.input_size, self.hidden_size, self.num_layers = config.input_size, config.hidden_size, config.num_layers
+        self.input_size: Any = config.input_size  # or None
+        self.hidden_size, self.num_layers, self._gates_given = config.hidden_size, config.num_layers, input_size is None
         self.bias, self.batch_first, self.bidirectional = config.bias, config.batch_first, config.bidirectional
         self.dropout, self.proj_size = config.dropout, config.proj_size
         self._all_weights = [[full for _, full, _ in own] for layer in config.parameters for own in layer]
@@ -85,6 +94,9 @@ class Recurrent(Stack):
         bound = self.hidden_size**-0.5
         for parameter in self.parameters():
             torch.nn.init.uniform_(parameter, -bound, bound)
+
+    def _features(self) -> int:
+        return self.config.features
 
     def _cell(self) -> Cell:
         return self.config.cell
@@ -112,7 +124,8 @@ class Recurrent(Stack):
                 the states are zero, whatever ``state`` was given. Gradients do not cross it.
             inputs: where the cell declares any, tensors by their names, laid out like ``x``: (T, B) or (T, B, 1), a
                 value a step and row, or (T, B, H), one a unit too; of the dtype of ``x``, or bools. Those that the
-                cell calls differentiable have a gradient. Each layer and direction is given the same.
+                cell calls differentiable have a gradient. Each layer and direction is given the same. Noise may be
+                left out; what is drawn is another for each layer, and at a step the same for both directions.
 
         With a ``PackedSequence`` ``resets`` and ``inputs`` are padded, T the longest length, with rows in the order of
         the state's.
@@ -136,4 +149,5 @@ class Recurrent(Stack):
             for name, value in defaults.items()
             if getattr(self.config, name) != value
         ]
+        shown += [f"noise={noises.argument(self.config.cell, self._noise)}"] * bool(self._noise)
         return ", ".join(shown)

@@ -28,35 +28,45 @@ def layer(
     lengths: Tensor | None,
     inputs: Tensor | None = None,
     resets: Tensor | None = None,
+    gates_given: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """y (T, B, D·P) and the final state, differentiable; the arguments are those of ``gpulstm::layer_forward``.
 
     Tensors are of one device and dtype: float32 or float64, on a GPU float16 or bfloat16 too.
     """
-    heads = len(weights) > 1 and weights[1].dim() == 3
-    backend = _backend_name(bridge.backend_device(x.device), cell, x.dtype, heads, resets is not None)
+    heads = any(weight.dim() == 3 for weight in weights[:2])
+    features = heads, resets is not None, gates_given
+    backend = _backend_name(bridge.backend_device(x.device), cell, x.dtype, *features)
     leaves = (x, *state, *weights, *([] if inputs is None else [inputs]))
     if _is_transformed() and torch.compiler.is_compiling():  # which takes no autograd.Function inside torch.func
-        results = equations.layer(cell, x, lengths, state, weights, inputs, resets)
+        results = equations.layer(cell, x, lengths, state, weights, inputs, resets, gates_given)
     elif _is_recorded(leaves):
         function = Layer if _is_transformed() else PlainLayer
-        results = function.apply(cell, backend, lengths, resets, len(state), len(weights), *leaves)
+        results = function.apply(cell, backend, lengths, resets, gates_given, len(state), len(weights), *leaves)
     else:
-        results = operator.forward(x, state, weights, lengths, cell, backend, False, inputs, resets)
+        results = operator.forward(x, state, weights, lengths, cell, backend, False, inputs, resets, gates_given)
     return results[0], tuple(results[1 : 1 + len(state)])
 
 
 @torch.compiler.assume_constant_result  # a compiled graph keeps the backend that it was traced with
-def _backend_name(device: str, cell: str, dtype: torch.dtype, heads: bool, resets: bool) -> str:
-    return dispatch.select(_smallest(cell, dtype, heads, resets), device)[0].name
+def _backend_name(device: str, cell: str, dtype: torch.dtype, heads: bool, resets: bool, gates_given: bool) -> str:
+    return dispatch.select(_smallest(cell, dtype, heads, resets, gates_given), device)[0].name
+
+
+@torch.compiler.assume_constant_result
+def computes_heads(device: str, cell: str, dtype: torch.dtype) -> bool:
+    """Whether the backend of calls on ``device`` computes layers with heads, whose x are pre-activations."""
+    shape = _smallest(cell, dtype, True, False, True)
+    return dispatch.select(None, device)[0].module.why_not(shape) is None
 
 
 @functools.cache
-def _smallest(cell: str, dtype: torch.dtype, heads: bool, resets: bool) -> LayerShape:
+def _smallest(cell: str, dtype: torch.dtype, heads: bool, resets: bool, gates_given: bool) -> LayerShape:
     """Of a call with such a cell and dtype: what a compiler knows when it asks, which may know no sizes."""
     own, units = checks.dtype(str(dtype).removeprefix("torch."), "cuda"), 2 if heads else 1
-    features = False, False, False, False, resets, units
-    return LayerShape(known.cell_of(cell), 1, 1, 1, units, units, 1, own, own, *features)
+    features, kind = (False, False, False, False, resets, units, False, gates_given), known.cell_of(cell)
+    inputs = len(kind.gates_of_x) * units if gates_given else 1
+    return LayerShape(kind, 1, 1, inputs, units, units, 1, own, own, *features)
 
 
 def _is_recorded(tensors: Sequence[Tensor]) -> bool:
@@ -86,8 +96,8 @@ def _split(
 
 
 class Layer(torch.autograd.Function):
-    """``apply(cell, backend, lengths, resets, number of states, of weights, *leaves)`` gives y, the final state, the
-    tape."""
+    """``apply(cell, backend, lengths, resets, gates_given, number of states, of weights, *leaves)`` gives y, the final
+    state, the tape."""
 
     generate_vmap_rule = True
 
@@ -97,17 +107,19 @@ class Layer(torch.autograd.Function):
         backend: str,
         lengths: Tensor | None,
         resets: Tensor | None,
+        gates_given: bool,
         n_states: int,
         n_weights: int,
         *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
         x, state, weights, inputs = _split(n_states, n_weights, leaves)
-        ys, *others = operator.forward(x, state, weights, lengths, cell, backend, True, inputs, resets)
+        given = inputs, resets, gates_given
+        ys, *others = operator.forward(x, state, weights, lengths, cell, backend, True, *given)
         return (ys[1:-1], *others[:n_states], ys, *others[n_states:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.cell, ctx.backend, lengths, resets, ctx.n_states, ctx.n_weights, *leaves = inputs
+        ctx.cell, ctx.backend, lengths, resets, ctx.gates_given, ctx.n_states, ctx.n_weights, *leaves = inputs
         ctx.n_leaves = len(leaves)
         tape = output[1 + ctx.n_states :]
         ctx.mark_non_differentiable(*tape)
@@ -124,9 +136,9 @@ class Layer(torch.autograd.Function):
             torch.zeros_like(like) if gradient is None else gradient
             for gradient, like in zip((dy, *dstate), (y, *leaves[1 : 1 + ctx.n_states]), strict=True)
         ]
-        shape = ctx.cell, ctx.backend, lengths, resets, ctx.n_states, ctx.n_weights
+        shape = ctx.cell, ctx.backend, lengths, resets, ctx.gates_given, ctx.n_states, ctx.n_weights
         found = _gradients(shape, leaves, saved[len(leaves) :], upstream)
-        return (None,) * 6 + (*found, *[None] * (len(leaves) - len(found)))  # inputs may be constants to the gradient
+        return (None,) * 7 + (*found, *[None] * (len(leaves) - len(found)))  # inputs may be constants to the gradient
 
 
 class PlainLayer(torch.autograd.Function):
@@ -143,8 +155,8 @@ class PlainLayer(torch.autograd.Function):
     backward = Layer.backward
 
 
-# cell, backend, lengths, resets, number of states, number of weights
-Shape = tuple[str, str, Tensor | None, Tensor | None, int, int]
+# cell, backend, lengths, resets, gates_given, number of states, number of weights
+Shape = tuple[str, str, Tensor | None, Tensor | None, bool, int, int]
 
 
 def _gradients(
@@ -152,10 +164,11 @@ def _gradients(
 ) -> Sequence[Tensor]:
     """Those of the leaves, of inputs where the cell says so."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # it will not be differentiated itself
-        cell, backend, lengths, resets, n_states, n_weights = shape
+        cell, backend, lengths, resets, gates_given, n_states, n_weights = shape
         x, state, weights, inputs = _split(n_states, n_weights, leaves)
         dy, *dstate = upstream
-        return operator.backward(x, state, weights, lengths, tape, dy, dstate, cell, backend, inputs, resets)
+        given = inputs, resets, gates_given
+        return operator.backward(x, state, weights, lengths, tape, dy, dstate, cell, backend, *given)
     return LayerGradient.apply(*shape, len(leaves), *leaves, *upstream, *tape)
 
 
@@ -170,6 +183,7 @@ class LayerGradient(torch.autograd.Function):
         backend: str,
         lengths: Tensor | None,
         resets: Tensor | None,
+        gates_given: bool,
         n_states: int,
         n_weights: int,
         n_leaves: int,
@@ -178,12 +192,12 @@ class LayerGradient(torch.autograd.Function):
         x, state, weights, inputs = _split(n_states, n_weights, tensors[:n_leaves])
         dy, *rest = tensors[n_leaves:]
         dstate, tape = rest[:n_states], rest[n_states:]
-        given = x, state, weights, lengths, tape, dy, dstate, cell, backend, inputs, resets
+        given = x, state, weights, lengths, tape, dy, dstate, cell, backend, inputs, resets, gates_given
         return tuple(operator.backward(*given))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.cell, _, lengths, resets, ctx.n_states, ctx.n_weights, ctx.n_leaves, *tensors = inputs
+        ctx.cell, _, lengths, resets, ctx.gates_given, ctx.n_states, ctx.n_weights, ctx.n_leaves, *tensors = inputs
         given = ctx.n_leaves + 1 + ctx.n_states
         ctx.n_tape = len(tensors) - given
         ctx.save_for_backward(lengths, resets, *tensors[:given])
@@ -194,18 +208,18 @@ class LayerGradient(torch.autograd.Function):
 
         def outputs(*leaves: Tensor) -> tuple[Tensor, ...]:
             x, state, weights, inputs = _split(ctx.n_states, ctx.n_weights, leaves)
-            return equations.layer(ctx.cell, x, lengths, state, weights, inputs, resets)
+            return equations.layer(ctx.cell, x, lengths, state, weights, inputs, resets, ctx.gates_given)
 
         def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
             found = torch.func.vjp(outputs, *tensors[: ctx.n_leaves])[1](tensors[ctx.n_leaves :])
             return found[: len(upstream)]
 
         of_inputs = torch.func.vjp(gradients, *saved)[1](upstream)
-        return (None,) * 7 + of_inputs + (None,) * ctx.n_tape
+        return (None,) * 8 + of_inputs + (None,) * ctx.n_tape
 
 
 def _setup_for_export(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, state, weights, lengths, cell, backend, training, beside, resets = inputs
+    x, state, weights, lengths, cell, backend, training, beside, resets, ctx.gates_given = inputs
     tape = [output[0], *output[1 + len(state) :]] if training else []
     ctx.shape, ctx.training, ctx.given = (cell, backend, len(state), len(weights)), training, beside is not None
     ctx.save_for_backward(lengths, resets, x, *state, *weights, *([beside] if ctx.given else []), *tape)
@@ -220,9 +234,10 @@ def _backward_for_export(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
     upstream = list(gradients[: 1 + n_states])
     if ctx.training:
         upstream[0] = upstream[0][1:-1]
-    found = _gradients((cell, backend, lengths, resets, n_states, n_weights), leaves, tape, upstream)
+    shape = cell, backend, lengths, resets, ctx.gates_given, n_states, n_weights
+    found = _gradients(shape, leaves, tape, upstream)
     dx, dstate, dweights, dinputs = _split(n_states, n_weights, found)
-    of_arguments = dx, list(dstate), list(dweights), None, None, None, None, dinputs, None
+    of_arguments = dx, list(dstate), list(dweights), None, None, None, None, dinputs, None, None
     return of_arguments[: len(ctx.needs_input_grad)]  # torch leaves out arguments that have their defaults
 
 

@@ -43,6 +43,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "log": torch.log,
     "maximum": _maximum,
     "minimum": _minimum,
+    "row_mean": lambda v: v.mean(dim=-1, keepdim=True).expand_as(v),
     "select": _select,
     "sigmoid": torch.sigmoid,
     "softplus": lambda x: torch.nn.functional.softplus(x, threshold=40.0),
@@ -60,6 +61,7 @@ class _Equations(NamedTuple):
     h_gates: int
     reads_h: bool
     params: tuple[str, ...]
+    own: tuple[str, ...]  # params, and matrices of products inside the step
     differentiable: tuple[bool, ...]  # of each input
 
 
@@ -80,6 +82,7 @@ def prepare(cell: Cell) -> str:
             len(cell.h_gates),
             cell.reads_h,
             cell.params,
+            cell.own,
             tuple(name in cell.differentiable for name in cell.inputs),
         )
     return key
@@ -114,12 +117,13 @@ def layer(
     weights: Sequence[Tensor],
     inputs: Tensor | None = None,
     resets: Tensor | None = None,
+    gates_given: bool = False,
 ) -> tuple[Tensor, ...]:
     """One layer: y (T, B, D·P), zero past a sequence's length, and the final h (D, B, P) and carried states (D, B, H).
 
     Args:
         cell: a cell's key, such as ``"lstm"``.
-        x: (T, B, I).
+        x: (T, B, I), or where ``gates_given`` the pre-activations of each direction (T, B, D·Gx·H).
         lengths: (B,), or None for T.
         state: the initial h (D, B, P), then each carried state (D, B, H).
         weights: those of the forward direction in torch's order, the cell's own parameters last, then those of the
@@ -140,13 +144,13 @@ def layer(
     ys, finals = [], []
     with torch.autocast(x.device.type, enabled=False):
         for d in range(directions):
-            own = dict(
-                zip(known.names(of_h, equations.params, count), weights[d * count : (d + 1) * count], strict=True)
-            )
+            names = known.names(of_h, equations.own, count, gates_given)
+            own = dict(zip(names, weights[d * count : (d + 1) * count], strict=True))
+            of_x = x.chunk(directions, dim=-1)[d] if gates_given else x @ own["weight_ih"].mT
             if resets is not None:  # a direction that runs back begins anew a step of time later than the border
                 begins = torch.cat([resets[1:], torch.zeros_like(resets[:1])]) if d == 1 else resets
             initial = tuple(part[d] for part in state)
-            y, final = _direction(equations, x, valid, begins, initial, own, inputs, reverse=d == 1)
+            y, final = _direction(equations, of_x, valid, begins, initial, own, inputs, reverse=d == 1)
             ys.append(y)
             finals.append(final)
     return torch.cat(ys, dim=-1), *(torch.stack(parts) for parts in zip(*finals, strict=True))
@@ -154,7 +158,7 @@ def layer(
 
 def _direction(
     cell: _Equations,
-    x: Tensor,
+    of_x: Tensor,
     valid: Tensor | None,
     begins: Tensor | None,
     state: States,
@@ -162,16 +166,19 @@ def _direction(
     inputs: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, States]:
-    of_x = x @ weights["weight_ih"].mT
     if "bias_ih" in weights:
         of_x = of_x + weights["bias_ih"]
-    rows = (*x.shape[1:-1], of_x.shape[-1] // (cell.gates + cell.x_gates))  # a value a unit
+    rows = (*of_x.shape[1:-1], of_x.shape[-1] // (cell.gates + cell.x_gates))  # a value a unit
     params = [weights[name].expand(rows) for name in cell.params]
     beside = []
     if inputs is not None:
         split = zip(inputs.unbind(0), cell.differentiable, strict=True)
         beside = [value if differentiable else value.detach() for value, differentiable in split]
-    steps = range(len(x))
+    forward: Any = cell.forward
+    if len(cell.own) > len(params):  # it calls product(name, value)
+        multiply = {"product": lambda name, value: value @ weights[f"weight_{name}"].mT}
+        forward = FunctionType(forward.__code__, forward.__globals__ | multiply, forward.__name__)
+    steps = range(len(of_x))
     outputs: list[Tensor] = []
     for t in reversed(steps) if reverse else steps:
         before = state
@@ -180,7 +187,7 @@ def _direction(
         h, *carried = before
         gates = _gates(cell, of_x[t], h, weights)
         given = (*[h] * cell.reads_h, *params, *(value[t].expand(rows) for value in beside))
-        hidden, after, _ = cell.forward(gates, tuple(carried), *[given] * bool(given))
+        hidden, after, _ = forward(gates, tuple(carried), *[given] * bool(given))
         new = (hidden @ weights["weight_hr"].mT if "weight_hr" in weights else hidden, *after)
         if valid is None:
             state = new

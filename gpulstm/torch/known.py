@@ -29,15 +29,15 @@ def cell_of(key: str) -> Cell:
     return _known[key] if key in _known else cells.get(key)
 
 
-def names(of_h: bool, params: tuple[str, ...], count: int) -> tuple[str, ...]:
+def names(of_h: bool, params: tuple[str, ...], count: int, gates_given: bool = False) -> tuple[str, ...]:
     """The names of the ``count`` weights of a direction, in torch's order; ``params`` are the cell's own.
 
-    ``of_h``: whether the cell has a recurrent product.
+    ``of_h``: whether the cell has a recurrent product; ``gates_given``: whether there is no ``weight_ih``.
     """
-    bias, projected = features(of_h, len(params), count)
+    bias, projected = features(of_h, len(params), count + gates_given)
     ends = ("ih", "hh") if of_h else ("ih",)
-    own = [f"weight_{end}" for end in ends] + [f"bias_{end}" for end in ends] * bias + ["weight_hr"] * projected
-    return (*own, *params)
+    products = [f"weight_{end}" for end in ends][gates_given:]
+    return (*products, *[f"bias_{end}" for end in ends] * bias, *["weight_hr"] * projected, *params)
 
 
 def features(of_h: bool, params: int, count: int) -> tuple[bool, bool]:

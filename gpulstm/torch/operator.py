@@ -5,6 +5,7 @@
     the cell's own parameters, forward first), lengths (B,) int64 on the CPU or None, the key of the cell
     (:mod:`.known`), the name of the backend, ``training``, the cell's inputs (N, T, B, H or 1) or None, and resets
     (T, B) of bool or None, False past a sequence's length.
+    ``gates_given``: x holds pre-activations (T, B, D·Gx·H), and there is no ``weight_ih``.
     Gives [y (T, B, D·P), final h, final carried states]; y past a length is unspecified. In training the tape follows,
     and in place of y comes ``ys`` (T+2, B, D·P), a part of it, whose ``[1:-1]`` is y: outputs may not overlap.
 ``gpulstm::layer_backward``
@@ -31,7 +32,7 @@ from . import bridge, known
 
 library = torch.library.Library("gpulstm", "DEF")
 _CALL = "Tensor x, Tensor[] state, Tensor[] weights, Tensor? lengths"
-_GIVEN = "Tensor? inputs=None, Tensor? resets=None"
+_GIVEN = "Tensor? inputs=None, Tensor? resets=None, bool gates_given=False"
 library.define(
     f"layer_forward({_CALL}, str cell, str backend, bool training, {_GIVEN}) -> Tensor[]",
     tags=[torch.Tag.pt2_compliant_tag],
@@ -59,12 +60,13 @@ class _Call:
         cell: str,
         inputs: Tensor | None,
         resets: Tensor | None,
+        gates_given: bool,
     ) -> None:
         steps, batch, _ = x.shape
         self.cell = known.cell_of(cell)
         (self.x,), initial, own = (bridge.to_arrays(tensors) for tensors in ((x,), state, weights))
         self.state = tuple(initial)
-        self.weights, hidden = _named(self.cell, self.x, initial, own)
+        self.weights, hidden = _named(self.cell, self.x, initial, own, gates_given)
         self.lengths = self.inputs = self.resets = None
         if lengths is not None:
             self.lengths = checks.lengths(bridge.to_arrays([lengths.cpu()])[0], batch, steps)
@@ -83,21 +85,26 @@ class _Call:
         return module.layer_forward(shape, self.x, self.state, self.weights, self.lengths, self.inputs, self.resets)
 
 
-def _named(cell: Cell, x: Any, state: Sequence[Any], weights: Sequence[Any]) -> tuple[list[dict[str, Any]], int]:
+def _named(
+    cell: Cell, x: Any, state: Sequence[Any], weights: Sequence[Any], gates_given: bool
+) -> tuple[list[dict[str, Any]], int]:
     """The arrays ``weights`` of each direction by name, checked, and H."""
     directions, _, outputs = state[0].shape
     count = len(weights) // directions
-    names = known.names(bool(cell.gates_of_h), cell.params, count)
+    names = known.names(bool(cell.gates_of_h), cell.own, count, gates_given)
     named = [dict(zip(names, weights[d * count :], strict=False)) for d in range(directions)]
     first = named[0]
     hidden = first["weight_hr"].shape[1] if "weight_hr" in first else outputs
     rows_of_x, rows_of_h = len(cell.gates_of_x) * hidden, len(cell.gates_of_h) * hidden
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(cell.params, (hidden,))
+    shapes |= {f"weight_{name}": (hidden, hidden) for name in cell.weights}
     shapes |= {"weight_ih": (rows_of_x, x.shape[2]), "weight_hh": (rows_of_h, outputs), "weight_hr": (outputs, hidden)}
     shapes |= {"bias_ih": (rows_of_x,), "bias_hh": (rows_of_h,)}
     if "weight_hh" in first and first["weight_hh"].ndim == 3:
         heads = max(1, len(first["weight_hh"]))
         shapes["weight_hh"] = (heads, rows_of_h // heads, hidden // heads)
+    if gates_given and x.shape[2] != directions * rows_of_x:
+        raise ValueError(f"x: expected {directions * rows_of_x} pre-activations of a step, got shape {x.shape}")
     for d, own in enumerate(named):
         for name, value in own.items():
             if value.shape != shapes[name] or value.dtype != x.dtype:
@@ -125,11 +132,12 @@ def _forward(
     training: bool,
     inputs: Tensor | None = None,
     resets: Tensor | None = None,
+    gates_given: bool = False,
 ) -> list[Tensor]:
     if x.shape[1] == 0:  # no sequence at all
-        return _forward_shapes(x, state, weights, lengths, cell, backend, training, inputs, resets)
+        return _forward_shapes(x, state, weights, lengths, cell, backend, training, inputs, resets, gates_given)
     with bridge.on_stream_of(x):
-        call = _Call(x, state, weights, lengths, cell, inputs, resets)
+        call = _Call(x, state, weights, lengths, cell, inputs, resets, gates_given)
         module, shape = call.backend(backend, training)
         y, final, tape = call.forward(module, shape)
         first, *rest = module.tape_arrays(tape) if training else [y]
@@ -148,11 +156,12 @@ def _backward(
     backend: str,
     inputs: Tensor | None = None,
     resets: Tensor | None = None,
+    gates_given: bool = False,
 ) -> list[Tensor]:
     if x.shape[1] == 0:
         return [torch.zeros_like(tensor) for tensor in _with_gradients(x, state, weights, cell, inputs)]
     with bridge.on_stream_of(x):
-        call = _Call(x, state, weights, lengths, cell, inputs, resets)
+        call = _Call(x, state, weights, lengths, cell, inputs, resets, gates_given)
         (upstream,), arrays, of_final = (bridge.to_arrays(tensors) for tensors in ((dy,), tape, dstate))
         module, shape = call.backend(backend, True)
         if arrays:
@@ -198,6 +207,7 @@ def _forward_shapes(
     training: bool,
     inputs: Tensor | None = None,
     resets: Tensor | None = None,
+    gates_given: bool = False,
 ) -> list[Tensor]:
     steps, batch, features = x.shape
     directions, _, outputs = state[0].shape
@@ -206,11 +216,12 @@ def _forward_shapes(
         return [x.new_empty((steps, batch, directions * outputs)), *final]
     kind = known.cell_of(cell)
     dtype = checks.dtype(str(x.dtype).removeprefix("torch."), "cuda")
-    hidden = weights[0].shape[0] // len(kind.gates_of_x)
-    of_h = bool(kind.gates_of_h)
-    heads = weights[1].shape[0] if of_h and weights[1].dim() == 3 else 1
-    bias, projected = known.features(of_h, len(kind.params), len(weights) // directions)
-    own = True, bias, projected, lengths is not None, resets is not None, heads
+    rows = features // directions if gates_given else weights[0].shape[0]
+    hidden, of_h = rows // len(kind.gates_of_x), bool(kind.gates_of_h)
+    hh = weights[0 if gates_given else 1] if of_h else x
+    heads = hh.shape[0] if of_h and hh.dim() == 3 else 1
+    bias, projected = known.features(of_h, len(kind.own), len(weights) // directions + gates_given)
+    own = True, bias, projected, lengths is not None, resets is not None, heads, False, gates_given
     shape = LayerShape(kind, steps, batch, features, hidden, outputs, directions, dtype, dtype, *own)
     layout = dispatch.check_backend(backend).module.tape_layout(shape)
     first, *rest = (x.new_empty(shape, dtype=getattr(torch, name)) for shape, name in layout)
@@ -238,6 +249,7 @@ def _backward_shapes(
     backend: str,
     inputs: Tensor | None = None,
     resets: Tensor | None = None,
+    gates_given: bool = False,
 ) -> list[Tensor]:
     return [x.new_empty(tensor.shape) for tensor in _with_gradients(x, state, weights, cell, inputs)]
 
@@ -270,7 +282,8 @@ _each = _one_by_one(forward)
 
 def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[list[Tensor], list[int]]:
     """Sequences that share their weights become one batch; else, in training, and with inputs or resets one by one."""
-    x, state, weights, lengths, cell, backend, training, *given = args
+    x, state, weights, lengths, cell, backend, training, *beside = args
+    given, gates_given = beside[:2], beside[2:]
     x_dim, state_dims, weight_dims, lengths_dim, *_ = in_dims
     shared = lengths_dim is None and all(dim is None for dim in weight_dims)
     if training or not shared or any(one is not None for one in given):
@@ -284,7 +297,7 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[list
 
     states = [joined(part, dim) for part, dim in zip(state, state_dims, strict=True)]
     limits = None if lengths is None else lengths.repeat(count)
-    results = forward(joined(x, x_dim), states, weights, limits, cell, backend, training)
+    results = forward(joined(x, x_dim), states, weights, limits, cell, backend, training, None, None, *gates_given)
     return [part.unflatten(1, (count, part.shape[1] // count)) for part in results], [1] * len(results)
 
 

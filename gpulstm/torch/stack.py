@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from gpulstm_kernels.cells import Cell
 
 from ..config import state_layout
-from . import tensors
+from ..noise import Setting
+from . import masks, tensors
 from .autograd import layer
 from .tensors import DTYPES, HALVES, States
 
@@ -28,6 +29,8 @@ class Stack(torch.nn.Module):
     bidirectional: bool
     proj_size: int
     _all_weights: list[list[str]]  # the names of each layer and direction, forward first
+    _gates_given = False  # whether the input holds pre-activations
+    _noise: tuple[Setting, ...] = ()  # what is drawn for the cell's inputs
     _words: ClassVar[tuple[str, str]] = ("input", "hx")  # what the input and the state are called
 
     def _cell(self) -> Cell:
@@ -36,6 +39,10 @@ class Stack(torch.nn.Module):
     def _key(self) -> str:
         """What stands for the cell: see :func:`gpulstm.torch.known.key`."""
         return self._cell().name
+
+    def _features(self) -> int:
+        """Of the input."""
+        return self.input_size
 
     def _run(
         self, input: Any, hx: Any, lengths: Any = None, resets: Any = None, inputs: Any = None
@@ -46,8 +53,8 @@ class Stack(torch.nn.Module):
             if lengths is not None:
                 raise ValueError("lengths: expected None with a PackedSequence, which has its own")
             x, limits = tensors.padded(input, word)
-            if x.shape[-1] != self.input_size:
-                raise ValueError(f"{word}.data: expected shape (N, {self.input_size}), got {tuple(input.data.shape)}")
+            if x.shape[-1] != self._features():
+                raise ValueError(f"{word}.data: expected shape (N, {self._features()}), got {tuple(input.data.shape)}")
             batch, order = x.shape[1], input.sorted_indices
             state = self._state(hx, x, (batch,))
             given = self._given(inputs, resets, x, limits, order)
@@ -82,9 +89,10 @@ class Stack(torch.nn.Module):
         return y.transpose(0, 1) if self.batch_first else y, final
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
+        features = self._features()
+        if x.dim() not in (2, 3) or x.shape[-1] != features:
             order = "B, T" if self.batch_first else "T, B"
-            expected = f"({order}, {self.input_size}) or (T, {self.input_size})"
+            expected = f"({order}, {features}) or (T, {features})"
             raise ValueError(f"{self._words[0]}: expected shape {expected}, got {tuple(x.shape)}")
         if x.shape[1 if self.batch_first and x.dim() == 3 else 0] == 0:
             raise ValueError(f"{self._words[0]}: expected at least one step, got shape {tuple(x.shape)}")
@@ -103,29 +111,41 @@ class Stack(torch.nn.Module):
         lengths: Tensor | None,
         order: Tensor | None,
         unbatched: bool = False,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """``inputs`` (N, T, B, W) and ``resets`` (T, B) as layers take them, zero and False past ``lengths``; ``order``
-        is the one that a PackedSequence has its rows in."""
+    ) -> tuple[list[Tensor | None] | None, Tensor | None]:
+        """``inputs`` (T, B, W) each, None for noise, and ``resets`` (T, B) as layers take them, zero and False past
+        ``lengths``; ``order`` is the one that a PackedSequence has its rows in."""
         cell = self._cell()
         if inputs is None and resets is None and not cell.inputs:
             return None, None
         _result_dtype(x, getattr(self, self._all_weights[0][0]), self._words[0])  # before what is compared with x
         layout = tensors.Layout(x, lengths, order, unbatched, self.batch_first)
-        together = None if inputs is None and not cell.inputs else layout.inputs(cell, inputs, self.hidden_size)
-        return together, None if resets is None else layout.resets(resets)
+        values = None
+        if inputs is not None or cell.inputs:
+            values = layout.inputs(cell, inputs, self.hidden_size, [one.input for one in self._noise])
+        return values, None if resets is None else layout.resets(resets)
 
     def _stack(
-        self, x: Tensor, state: States, lengths: Tensor | None, inputs: Tensor | None, resets: Tensor | None
+        self,
+        x: Tensor,
+        state: States,
+        lengths: Tensor | None,
+        values: list[Tensor | None] | None,
+        resets: Tensor | None,
     ) -> tuple[Tensor, States]:
         """x (T, B, I) through all layers; y past a length is unspecified."""
         directions = 2 if self.bidirectional else 1
         names, key = self._all_weights, self._key()
-        finals = []
+        finals, inputs = [], None
+        if values is not None:
+            sizes = self.hidden_size, self.num_layers
+            inputs = masks.of_layers(self._cell(), self._noise, values, x, *sizes, self.training)
         for k in range(self.num_layers):
             own = slice(k * directions, (k + 1) * directions)
             weights = [getattr(self, name) for part in names[own] for name in part]
             initial = state if self.num_layers == 1 else tuple(part[own] for part in state)
-            x, final = run_layer(key, x, initial, weights, lengths, inputs, resets, self._words[0])
+            own_inputs = None if inputs is None else inputs[k]
+            given = own_inputs, resets, self._words[0], self._gates_given
+            x, final = run_layer(key, x, initial, weights, lengths, *given)
             finals.append(final)
             if self.training and self.dropout and k + 1 < self.num_layers:
                 x = torch.nn.functional.dropout(x, self.dropout)
@@ -143,14 +163,16 @@ def run_layer(
     inputs: Tensor | None = None,
     resets: Tensor | None = None,
     name: str = "input",
+    gates_given: bool = False,
 ) -> tuple[Tensor, States]:
-    """One layer of the cell with that key in the dtype that autocast or the weights ask for; x (T, B, I)."""
-    result = _result_dtype(x, weights[0], name)
+    """One layer of the cell with that key in the dtype that autocast or the weights ask for; x (T, B, I), or where
+    ``gates_given`` pre-activations (T, B, D·Gx·H)."""
+    result = _result_dtype(x, weights[0] if weights else x, name)
     dtype = torch.float32 if x.device.type != "cuda" and result in HALVES else result
     state, weights = tuple(cast(part, dtype) for part in state), [cast(weight, dtype) for weight in weights]
     if inputs is not None:
         inputs = cast(inputs, dtype)
-    y, final = layer(cell, cast(x, dtype).contiguous(), state, weights, lengths, inputs, resets)
+    y, final = layer(cell, cast(x, dtype).contiguous(), state, weights, lengths, inputs, resets, gates_given)
     return cast(y, result), tuple(cast(part, result) for part in final)
 
 

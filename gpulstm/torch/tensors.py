@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -135,29 +135,31 @@ class Layout(NamedTuple):
             )
         return self._inside(resets.to(self.x.device))
 
-    def inputs(self, cell: Cell, inputs: Any, hidden: int) -> Tensor:
-        """Those of ``cell`` in its order, (N, T, B, W): W is 1 where none has a value for each of the ``hidden``
-        units."""
+    def inputs(self, cell: Cell, inputs: Any, hidden: int, drawn: Collection[str]) -> list[Tensor | None]:
+        """Those of ``cell`` in its order, (T, B, W) each, W being 1 or ``hidden``; None for one of those that are
+        ``drawn`` where it is not given."""
         names = cell.inputs
         if not names:
             raise ValueError(
                 f"inputs: expected None, since cell {cell.name!r} declares none, got {checks.shown(inputs)}"
             )
         given = checks.named({} if inputs is None else inputs, "inputs", "tensors")
-        missing, extra = [name for name in names if name not in given], [name for name in given if name not in names]
+        missing = [name for name in names if name not in given and name not in drawn]
+        extra = [name for name in given if name not in names]
         if missing or extra:
             raise ValueError(
                 f"inputs: expected a dict with {', '.join(names)}, which cell {cell.name!r} declares, got "
                 f"{'none' if inputs is None else f'missing {missing}, left over {extra}'}"
             )
-        values, shapes = [], (self._shape(), self._shape(1), self._shape(hidden))
+        values: list[Tensor | None] = []
+        shapes = self._shape(), self._shape(1), self._shape(hidden)
         for name in names:
+            if name not in given:
+                values.append(None)
+                continue
             value = given[name]
             if isinstance(value, Tensor) and value.dtype is torch.bool:
                 value = value.to(self.x.dtype)
             check_part(value, f"inputs[{name!r}]", self.x, *shapes)
             values.append(self._inside(value.unsqueeze(-1) if value.shape == shapes[0] else value))
-        if len(values) == 1:
-            return values[0].unsqueeze(0)
-        width = hidden if any(value.shape[-1] == hidden for value in values) else 1
-        return torch.stack([value.expand(*value.shape[:2], width) for value in values])
+        return values

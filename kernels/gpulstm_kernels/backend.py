@@ -22,7 +22,7 @@ Weights = Sequence[Mapping[str, Any]]
 of each head its own units' rows and what they read of h; where the layer has them,
 ``bias_ih`` (Gx·H,) and ``bias_hh`` (Gh·H,), ``weight_hr`` (P, H), of int8 weights ``scale_ih`` and ``scale_hh``; and
 each of the cell's parameters, (H,), by its name, and each of its own weights, (H, H), as
-``weight_<name>``."""
+``weight_<name>``. Where x holds pre-activations there is no ``weight_ih``."""
 
 States = tuple[Any, ...]
 """h (D, B, P), then each state that the cell carries, (D, B, H)."""
@@ -47,6 +47,8 @@ class LayerShape(NamedTuple):
         resets: whether sequences begin anew within the call.
         heads: blocks on the diagonal of the recurrent weights, which have nothing else: N.
         tf32: whether float32 products may round their factors to TF32 (10 bits of mantissa); the CUDA backends set it.
+        gates_given: whether x is what its product with ``weight_ih`` would be, of each direction one after another:
+            I = D·Gx·H, of each direction's in the order of that weight's rows.
     """
 
     cell: Cell
@@ -65,17 +67,21 @@ class LayerShape(NamedTuple):
     resets: bool = False
     heads: int = 1
     tf32: bool = False
+    gates_given: bool = False
 
     @classmethod
     def of(cls, cell: Cell, x: Any, weights: Weights, lengths: Any, training: bool, resets: Any = None) -> LayerShape:
         """The shape of a call with these arrays, for callers that have nothing else."""
         (steps, batch, inputs), first = x.shape, weights[0]
-        hidden = first["weight_ih"].shape[0] // len(cell.gates_of_x)
+        gates_given = "weight_ih" not in first
+        rows = inputs // len(weights) if gates_given else first["weight_ih"].shape[0]
+        hidden = rows // len(cell.gates_of_x)
         outputs = first["weight_hr"].shape[0] if "weight_hr" in first else hidden
         heads = len(first["weight_hh"]) if "weight_hh" in first and first["weight_hh"].ndim == 3 else 1
         features = training, "bias_ih" in first, "weight_hr" in first, lengths is not None, resets is not None, heads
-        narrow = np.dtype(first["weight_ih"].dtype)
-        return cls(cell, steps, batch, inputs, hidden, outputs, len(weights), np.dtype(x.dtype), narrow, *features)
+        narrow = np.dtype(first.get("weight_ih", first.get("weight_hh", x)).dtype)
+        sizes = steps, batch, inputs, hidden, outputs, len(weights), np.dtype(x.dtype), narrow
+        return cls(cell, *sizes, *features, gates_given=gates_given)
 
     @property
     def rows(self) -> int:
@@ -91,6 +97,20 @@ class LayerShape(NamedTuple):
     def rows_of_h(self) -> int:
         """Rows of ``weight_hh``: Gh·H."""
         return len(self.cell.gates_of_h) * self.hidden
+
+    @property
+    def multiplied(self) -> int:
+        """Features of x that ``weight_ih`` is multiplied with: none where they are pre-activations."""
+        return 0 if self.gates_given else self.inputs
+
+    @property
+    def units_of_head(self) -> int:
+        """Units that see each other's h: H/N."""
+        return self.hidden // self.heads
+
+    def given_columns(self, direction: int) -> slice:
+        """Of the features of x the pre-activations of a direction, where x holds them."""
+        return slice(direction * self.rows_of_x, (direction + 1) * self.rows_of_x)
 
     @property
     def accumulate(self) -> np.dtype:
@@ -142,7 +162,7 @@ class Backend(Protocol):
 
         Args:
             shape: of the call.
-            x: input (T, B, I).
+            x: input (T, B, I), or pre-activations of the input (T, B, D·Gx·H).
             state: the initial one.
             weights: of each direction.
             lengths: steps of each sequence (B,) int64, or None for all T. Past a sequence's length its state no
@@ -167,8 +187,8 @@ class Backend(Protocol):
             dstate: gradients of the final state, shaped like it.
 
         Returns:
-            dx (T, B, I), the gradients of the initial state, and one dict of gradients for each direction: of the
-            weights, and as ``inputs.<name>``, (T, B, W), of the cell's differentiable inputs.
+            dx, of the shape of x, the gradients of the initial state, and one dict of gradients for each direction: of
+            the weights, and as ``inputs.<name>``, (T, B, W), of the cell's differentiable inputs.
         """
 
     def tape_layout(self, shape: LayerShape) -> list[tuple[tuple[int, ...], str]]:

@@ -189,7 +189,9 @@ def layer_forward(
             h_previous, *previous = (np.where(begins, 0, s) for s in (h, *states))
             beside = [np.broadcast_to(value, (batch, hidden_size)) for value in inputs[:, t]]
             own = (*[h_previous] * cell.reads_h, *params, *beside)
-            hidden, new, saved = _forward_of(cell, preactivations(cell, w, x[t], h_previous), tuple(previous), own, w)
+            of_x = x[t][:, shape.given_columns(d)] if shape.gates_given else x[t] @ w["weight_ih"].T
+            gates = preactivations(cell, w, of_x, h_previous)
+            hidden, new, saved = _forward_of(cell, gates, tuple(previous), own, w)
             output = hidden @ w["weight_hr"].T if "weight_hr" in w else hidden
             if shape.training:
                 tape.append(Step(t, valid, begins, h_previous, own, hidden, tuple(previous), new, saved))
@@ -210,9 +212,9 @@ def _begins(resets: Array | None, t: int, reverse: bool, batch: int) -> Array:
     return np.full((batch, 1), False) if resets is None or t == len(resets) else resets[t].astype(bool)[:, None]
 
 
-def preactivations(cell: Cell, w: Mapping[str, Array], x: Array, h: Array) -> Array:
-    """All pre-activations of a step (B, G·H), in the order of ``cell.preactivations``."""
-    parts = _by_gate(_biased(x @ w["weight_ih"].T, w, "bias_ih"), (*cell.gates, *cell.x_gates))
+def preactivations(cell: Cell, w: Mapping[str, Array], of_x: Array, h: Array) -> Array:
+    """All pre-activations of a step (B, G·H), in the order of ``cell.preactivations``, with those ``of_x``."""
+    parts = _by_gate(_biased(of_x, w, "bias_ih"), (*cell.gates, *cell.x_gates))
     if cell.gates_of_h:
         of_h = _by_gate(_biased(_times_heads(h, w["weight_hh"]), w, "bias_hh"), cell.gates_of_h)
         parts |= {gate: parts.get(gate, 0) + value for gate, value in of_h.items()}
@@ -276,8 +278,11 @@ def layer_backward(
             by_gate = _by_gate(np.where(valid, dgates, 0), cell.preactivations)
             of_given = dict(zip(cell.given_gradients, (np.where(valid, value, 0) for value in dgiven), strict=True))
             of_x = np.concatenate([by_gate[gate] for gate in (*cell.gates, *cell.x_gates)], axis=1)
-            grad["weight_ih"] += of_x.T @ x[step.t]
-            dx[step.t] += of_x @ w["weight_ih"]
+            if "weight_ih" in w:
+                grad["weight_ih"] += of_x.T @ x[step.t]
+                dx[step.t] += of_x @ w["weight_ih"]
+            else:
+                dx[step.t][:, d * of_x.shape[1] : (d + 1) * of_x.shape[1]] = of_x
             if "bias_ih" in w:
                 grad["bias_ih"] += of_x.sum(axis=0)
             dh_previous = of_given.get("h", np.zeros_like(dh))

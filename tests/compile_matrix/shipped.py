@@ -20,12 +20,14 @@ from offline import Built, Job
 from gpulstm_kernels.backend import LayerShape
 from gpulstm_kernels.cells import Cell
 from gpulstm_kernels.cuda import device as device_layer
+from gpulstm_kernels.cuda.cell_stages import stages_of
 from gpulstm_kernels.cuda.device.kernel import Argument, Kernel
 from gpulstm_kernels.cuda.device.runtime import Device
 from gpulstm_kernels.cuda.device.source import expression, source_text
 from gpulstm_kernels.cuda.walks.block import host as block_host
 from gpulstm_kernels.cuda.walks.grid import host as grid_host
 from gpulstm_kernels.cuda.walks.step import host as step_host
+from gpulstm_kernels.cuda.walks.step import staged_host
 
 FOLDER = Path(device_layer.__file__).parents[1]
 CELLS = ("lstm", "rnn")
@@ -43,11 +45,13 @@ ELEMENTWISE: dict[str, dict[str, tuple[tuple[Argument, ...], ...]]] = {
     "kernels/arrays": {
         "clear_padding": (_ANY,),
         "draw_mask": (),
+        "draw_noise": (_ANY,),
         "drop": (_ANY,),
         "from_bools": (_ANY,),
         "repeat": (_ANY,),
         "add": (_ANY,),
     },
+    "kernels/ctc": dict.fromkeys(("ctc_norms", "ctc_forward", "ctc_backward", "ctc_gradient"), (_ANY,)),
     "kernels/layer": {
         "to_accumulate": (_ANY,),
         "from_accumulate": (_ANY,),
@@ -65,6 +69,8 @@ ELEMENTWISE: dict[str, dict[str, tuple[tuple[Argument, ...], ...]]] = {
         "cross_entropy": (_ANY,),
         "subtract": (_ANY,),
         "mse_gradient": (_ANY,),
+        "huber": (_ANY,),
+        "quantile": (_ANY,),
         "partial_sums": (_ANY, _EITHER),
         "total": (_EITHER,),
         "clip": (_ANY,),
@@ -107,6 +113,9 @@ def kernels(capability: int, thorough: bool) -> dict[Kernel, Launch]:
         for backward in (False, True) if training else (False,):
             sizes = list(_persistent(walk, cell, *kind, training, backward, device(capability)).items())
             found.update(sizes if thorough or walk == "block" else sizes[:1] + sizes[-2:])
+    for (dtype, tf32), backward in itertools.product(KINDS, (False, True)):
+        p = shape_of("gru_reset_before", dtype, tf32, True, LARGEST)
+        found.update(largest("block", p, backward, device(capability)))
     return found
 
 
@@ -149,11 +158,21 @@ def _steps() -> Iterator[tuple[Kernel, Launch]]:
     for dtype in ("float32", "float64"):
         yield from step_kernels(shape_of("lstm", dtype, False, True, 8, projected=True)._replace(resets=True))
         yield from step_kernels(shape_of("mingru", dtype, False, True, 8))
+    yield from step_kernels(shape_of("gru_reset_before", "float32", False, True, 8))
 
 
 def step_kernels(shape: LayerShape) -> Iterator[tuple[Kernel, Launch]]:
     for kernel in step_host.kernels(shape).values():
-        yield kernel, Launch(step_host.SCAN_THREADS if "scan" in kernel.name else step_host.THREADS, 0, None)
+        threads = step_host.SCAN_THREADS if "scan" in kernel.name else step_host.THREADS
+        yield kernel, Launch(_threads_of_stages(kernel) if "staged" in kernel.name else threads, 0, None)
+
+
+def _threads_of_stages(kernel: Kernel) -> int:
+    """The most that a block of a row has, or those of a block of units."""
+    stages, first = stages_of(kernel.cell), next(part for part in kernel.arguments if type(part) is int)
+    runs = stages.forward.runs if kernel.name == "staged_forward" else stages.backward.runs
+    (run,) = (run for run in runs if run.first == first)
+    return staged_host.ROW_THREADS if run.by_row else staged_host.THREADS
 
 
 def _elementwise() -> Iterator[tuple[Kernel, Launch]]:

@@ -29,14 +29,16 @@ BY_HAND = {
     cells.get("rnn"): Cell("rnn_by_hand", ("a",), (), 0, rnn_by_hand.__name__),
 }
 OF_GPULSTM = [value for value in map(cells.__dict__.get, cells.__all__) if isinstance(value, Cell)]
-OTHERS = [  # than those that test_nvrtc.py compiles for all architectures; those with stages are refused on CUDA
-    *(value for value in OF_GPULSTM if value not in BY_HAND and value.stages == 1),
+OTHERS = [  # than those that test_nvrtc.py compiles for all architectures
+    *(value for value in OF_GPULSTM if value not in BY_HAND),
     device_cells.every_operator,
     device_cells.all_parts,
     device_cells.scanned,
+    device_cells.staged,
 ]
 # Of cells with more than gates and states the persistent walks, which take long to compile, are tried with two.
 STEPS_ONLY = {value for value in OTHERS if value.x_gates or value.given} - {cells.get("gru"), cells.get("time_gap")}
+STEPS_ONLY |= {value for value in OTHERS if value.stages > 1}
 COMPARED, ENDS = (80, 90), (75, 120)  # compute capabilities: where cells are compared, and the oldest and newest
 WALKS = {"step": step_host, **shipped.PERSISTENT}
 # Hidden sizes, at most: one and four units a thread; the largest slice of weights of a block; a small one of the grid's
@@ -122,6 +124,6 @@ def test_every_walk_has_room_for_any_cell(matrix: Matrix, cell: Cell, capability
         print(line)
         if built.spills or blocks < 1:
             failed.append(line)
-    walks = _walks(cell) if cell.gates_of_h else ("scan",)
+    walks = ("staged",) if cell.stages > 1 else _walks(cell) if cell.gates_of_h else ("scan",)
     assert names == {f"{walk}_{way}" for walk in walks for way in ("forward", "backward")}
     assert not failed, "\n".join(failed)

@@ -14,12 +14,14 @@ import activation_checks
 import device_cells
 import ml_dtypes
 import numpy as np
+import problems
 import pytest
 
 from gpulstm import cells
 from gpulstm_kernels.cells import Cell, activations
 from gpulstm_kernels.cuda.device.kernel import Kernel
 from gpulstm_kernels.cuda.device.source import expression
+from gpulstm_kernels.cuda.walks.step import staged_host
 
 pytestmark = pytest.mark.compile_matrix
 
@@ -28,6 +30,7 @@ DTYPES = [np.dtype(dtype) for dtype in (np.float32, np.float64, np.float16, ml_d
 FLOAT, DOUBLE = DTYPES[:2]
 DERIVED = [cells.get("cifg"), device_cells.slstm]
 PARTS = [cells.get("gru"), cells.get("indrnn"), device_cells.all_parts, device_cells.scanned]
+STAGES = [cells.get("gru_reset_before"), cells.get("layer_norm_lstm"), device_cells.staged]
 MAXIMUM = 255  # registers a thread can have
 
 
@@ -48,6 +51,11 @@ def kernels() -> Iterator[Kernel]:
 
 
 def steps_of(cell: Cell, dtype: np.dtype, units: int, anew: bool) -> Iterator[Kernel]:
+    if cell.stages > 1:
+        for training in (False, True):
+            shape = problems.layer_shape(cell, dtype, training=training, resets=anew)
+            yield from (kernel for kernel in staged_host.kernels(shape).values() if kernel.cell)
+        return
     source, name, own = ("kernels", "step", (units,)) if cell.gates_of_h else ("scan", "scan", ())
     for training in (False, True):
         yield Kernel(f"walks/step/{source}", f"{name}_forward", (dtype, cell, training, *own, anew))
@@ -56,11 +64,19 @@ def steps_of(cell: Cell, dtype: np.dtype, units: int, anew: bool) -> Iterator[Ke
 
 def of_cell(cell: Cell, dtype: np.dtype, units: int, anew: bool = False) -> Iterator[Kernel]:
     yield from steps_of(cell, dtype, units, anew)
-    if dtype == DOUBLE or not cell.gates_of_h:
+    if dtype == DOUBLE or not cell.gates_of_h or cell.stages > 1:
         return  # the block walk has none
     for training in (False, True):
         yield Kernel("walks/block/kernels", "block_forward", (dtype, False, cell, training, anew, 2))
     yield Kernel("walks/block/kernels", "block_backward", (dtype, False, cell, anew, 2))
+
+
+def with_heads(cell: Cell, units: int) -> Iterator[Kernel]:
+    """The kernels of both walks, of three heads; the arguments behind the cell are those of :func:`of_cell`."""
+    for name in ("step_begin", "step_end"):
+        yield Kernel("walks/step/kernels", name, (FLOAT, 3))
+    for kernel in of_cell(cell, FLOAT, units, True):
+        yield Kernel(kernel.source, kernel.name, (*kernel.arguments, 3))
 
 
 class Compiler:
@@ -132,10 +148,16 @@ def test_any_derived_cell_compiles(compiler: Compiler, cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("compiler", [(9, 0)], indirect=True)
-@pytest.mark.parametrize("cell", PARTS, ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [*PARTS, *STAGES], ids=lambda cell: cell.name)
 def test_any_parts_of_a_cell_compile(compiler: Compiler, cell: Cell) -> None:
     for anew in (False, True):
         check(compiler, of_cell(cell, FLOAT, 4, anew))
+
+
+@pytest.mark.parametrize("compiler", [(7, 5), (9, 0)], indirect=True)
+@pytest.mark.parametrize(("cell", "units"), [("lstm", 4), ("gru", 1)])
+def test_heads_compile(compiler: Compiler, cell: str, units: int) -> None:
+    check(compiler, with_heads(cells.get(cell), units))
 
 
 @pytest.mark.parametrize("compiler", [(9, 0)], indirect=True)
@@ -146,8 +168,8 @@ def test_float32_kernels_do_no_float64_arithmetic(compiler: Compiler) -> None:
     from gpulstm_kernels.cuda.device.numba_runtime import twin
 
     of_cells = (of_cell(cell, FLOAT, 4) for cell in DERIVED)
-    of_parts = (of_cell(cell, FLOAT, 4, True) for cell in PARTS)
-    for kernel in itertools.chain(kernels(), *of_cells, *of_parts):
+    of_parts = (of_cell(cell, FLOAT, 4, True) for cell in [*PARTS, *STAGES])
+    for kernel in itertools.chain(kernels(), *of_cells, *of_parts, with_heads(cells.get("gru"), 4)):
         if DOUBLE in kernel.arguments:
             continue
         function, arguments = twin(kernel)

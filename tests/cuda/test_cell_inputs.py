@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_network import compare, moved, numbers
 
-from gpulstm import arrays, nn
+from gpulstm import arrays, nn, use_backend
 
 SIZES = {"input_size": 3, "hidden_size": 6, "num_layers": 2, "bidirectional": True}
 
@@ -19,8 +19,8 @@ def both(cell: str, **options: Any) -> tuple[Any, Any]:
     return here, there
 
 
-def check(runtime: Any, cell: str, inputs: dict[str, np.ndarray], batch_first: bool = False) -> None:
-    here, there = both(cell, batch_first=batch_first)
+def check(runtime: Any, cell: str, inputs: dict[str, np.ndarray], batch_first: bool = False, heads: int = 1) -> None:
+    here, there = both(cell, batch_first=batch_first, heads=heads)
     x, lengths = numbers((4, 5, 3)), None if batch_first else [4, 0, 2, 3, 1]
     resets = np.random.default_rng(2).uniform(size=(4, 5)) < 0.3
     (y, state), vjp = here.vjp(x, None, lengths, resets, inputs=inputs or None, backend="reference")
@@ -31,9 +31,22 @@ def check(runtime: Any, cell: str, inputs: dict[str, np.ndarray], batch_first: b
     compare(runtime, device_vjp(moved(runtime, dy)), vjp(dy), "gradients")
 
 
-@pytest.mark.parametrize("cell", ["gru", "peephole", "indrnn", "minlstm"])
+@pytest.mark.parametrize("cell", ["gru", "peephole", "indrnn", "minlstm", "multiplicative_lstm", "layer_norm_gru"])
 def test_a_cell_without_inputs(runtime: Any, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPULSTM_WALK", "step")
+    check(runtime, cell, {})
+
+
+@pytest.mark.parametrize("walk", ["step", "block", "grid"])
+@pytest.mark.parametrize("heads", [2, 6])
+def test_heads(runtime: Any, heads: int, walk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPULSTM_WALK", walk)
+    check(runtime, "gru", {}, heads=heads)
+
+
+@pytest.mark.parametrize("cell", ["multiplicative_lstm", "layer_norm_gru"])
+def test_stages_in_one_block(runtime: Any, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPULSTM_WALK", "block")
     check(runtime, cell, {})
 
 
@@ -66,3 +79,30 @@ def test_what_arrays_of_inputs_need(runtime: Any, device: str) -> None:
     bools = parts[1] > 0
     given = library.numbers(library.from_host(bools) if device == "cuda" else bools, np.float32)
     np.testing.assert_array_equal(library.to_host(given), bools.astype(np.float32))
+
+
+@pytest.mark.parametrize("each", ["step", "sequence"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_noise_has_the_bits_of_the_cpu(runtime: Any, dtype: str, each: str) -> None:
+    own, there = arrays.library("cpu"), arrays.library("cuda")
+    for shape in ((1, 1, 1), (3, 5, 6), (2, 3, 8)):
+        expected, found = np.empty(shape, dtype), there.zeros((2, *shape), dtype)
+        given = 9, round(0.3 * 2**24), 0.0, float(np.float32(1 / 0.7)), each == "sequence"
+        with use_backend("reference"):
+            own.draw_noise(expected, own.counter(4), *given)
+        there.draw_noise(found[1], there.counter(4), *given)
+        np.testing.assert_array_equal(there.to_host(found)[1], expected)
+        assert not there.to_host(found)[0].any()
+
+
+def test_a_layer_that_draws_noise(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one seed the same masks as on the CPU, and so the same outputs and gradients."""
+    monkeypatch.setenv("GPULSTM_WALK", "step")
+    here, there = both("zoneout", noise={"keep_c": 0.4, "keep_h": (0.2, "sequence")})
+    x = numbers((4, 5, 3))
+    (y, state), vjp = here.vjp(x, rng=3, backend="reference")
+    (device_y, device_state), device_vjp = there.vjp(moved(runtime, x), rng=3)
+    compare(runtime, (device_y, device_state), (y, state), "outputs")
+    dy = numbers(y.shape, 1)
+    compare(runtime, device_vjp(moved(runtime, dy)), vjp(dy), "gradients")
+    compare(runtime, there(moved(runtime, x)), here(x, backend="reference"), "inference")

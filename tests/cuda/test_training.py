@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tolerances import assert_close
 
-from gpulstm import nn, optim, train
+from gpulstm import nn, optim, train, use_backend
 from gpulstm.data import Batch, Lanes
 from gpulstm.train import Trainer, TrainingDiverged, checkpoint
 from gpulstm.train.update import Update
@@ -115,6 +115,26 @@ def test_mse_and_dropout(runtime: Any) -> None:
     kept = dropped != 0
     np.testing.assert_allclose(dropped[kept], a[kept] / 0.75, rtol=1e-6)
     np.testing.assert_array_equal(runtime.to_host(vjp(runtime.to_device(b))[0]) != 0, kept)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_losses_of_regression_and_smoothed_labels(runtime: Any, dtype: str) -> None:
+    prediction, target = 2 * numbers((7, 40, 3), 0, dtype), numbers((7, 40, 3), 1, dtype)
+    labels = RNG(1).integers(0, 3, (7, 40))
+    labels[1, 2] = -7
+    prediction[0, 0] = target[0, 0]
+    for name, loss, given in (
+        ("huber", lambda p, t: nn.huber(p, t, 0.7), target),
+        ("quantile", lambda p, t: nn.quantile(p, t, [0.1, 0.5, 0.9]), target[..., 0].copy()),
+        ("smoothed", lambda p, t: nn.cross_entropy(p, t, -7, 0.1), labels),
+    ):
+        expected, gradient = loss(prediction, given)
+        there = given if name == "smoothed" else runtime.to_device(given)
+        found, device_gradient = loss(runtime.to_device(prediction), there)
+        assert_close(float(found), expected, "cuda", dtype)
+        close(runtime, device_gradient, gradient, name)
+        scale = prediction.size / 3 if name == "smoothed" else prediction.size
+        assert_close(runtime.to_host(device_gradient) * scale, gradient * scale, "cuda", dtype, name)
 
 
 OPTIMIZERS: dict[str, Any] = {
@@ -246,8 +266,35 @@ def test_training_is_the_cpus(runtime: Any) -> None:
         assert_close(host(runtime, there)[name], value, "cuda", "float32", name)
 
 
-def test_masks_change_at_each_replay(runtime: Any) -> None:
-    task = Task("cuda", dropout=0.5)
+class Noisy(Task):
+    """Of a cell whose masks a layer draws."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        rng = RNG(0)
+        self.model = nn.Sequential(
+            nn.Embedding(256, 6, seed=rng),
+            nn.Recurrent("zoneout", 6, 8, 2, noise={"keep_c": 0.5, "keep_h": (0.1, "sequence")}, seed=rng),
+            nn.EveryStepHead(8, 256, seed=rng),
+        ).to(device)
+
+
+def test_noise_is_that_of_the_cpu_captured_or_not(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPULSTM_WALK", "step")
+    plain, captured, here = Noisy("cuda"), Noisy("cuda"), Noisy("cpu")
+    trained(plain, 6, graph=False)
+    trainer = trained(captured, 6)
+    assert any(trainer._update._seen.values())
+    with use_backend("reference"):
+        trained(here, 6)
+    for name, value in host(runtime, plain).items():
+        np.testing.assert_array_equal(host(runtime, captured)[name], value, name)
+        assert_close(value, here.model.params[name], "cuda", "float32", name)
+
+
+@pytest.mark.parametrize("kind", [Task, Noisy])
+def test_masks_change_at_each_replay(runtime: Any, kind: Any) -> None:
+    task = kind("cuda") if kind is Noisy else Task("cuda", dropout=0.5)
     task.optimizer.lr = 0.0
     step = Update(task, task.optimizer, 1.0)
     batch, rng = task.batches.next(), RNG(0)

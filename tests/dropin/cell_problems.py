@@ -20,6 +20,7 @@ VARIANTS = [
     pytest.param("gru", {"heads": 4, "bidirectional": True}, id="gru"),
     pytest.param("zoneout", {}, id="zoneout"),
     pytest.param("lstm", {"proj_size": 3, "bidirectional": True}, id="projected"),
+    pytest.param("variational_dropout", {"bidirectional": True}, id="variational_dropout"),
 ]
 variants = pytest.mark.parametrize(("cell", "options"), VARIANTS)
 

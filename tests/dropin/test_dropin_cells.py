@@ -73,6 +73,8 @@ def test_gradients_of_inputs_of_which_one_is_a_constant() -> None:
         pytest.param("slstm", {"heads": 2}, marks=pytest.mark.slow),
         ("mingru", {"num_layers": 2}),
         ("gru", {"heads": 2}),
+        pytest.param("gru_reset_before", {"bidirectional": True}, marks=pytest.mark.slow),
+        pytest.param("layer_norm_gru", {}, marks=pytest.mark.slow),
     ],
 )
 def test_gradgradcheck(cell: str, options: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def test_the_registered_gradient_is_the_functions(cell: str, options: dict[str, 
     key, weights = p.module._key(), list(p.module.parameters())
     inputs = torch.stack([value[..., None] for value in p.inputs.values()]) if p.inputs else None
     y, final = autograd.layer(key, p.x, p.state, weights, None, inputs, p.resets)
-    chosen = autograd._backend_name("cpu", key, DOUBLE, p.module.config.heads > 1, True)
+    chosen = autograd._backend_name("cpu", key, DOUBLE, p.module.config.heads > 1, True, False)
     expected = gradients([y, *final], p.leaves)
     for training in (True, False):
         given = p.x, p.state, weights, None, key, chosen, training, inputs, p.resets
@@ -168,7 +168,7 @@ def test_opcheck(cell: str, options: dict[str, Any], training: bool, recorded: b
     assert p.lengths is not None
     resets &= torch.arange(5)[:, None] < p.lengths
     key = p.module._key()
-    chosen = autograd._backend_name("cpu", key, DOUBLE, p.module.config.heads > 1, True)
+    chosen = autograd._backend_name("cpu", key, DOUBLE, p.module.config.heads > 1, True, False)
     given, names = (p.x, p.state, weights, p.lengths), (key, chosen)
     torch.library.opcheck(operator.forward, (*given, *names, training, inputs, resets))
     if training:

@@ -12,12 +12,13 @@ import problems
 import pytest
 from problems import Problem
 
-from gpulstm_kernels.cuda import layer, select
+from gpulstm_kernels.cuda import select
 from gpulstm_kernels.cuda.device import precision
 from gpulstm_kernels.cuda.walks import block_host, grid_host
 
+from . import cases
 from .cases import Case
-from .runtime import H200, EmulatedRuntime
+from .runtime import H200
 
 pytestmark = pytest.mark.emulator
 
@@ -36,17 +37,11 @@ CASES = {
 }
 
 
-def problem(cell: Any, case: Case) -> Problem:
-    """A sequence without a step is among those of different lengths."""
-    p = problems.layer_problem(cell, inputs=3, **case._asdict())
-    if case.ragged and case.batch > 1:
-        p.lengths[int(np.argmin(p.lengths))] = 0
-        if p.resets is not None:
-            p.resets[...] &= np.arange(case.steps)[:, None] < p.lengths
-            p.resets[case.steps // 2, int(np.argmax(p.lengths))] = True
-    if p.cell.name == "slstm":
-        h, c, n, m = p.state
-        p = p._replace(state=(h, c, np.abs(n) + n.dtype.type(0.5), m))
+def problem(cell: Any, case: Case, **options: Any) -> Problem:
+    """One in which the longest sequence begins anew on its way."""
+    p = cases.problem(cell, case, **options)
+    if p.lengths is not None and p.resets is not None:
+        p.resets[case.steps // 2, int(np.argmax(p.lengths))] = True
     return p
 
 
@@ -56,8 +51,7 @@ def named(value: Any) -> Any:
 
 
 def check(p: Problem, label: str, what: str = "cuda") -> None:
-    runtime = EmulatedRuntime()
-    layer_checks.check(layer_checks.OnDevice(layer, runtime, runtime=runtime), p, what, label)
+    layer_checks.check(cases.on_emulator(), p, what, label)
 
 
 @pytest.mark.parametrize("walk", WALKS)
@@ -69,6 +63,14 @@ def check(p: Problem, label: str, what: str = "cuda") -> None:
 def test_equals_the_reference(walk: str, cell: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPULSTM_WALK", walk)
     check(problem(cell, CASES[case]), case)
+
+
+@pytest.mark.parametrize("case", ["odd", "half", "narrow"])
+@pytest.mark.parametrize("walk", WALKS)
+@pytest.mark.parametrize("cell", FEW, ids=named)
+def test_pre_activations_that_are_given(walk: str, cell: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPULSTM_WALK", walk)
+    check(problem(cell, CASES[case], gates_given=True), case)
 
 
 @pytest.mark.parametrize("walk", WALKS)
@@ -84,26 +86,8 @@ def test_products_in_tf32(walk: str, cell: Any, monkeypatch: pytest.MonkeyPatch)
 def test_pieces_that_begin_within_a_call_are_those_by_themselves(
     walk: str, cell: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit, and whatever was before them: the steps of the first piece end in NaN."""
     monkeypatch.setenv("GPULSTM_WALK", walk)
-    runtime = EmulatedRuntime()
-    backend = layer_checks.OnDevice(layer, runtime, runtime=runtime)
-    p = problems.layer_problem(cell, "float32", steps=6, batch=2, hidden=8)
-    border, x = 2, p.x.copy()
-    x[:border] = np.nan
-    resets = np.zeros((6, 2), bool)
-    resets[border] = True
-    whole = layer_checks.computed(backend, p._replace(x=x, resets=resets))
-    inputs = None if p.inputs is None else p.inputs[:, border:].copy()
-    zeros = tuple(np.zeros_like(part) for part in p.state)
-    piece = p._replace(x=x[border:].copy(), dy=p.dy[border:].copy(), inputs=inputs, state=zeros)
-    alone = layer_checks.computed(backend, piece)
-    for name, value in alone.items():
-        if name in ("y", "dx") or name.startswith("dinputs"):
-            np.testing.assert_array_equal(whole[name][border:], value, name)
-        elif not name.startswith("d"):
-            np.testing.assert_array_equal(whole[name], value, name)
-    assert np.isnan(whole["y"][:border]).all()
+    cases.check_pieces(cell)
 
 
 @pytest.mark.parametrize("walk", WALKS)

@@ -10,7 +10,8 @@ from . import lanes
 
 pytestmark = pytest.mark.emulator
 
-TESTS = [f"tests/cuda/test_{what}.py" for what in ("primitives", "layer", "cell_inputs", "network", "training")]
+FILES = "primitives", "layer", "cell_inputs", "network", "training", "ctc_device"
+TESTS = [f"tests/cuda/test_{what}.py" for what in FILES]
 
 
 @pytest.mark.parametrize("sanitizer", ["plain", "address", "thread"])

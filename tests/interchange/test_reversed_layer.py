@@ -76,7 +76,7 @@ def test_in_a_model_and_without_upstream() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match=r"layer: expected a recurrent layer such as gpulstm.LSTM, got Linear"):
         nn.Reversed(nn.Linear(2, 2))  # type: ignore[arg-type]
-    model = nn.Reversed(gpulstm.RNN(3, 4))
+    model = nn.Reversed(gpulstm.LSTM(3, 4))
     x = np.ones((5, 2, 3), np.float32)
     with pytest.raises(ValueError, match="expected 0 <= length <= 5"):
         model(x, lengths=[6, 1])

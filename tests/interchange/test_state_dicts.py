@@ -117,6 +117,7 @@ def test_numpy_float16_and_big_endian() -> None:
         np.testing.assert_array_equal(loaded.params[name], value)
 
 
+@pytest.mark.usefixtures("in_numpy")
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_a_model_and_back(dtype: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"dtype": dtype, "seed": 1}
@@ -149,6 +150,7 @@ def test_a_cell_of_ones_own_and_batch_first(tmp_path: Path) -> None:
     assert not io.load_safetensors(tmp_path / "m.safetensors", batch_first=False).config.batch_first
 
 
+@pytest.mark.usefixtures("in_numpy")
 def test_cells_that_are_named(tmp_path: Path) -> None:
     """Of a state dict that does not say: torch's names of the RNN of rectifiers are those of the one of tanh."""
     module = torch.nn.RNN(3, 4, 2, bidirectional=True, nonlinearity="relu")

@@ -123,6 +123,8 @@ def _parameters(source: str, name: str) -> list[tuple[str, str]]:
         ("walks/block/kernels", "block_backward", (FLOAT16, False, CELLS["lstm"], False, 1)),
         ("walks/step/scan", "scan_forward", (FLOAT16, cells.get("mingru"), True, False)),
         ("walks/step/scan", "scan_backward", (FLOAT16, cells.get("mingru"), False)),
+        ("walks/step/staged", "staged_forward", (FLOAT16, cells.get("gru_reset_before"), 0, True, False)),
+        ("walks/step/staged", "staged_backward", (FLOAT16, cells.get("gru_reset_before"), 0, False)),
         ("kernels/layer", "to_accumulate", (FLOAT16,)),
         ("kernels/layer", "from_accumulate", (FLOAT16,)),
         ("kernels/layer", "add_biases", (FLOAT16,)),

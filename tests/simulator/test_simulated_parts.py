@@ -1,4 +1,4 @@
-"""The Numba CUDA kernels of the step walk, in the simulator, with all that a cell may have beside gates and states."""
+"""The Numba CUDA kernels in the simulator, with all that a cell may have beside gates and states: the reference."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import device_cells
 import layer_checks
-import numpy as np
 import problems
 import pytest
 
@@ -16,11 +15,10 @@ pytestmark = pytest.mark.simulator
 
 ODD = {"steps": 3, "batch": 3, "inputs": 2, "hidden": 3, "directions": 2, "ragged": True, "resets": True}
 EVEN = {"steps": 2, "batch": 2, "inputs": 2, "hidden": 4, "bias": False, "scalar_inputs": True}
+NINE = EVEN | {"batch": 9, "hidden": 2}  # more rows than a block walks
 
-
-@pytest.mark.parametrize(
-    ("cell", "dtype", "sizes"),
-    [
+CASES = {
+    "step": [
         ("gru", "float32", ODD),
         ("gru", "float16", EVEN),
         ("peephole", "float64", ODD),
@@ -35,23 +33,43 @@ EVEN = {"steps": 2, "batch": 2, "inputs": 2, "hidden": 4, "bias": False, "scalar
         (device_cells.scanned, "float32", ODD),
         (device_cells.scanned, "float64", EVEN),
         ("lstm", "bfloat16", ODD),
+        ("gru", "float32", ODD | {"gates_given": True}),
+        ("slstm", "float16", EVEN | {"gates_given": True}),
     ],
-    ids=lambda value: value if isinstance(value, str) else "odd" if value is ODD else getattr(value, "name", "even"),
+    "block": [
+        ("gru", "float32", ODD),
+        ("gru", "float16", NINE),
+        ("peephole", "float32", ODD),
+        ("time_gap", "float32", ODD),
+        ("time_gap", "float32", NINE | {"resets": True}),
+        ("zoneout", "bfloat16", ODD),
+        ("slstm", "float32", ODD),
+        ("lstm", "float32", ODD),
+        (device_cells.all_parts, "float32", ODD),
+    ],
+}
+
+
+def named(value: Any) -> str:
+    """How a test is called that takes ``value``."""
+    if isinstance(value, dict):
+        return "given" if "gates_given" in value else "odd" if value is ODD else "even"
+    return getattr(value, "name", value)
+
+
+@pytest.mark.parametrize(
+    ("walk", "cell", "dtype", "sizes"),
+    [(walk, *case) for walk, of_walk in CASES.items() for case in of_walk],
+    ids=named,
 )
 def test_equals_the_reference(
-    runtime: Any, cell: str | Cell, dtype: str, sizes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    runtime: Any, walk: str, cell: str | Cell, dtype: str, sizes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gpulstm_kernels.cuda import numba_layer as layer
 
-    monkeypatch.setenv("GPULSTM_WALK", "step")
-    p = problems.layer_problem(cell, dtype, **sizes)
-    if p.lengths is not None:
-        p.lengths[int(np.argmin(p.lengths))] = 0
-        p.resets[...] &= np.arange(len(p.resets))[:, None] < p.lengths
-    if cell == "slstm":
-        h, c, n, m = p.state
-        p = p._replace(state=(h, c, np.abs(n) + n.dtype.type(0.5), m))
-    assert layer.why_not(p.shape()) is None
+    monkeypatch.setenv("GPULSTM_WALK", walk)
+    p = device_cells.started(problems.with_an_empty_sequence(problems.layer_problem(cell, dtype, **sizes)))
+    assert f"inference: {walk} walk" in layer.describe(p.shape())
     layer_checks.check(layer, p, "cuda", p.cell.name)
 
 

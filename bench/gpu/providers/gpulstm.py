@@ -37,7 +37,7 @@ def misfit(case: Case, mode: str, contender: Contender) -> str | None:
     runtime = current()
     try:
         for backward in (False, True)[: 1 + training]:
-            select.choose(runtime.device(), shape, backward, runtime.walks, contender.walk)
+            select.choose(runtime.device(), shape, backward, runtime.walks_of(shape.cell), contender.walk)
     except ValueError as error:
         return str(error)
     return None

@@ -29,13 +29,34 @@ import functools
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 _TRIED_ON = (2, 3)  # rows, units
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "scale_ih", "scale_hh")
 """A layer's own parameters, in torch's order, and the scales of int8 weights."""
+
+
+class Noise(NamedTuple):
+    """What an input is where a layer draws it.
+
+    Attributes:
+        input: its name.
+        distribution: one of :data:`DISTRIBUTIONS`.
+        each: ``"step"``: drawn for each step, row and unit; ``"sequence"``: for each row and unit, one for all steps.
+    """
+
+    input: str
+    distribution: str
+    each: str = "step"
+
+
+DISTRIBUTIONS = {
+    "bernoulli": "1 with probability p, else 0; p in inference",
+    "dropout": "0 with probability p, else 1 / (1 - p); 1 in inference",
+}
+SPANS = ("step", "sequence")
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,7 @@ class Cell:
         weights: names of matrices (H, H) that its forward multiplies a value of all units with.
         stages: into how many parts such products, and means over the units of a row, cut a step, forward or backward
             (the larger one): 1 for a cell that works unit by unit, whose ``maths`` is as above.
+        noise: those of ``inputs`` that a layer can draw.
     """
 
     name: str
@@ -77,6 +99,7 @@ class Cell:
     reads_h: bool = False
     weights: tuple[str, ...] = ()
     stages: int = 1
+    noise: tuple[Noise, ...] = ()
 
     @functools.cached_property
     def preactivations(self) -> tuple[str, ...]:
@@ -92,6 +115,11 @@ class Cell:
     def gates_of_h(self) -> tuple[str, ...]:
         """Those that h's product gives, in the order of :attr:`preactivations`, which is that of ``weight_hh``."""
         return (*self.gates, *self.h_gates)
+
+    @functools.cached_property
+    def own(self) -> tuple[str, ...]:
+        """A layer's parameters that are the cell's own: ``params``, (H,) each, and ``weights``, (H, H)."""
+        return self.params + tuple(f"weight_{name}" for name in self.weights)
 
     @functools.cached_property
     def given(self) -> tuple[str, ...]:

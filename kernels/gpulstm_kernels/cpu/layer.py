@@ -11,7 +11,7 @@ import numpy as np
 from .. import bfloat16
 from ..backend import NARROW, LayerShape
 from ..cells import Cell
-from ..memory import empty, zeros
+from ..memory import contiguous, empty, zeros
 from . import gemm, staged_layer, tuning
 from .codegen.features import REGISTER_BYTES
 from .codegen.narrow import group, row_bytes
@@ -82,7 +82,7 @@ def thread_split(shape: LayerShape, forward: bool = True, oversubscribed: bool =
     ``forward``: not backward; ``oversubscribed``: others want the cores too, so barriers cost more.
     """
     limits, batch = tuning.current, shape.batch
-    read = shape.rows_of_x * shape.inputs + (shape.rows_of_h + shape.projected * shape.hidden) * shape.outputs
+    read = shape.rows_of_x * shape.multiplied + (shape.rows_of_h + shape.projected * shape.hidden) * shape.outputs
     work = shape.steps * read * max(batch, limits.read_cost) * shape.directions
     at_most = max(1, min(crew.size, work // limits.layer_per_thread))
     team = max(1, at_most // shape.directions)
@@ -121,9 +121,9 @@ def layer_forward(
     if _is_one_step(shape):
         return (*_one_step(shape, x, state, weights, lengths, inputs, resets), None)
     packs = _packs(shape)
-    cell, steps, batch, features = shape.cell, shape.steps, shape.batch, shape.inputs
+    cell, steps, batch = shape.cell, shape.steps, shape.batch
     dtype, directions, projected, training = shape.dtype, shape.directions, shape.projected, shape.training
-    ih, hh = weights[0]["weight_ih"], _weight_hh(weights[0])
+    ih, hh = _matrices(shape, weights[0])
     sizes = sizes_of(shape)
     limits = tuning.current
     wide = shape.weights == NARROW["bf16"] and group(shape.weights) == 1 and batch >= limits.widened_from
@@ -136,7 +136,7 @@ def layer_forward(
     else:
         chunk = -(-steps // -(-steps * batch // max(batch, limits.chunk_rows)))
         gates = (sizes.padded // sizes.width, chunk * batch, sizes.gates * sizes.width)
-    quantized_bytes = row_bytes(ih, features) * max(1, chunk) + row_bytes(hh, sizes.outputs)
+    quantized_bytes = row_bytes(ih, shape.multiplied) * max(1, chunk) + row_bytes(hh, sizes.outputs)
     begins = None if resets is None else _resets(resets, at_most, sizes.outputs if cell.gates_of_h else 0, dtype)
     inputs = _nothing(dtype, 4) if inputs is None else inputs
     lengths = np.full(batch, steps, np.int64) if lengths is None else lengths
@@ -146,9 +146,9 @@ def layer_forward(
     for d in range(directions):
         plan = Plan(d == 1, d * sizes.outputs, training, by_batch, chunk, sizes.hidden, sizes.outputs, *sizes[-2:])
         source = _source(weights[d], packs or training)
-        packed = _packed_rows(cell, weights[d], source, sizes, dtype, packs, wide)
+        packed = _packed_rows(shape, weights[d], source, sizes, packs, wide)
         if training:
-            columns.append(_packed_columns(cell, weights[d], source, sizes))
+            columns.append(_packed_columns(shape, weights[d], source, sizes))
         tape = _begun_tape(cell, ys, [part[d] for part in state], steps, sizes, plan, projected)
         if projected:
             hr = _packed_projection(weights[d], source)
@@ -156,11 +156,12 @@ def layer_forward(
         quantized = empty((at_most, quantized_bytes * batch), np.uint8) if quantized_bytes else _nothing(np.uint8)
         walks.append(Forward(packed, tape, empty(gates, dtype), quantized, plan))
 
-    unpacked = None if packs else tuple([(weights[d]["weight_ih"], _weight_hh(weights[d])) for d in (0, -1)])
+    unpacked = None if packs else tuple([_matrices(shape, weights[d]) for d in (0, -1)])
     projection = (projections[0], projections[-1]) if projected else None
-    arguments = cell, x, lengths, inputs, begins, (walks[0], walks[-1]), unpacked, projection, directions
+    gates_given = _flag(shape.gates_given)
+    arguments = cell, x, lengths, inputs, begins, (walks[0], walks[-1]), unpacked, projection, gates_given, directions
     work = 0 if by_batch else steps * batch * shape.rows_of_h * sizes.outputs
-    key = cell, dtype, dtype if wide else ih.dtype, packs, projection is None, begins is None
+    key = cell, dtype, dtype if wide else ih.dtype, packs, projection is None, begins is None, gates_given is None
     crew.run(sequence_forward.forward, key, arguments, at_most, work)
     plans, tapes = [walk.plan for walk in walks], [walk.tape for walk in walks]
     final = _final_state(cell, plans, tapes, steps)
@@ -222,12 +223,13 @@ def _one_step(
     no_matrix, no_bias = _nothing(x.dtype), _nothing(x.dtype, 1)
     at_most, given = _threads_of_a_step(shape), None
     for d, own in enumerate(weights):
-        ih, hh = own["weight_ih"], own.get("weight_hh", no_matrix)
+        ih, hh = own.get("weight_ih", no_matrix), own.get("weight_hh", no_matrix)
+        of_x = contiguous(x[0, :, shape.given_columns(d)]) if shape.gates_given else x[0]
         read = ih, hh, own.get("bias_ih", no_bias), own.get("bias_hh", no_bias)
         if cell.given:
             given = addresses_of(cell, own), _nothing(x.dtype, 3) if inputs is None else inputs[:, 0]
         written = states[d], new_h[d], given, new_scratch(cell, at_most), np.zeros(1, np.int64)
-        crew.run(step, (cell, x.dtype), (cell, x[0], h[d], read, *written), at_most)
+        crew.run(step, (cell, x.dtype), (cell, of_x, h[d], read, *written), at_most)
     if lengths is not None and not lengths.all():  # the state of a sequence of no steps stays
         for new, before in zip((new_h, *states.swapaxes(0, 1)), state, strict=True):
             new[:, lengths == 0] = before[:, lengths == 0]
@@ -237,7 +239,7 @@ def _one_step(
 
 def _threads_of_a_step(shape: LayerShape) -> int:
     """How many threads at most share the weights of a step's direction."""
-    read = shape.rows_of_x * shape.inputs + shape.rows_of_h * shape.outputs
+    read = shape.rows_of_x * shape.multiplied + shape.rows_of_h * shape.outputs
     return max(1, read // tuning.current.step_per_thread)
 
 
@@ -248,7 +250,7 @@ def layer_backward(
     if isinstance(tape, StagedTape):
         return staged_layer.layer_backward(tape, dy, dstate)
     shape, x, plans, resets = tape.shape, tape.x, tape.plans, tape.resets
-    cell, steps, batch, features = shape.cell, shape.steps, shape.batch, shape.inputs
+    cell, steps, batch, features = shape.cell, shape.steps, shape.batch, shape.multiplied
     dtype, directions, projected = shape.dtype, shape.directions, shape.projected
     gates, hidden, outputs, width, padded, *_ = sizes_of(shape)
     at_most, by_batch = thread_split(shape, forward=False)
@@ -272,21 +274,22 @@ def layer_backward(
             dprojected, dhidden = empty((steps, batch, outputs), dtype), empty((1, batch, hidden), dtype)
             projections.append(ProjectionBack(hr, dprojected, dhidden))
 
-    dx = _begun_dx(x, directions)
+    dx = _begun_dx(x, shape)
     packed = gemm.outer_scratch(chunk * batch, hidden, gates, width, (features, outputs), dtype)
     scratch = packed, gemm.edges(at_most, dtype)
     projection = (projections[0], projections[-1]) if projected else None
     given = tape.lengths, tape.inputs, resets
     blocks = plans[0].blocks_back if plans[0].blocks_back > 1 else None
-    arguments = cell, x, dx, dy, *given, (walks[0], walks[-1]), projection, blocks, directions, *scratch
-    key = cell, dtype, projection is None, resets is None, blocks is None
+    gates_given = _flag(shape.gates_given)
+    arguments = cell, x, dx, dy, *given, (walks[0], walks[-1]), projection, blocks, gates_given, directions, *scratch
+    key = cell, dtype, projection is None, resets is None, blocks is None, gates_given is None
     work = steps * batch * shape.rows * outputs
     crew.run(sequence_backward.backward, key, arguments, at_most, work)
 
     grads = []
     for d, walk in enumerate(walks):
         dih, dhh = gemm.products_of(walk.dw, [(shape.rows_of_x, features), (shape.rows_of_h, outputs)])
-        grad = {"weight_ih": dih}
+        grad = {} if shape.gates_given else {"weight_ih": dih}
         if cell.gates_of_h:
             grad["weight_hh"] = dhh if shape.heads == 1 else layouts.blocks_of(dhh, shape.heads)
         if shape.bias:
@@ -362,9 +365,15 @@ def _resets(resets: np.ndarray, threads: int, outputs: int, dtype: np.dtype) -> 
     return Resets(forward, empty(size, dtype)), Resets(back, empty(size, dtype))
 
 
-def _begun_dx(x: np.ndarray, directions: int) -> np.ndarray:
+def _flag(there: bool) -> int | None:
+    """What kernels are compiled with or without: a number, or None."""
+    return 1 if there else None
+
+
+def _begun_dx(x: np.ndarray, shape: LayerShape) -> np.ndarray:
     """Flat: of zeros where two directions add to it, as they come to a step at different times."""
-    return empty(x.size, x.dtype) if directions == 1 else zeros(x.size, x.dtype)
+    adds = shape.directions == 2 and not shape.gates_given
+    return zeros(x.size, x.dtype) if adds else empty(x.size, x.dtype)
 
 
 def tape_layout(shape: LayerShape) -> list[tuple[tuple[int, ...], str]]:
@@ -411,14 +420,14 @@ def tape_of(
     if shape.cell.stages > 1:
         return staged_layer.tape_of(shape, x, weights, lengths, arrays, inputs, resets)
     directions, hidden, outputs = shape.directions, shape.hidden, shape.outputs
-    cell, dtype, sizes = shape.cell, shape.dtype, sizes_of(shape)
+    dtype, sizes = shape.dtype, sizes_of(shape)
     return LayerTape(
         shape,
         x,
         np.full(shape.batch, shape.steps, np.int64) if lengths is None else lengths,
         _nothing(dtype, 4) if inputs is None else inputs,
         None if resets is None else _resets(resets, 0, 0, dtype),
-        [_packed_columns(cell, weights[d], _source(weights[d], True), sizes) for d in range(directions)],
+        [_packed_columns(shape, weights[d], _source(weights[d], True), sizes) for d in range(directions)],
         # The walk back decides anew how threads share it, and knows no chunks.
         [Plan(d == 1, d * outputs, True, False, 0, hidden, outputs, *sizes[-2:]) for d in range(directions)],
         [Tape(arrays[0], *arrays[1 + 3 * d : 4 + 3 * d]) for d in range(directions)],
@@ -453,10 +462,10 @@ def _nothing(dtype: np.dtype, dimensions: int = 2) -> np.ndarray:
     return np.empty((0,) * dimensions, dtype)
 
 
-def _weight_hh(weights: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Of one direction; empty where the cell has no product of h."""
-    ih = weights["weight_ih"]
-    return weights.get("weight_hh", _nothing(ih.dtype))
+def _matrices(shape: LayerShape, weights: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """``weight_ih`` and ``weight_hh`` of one direction; one that it has not is empty."""
+    nothing = _nothing(shape.weights)
+    return weights.get("weight_ih", nothing), weights.get("weight_hh", nothing)
 
 
 def _packs(shape: LayerShape) -> bool:
@@ -473,15 +482,10 @@ def _source(weights: Mapping[str, np.ndarray], whole: bool) -> Source:
 
 
 def _packed_rows(
-    cell: Cell,
-    weights: Mapping[str, np.ndarray],
-    source: Source,
-    sizes: Sizes,
-    dtype: np.dtype,
-    packs: bool,
-    wide: bool,
+    shape: LayerShape, weights: Mapping[str, np.ndarray], source: Source, sizes: Sizes, packs: bool, wide: bool
 ) -> Packed:
     """What the forward walk reads of one direction: without ``packs`` neither ih nor hh; with ``wide`` as float32."""
+    cell, dtype = shape.cell, shape.dtype
 
     def pack() -> Packed:
         width, nothing = sizes.width, _nothing(dtype, 1)
@@ -498,11 +502,11 @@ def _packed_rows(
             if not packs:
                 matrices.append(nothing)
             elif matrix is None:
-                matrices.append(_nothing(matrices[0].dtype, 1))
+                matrices.append(_nothing(dtype if wide else shape.weights, 1))
             else:
                 matrices.append(layouts.rows(matrix, gates, width, turn))
             scales.append(nothing if scale is None else layouts.in_panels(scale, gates, width, turn))
-        bias = layouts.biases(cell, weights, width, dtype)
+        bias = layouts.biases(cell, weights, sizes.hidden, width, dtype)
         params = layouts.params(cell, weights, sizes.padded, dtype)
         return Packed(matrices[0], matrices[1], bias, scales[0], scales[1], params)
 
@@ -520,11 +524,12 @@ def _packed_projection(weights: Mapping[str, np.ndarray], source: Source) -> np.
     return cached(source, ("projection", *weights), lambda: (layouts.rows(hr, 1, WIDTH * lanes(hr.dtype)),))[0]
 
 
-def _packed_columns(cell: Cell, weights: Mapping[str, np.ndarray], source: Source, sizes: Sizes) -> Weights:
+def _packed_columns(shape: LayerShape, weights: Mapping[str, np.ndarray], source: Source, sizes: Sizes) -> Weights:
     """What the gradients read of one direction, flat."""
+    cell, dtype = shape.cell, shape.dtype
 
     def pack() -> Weights:
-        width, ih = sizes.width, weights["weight_ih"]
+        width, ih = sizes.width, weights.get("weight_ih")
         hh, hr = weights.get("weight_hh"), weights.get("weight_hr")
         x, both, h = len(cell.x_gates), len(cell.gates), len(cell.h_gates)
 
@@ -534,10 +539,10 @@ def _packed_columns(cell: Cell, weights: Mapping[str, np.ndarray], source: Sourc
             return layouts.columns(layouts.whole(hh) if hh.ndim == 3 else hh, width, ((0, both), (both, h)))
 
         return Weights(
-            layouts.columns(ih, width, ((both, x), (0, both))),
-            _nothing(ih.dtype, 1) if hh is None else _columns_of_hh(hh),
+            _nothing(dtype, 1) if ih is None else layouts.columns(ih, width, ((both, x), (0, both))),
+            _nothing(dtype, 1) if hh is None else _columns_of_hh(hh),
             None if hr is None else layouts.columns(hr),
-            layouts.params(cell, weights, sizes.padded, ih.dtype),
+            layouts.params(cell, weights, sizes.padded, dtype),
         )
 
-    return cached(source, ("columns", sizes, _order_of(cell), *weights), pack)
+    return cached(source, ("columns", sizes, _order_of(cell), dtype, *weights), pack)

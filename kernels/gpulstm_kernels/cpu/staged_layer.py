@@ -10,6 +10,7 @@ import numpy as np
 
 from ..backend import LayerShape, States, Weights
 from ..cells import Cell
+from ..language import stage_code
 from ..language.cell import TracedCell
 from ..memory import empty, zeros
 from . import gemm, tuning
@@ -18,7 +19,7 @@ from .codegen.vector import lanes
 from .crew.thread_pool import crew
 from .packing import layouts
 from .packing.cache import cached, source_of
-from .walks import staged, staged_code
+from .walks import staged
 
 # Rows of a block: its slots and gates stay in a core's cache of the second level from stage to stage. Not measured.
 _BLOCK = 16
@@ -49,8 +50,8 @@ class _Counts(NamedTuple):
 
 @functools.cache
 def _counts(cell: TracedCell) -> _Counts:
-    forth, back = staged_code.forward_schedule(cell), staged_code.backward_schedule(cell)
-    saved = len(staged_code.saved_of_unit(cell)), len(staged_code.saved_of_row(cell))
+    forth, back = stage_code.forward_schedule(cell), stage_code.backward_schedule(cell)
+    saved = len(stage_code.saved_of_unit(cell)), len(stage_code.saved_of_row(cell))
     return _Counts(len(forth.slots), len(forth.means), len(back.slots), len(back.means), *saved)
 
 
@@ -62,7 +63,7 @@ def _padded(shape: LayerShape) -> int:
 def threads(shape: LayerShape) -> int:
     """How many threads at most a call takes: they split the batch."""
     own = len(_traced(shape).derivation.products) * shape.hidden
-    work = shape.rows_of_x * shape.inputs + (shape.rows_of_h + own) * shape.hidden
+    work = shape.rows_of_x * shape.multiplied + (shape.rows_of_h + own) * shape.hidden
     work *= shape.steps * shape.batch * shape.directions
     return max(1, min(crew.size, work // tuning.current.layer_per_thread))
 
@@ -115,8 +116,9 @@ def layer_forward(
             )
         )
     mode = 1 if training else None
-    arguments = cell, x, lengths, (walks[0], walks[-1]), inputs, resets, mode, hidden, directions
-    crew.run(staged.forward, (cell, dtype, resets is None, training), arguments, at_most)
+    given = 1 if shape.gates_given else None
+    arguments = cell, x, lengths, (walks[0], walks[-1]), inputs, resets, mode, given, hidden, directions
+    crew.run(staged.forward, (cell, dtype, resets is None, training, shape.gates_given), arguments, at_most)
     h = [ys[1 if d else steps, :, d * hidden : (d + 1) * hidden] for d in range(directions)]
     carried = [
         np.stack([w.states[k, 0 if w.reverse or not training else steps, :, :hidden] for w in walks])
@@ -135,7 +137,7 @@ def layer_backward(
     cell, steps, batch, hidden, dtype = _traced(shape), shape.steps, shape.batch, shape.hidden, shape.dtype
     padded, counts, at_most = _padded(shape), _counts(cell), threads(shape)
     block, products = min(_BLOCK, batch), len(cell.derivation.products)
-    walks = []
+    walks, packed = [], [_packed_back(cell, w, hidden, dtype) for w in tape.weights]
     for d, (w, kept) in enumerate(zip(tape.weights, tape.kept, strict=True)):
         dh, dstates = empty((1, batch, hidden), dtype), zeros((len(cell.states), 1, batch, padded), dtype)
         dh[0] = dstate[0][d]
@@ -145,7 +147,7 @@ def layer_backward(
         walks.append(
             staged.Backward._make(
                 [
-                    *_packed_back(cell, w, hidden),
+                    *packed[d][1:],
                     _params(cell, w, dtype),
                     *kept,
                     dh,
@@ -165,10 +167,13 @@ def layer_backward(
 
     dx = zeros((steps * batch, shape.inputs), dtype)
     grads = []
-    for walk, w in zip(walks, tape.weights, strict=True):
+    for d, (walk, w, (ih, *_)) in enumerate(zip(walks, tape.weights, packed, strict=True)):
         grads.append(_weight_gradients(tape, walk, w))
         of_x = walk.dgates.reshape(steps * batch, -1)[:, : shape.rows_of_x]
-        gemm.multiply(dx, np.ascontiguousarray(of_x), _turned(cell, w["weight_ih"], hidden))
+        if shape.gates_given:
+            dx[:, shape.given_columns(d)] = _turned(cell, of_x.T, hidden, back=True).T
+        else:
+            gemm.multiply_packed(dx, np.ascontiguousarray(of_x), ih)
     initial = [np.stack([walk.dh[0] for walk in walks])]
     initial += [np.stack([walk.dstates[k, 0, :, :hidden] for walk in walks]) for k in range(len(cell.states))]
     return dx.reshape(x.shape), tuple(initial), grads
@@ -179,9 +184,9 @@ def _weight_gradients(tape: StagedTape, walk: staged.Backward, w: Mapping[str, n
     shape, cell, hidden, resets = tape.shape, _traced(tape.shape), tape.shape.hidden, tape.resets
     count = shape.steps * shape.batch
     flat, columns = walk.dgates.reshape(-1), shape.rows
-    of_x = gemm.Rows(tape.x.reshape(-1), (0, shape.inputs), shape.inputs)
+    of_x = gemm.Rows(tape.x.reshape(-1), (0, shape.inputs), shape.multiplied)
     (dih,), sums = gemm.outer(flat, (0, columns), count, [of_x], shape.rows_of_x)
-    grad = {"weight_ih": _turned(cell, dih, hidden, back=True)}
+    grad = {} if shape.gates_given else {"weight_ih": _turned(cell, dih, hidden, back=True)}
     if "bias_ih" in w:
         grad["bias_ih"] = _turned(cell, sums[: shape.rows_of_x], hidden, back=True)
     if cell.gates_of_h:
@@ -277,7 +282,9 @@ def _packed(cell: Cell, w: Mapping[str, np.ndarray], hidden: int, dtype: np.dtyp
 
     def pack() -> tuple[np.ndarray, ...]:
         across = WIDTH * lanes(dtype)
-        ih = layouts.rows(_turned(cell, w["weight_ih"], hidden), 1, across)
+        ih = empty(0, dtype)
+        if "weight_ih" in w:
+            ih = layouts.rows(_turned(cell, w["weight_ih"], hidden), 1, across)
         hh = layouts.rows(w["weight_hh"], 1, across) if cell.gates_of_h else empty(0, dtype)
         bias = np.zeros((len(cell.preactivations), hidden), dtype)
         if "bias_ih" in w:
@@ -287,16 +294,16 @@ def _packed(cell: Cell, w: Mapping[str, np.ndarray], hidden: int, dtype: np.dtyp
         own = [layouts.rows(w[f"weight_{name}"], 1, across) for name in cell.weights]
         return ih, hh, bias.ravel(), np.stack(own) if own else empty((0, 0), dtype)
 
-    return cached(source_of(tuple(w.values())), ("staged", cell.gates, cell.x_gates, *w), pack)
+    return cached(source_of(tuple(w.values())), ("staged", cell.gates, cell.x_gates, hidden, dtype, *w), pack)
 
 
-def _packed_back(cell: Cell, w: Mapping[str, np.ndarray], hidden: int) -> tuple[np.ndarray, ...]:
-    """hh and the cell's own weights as the walk back reads them."""
+def _packed_back(cell: Cell, w: Mapping[str, np.ndarray], hidden: int, dtype: np.dtype) -> tuple[np.ndarray, ...]:
+    """ih, where there is one, as the gradient of x reads it, hh and the cell's own weights as the walk back does."""
 
     def pack() -> tuple[np.ndarray, ...]:
-        dtype = w["weight_ih"].dtype
+        ih = layouts.columns(_turned(cell, w["weight_ih"], hidden)) if "weight_ih" in w else empty(0, dtype)
         hh = layouts.columns(w["weight_hh"]) if cell.gates_of_h else empty(0, dtype)
         own = [layouts.columns(w[f"weight_{name}"]) for name in cell.weights]
-        return hh, np.stack(own) if own else empty((0, 0), dtype)
+        return ih, hh, np.stack(own) if own else empty((0, 0), dtype)
 
-    return cached(source_of(tuple(w.values())), ("staged back", cell.gates, cell.x_gates, *w), pack)
+    return cached(source_of(tuple(w.values())), ("staged back", cell.gates, cell.x_gates, hidden, dtype, *w), pack)

@@ -75,6 +75,11 @@ class Tuning:
     gemm_per_thread: int = 2_000_000
     """Multiply-adds of a product for which a further thread pays. Not measured."""
 
+    # --- philox.py ---
+
+    noise_per_thread: int = 1 << 15
+    """Random numbers for which a further thread pays. Not measured."""
+
     # --- walks: one step, and streams ---
 
     step_per_thread: int = 1 << 20

@@ -1,8 +1,9 @@
 """The backend ``cupy``: one layer, both directions, as :mod:`gpulstm_kernels.backend` has it, on a CUDA device.
 
 A layer is one product of all inputs with ``weight_ih``, a walk through time, and for the gradient three more products
-over all steps. Which walk is :mod:`.select`'s choice; all of them share the arrays of :class:`.buffers.Buffers`, so
-forward and backward may walk differently. Everything is enqueued on the caller's stream; nothing here waits for it.
+over all steps; where x holds pre-activations, gates begin as a copy of it. Which walk is :mod:`.select`'s choice; all
+of them share the arrays of :class:`.buffers.Buffers`, so forward and backward may walk differently. Everything is
+enqueued on the caller's stream; nothing here waits for it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import LayerShape
-from . import select
+from . import heads, select
 from .buffers import Buffers
+from .cell_stages import stacked_weights, stages_of, weight_gradients
 from .device import source
 from .device.kernel import Kernel
 from .device.precision import tf32_allowed
@@ -57,12 +59,14 @@ def layer_forward(
     hidden, outputs, rows = shape.hidden, shape.outputs, shape.rows
 
     slots, saves = steps + 1 if training else 1, training and cell.saved > 0
+    of_row = stages_of(cell).saved_of_row
     buffers = Buffers(
         **_of_call(runtime, shape, weights, lengths, inputs, resets),
         ys=runtime.empty((steps + 2, batch, directions * outputs), dtype),
         states=runtime.empty((len(cell.states), directions, slots, batch, hidden), sums) if cell.states else None,
         saved=runtime.empty((directions, steps, batch, cell.saved * hidden), dtype) if saves else None,
         hidden=runtime.empty((directions, steps if training else 1, batch, hidden), dtype) if shape.projected else None,
+        rows=runtime.empty((directions, steps, batch, of_row), sums) if training and of_row else None,
         gates=runtime.empty((directions, steps, batch, rows), sums),
     )
     for d, w in enumerate(weights):
@@ -71,6 +75,9 @@ def layer_forward(
         for k, initial in enumerate(state[1:]):
             _convert(runtime, dtype, initial[d], buffers.states[k, d, steps if d and training else 0])
         gates, flat = buffers.gates[d].reshape(steps * batch, rows), x.reshape(steps * batch, features)
+        if shape.gates_given:
+            _fill_gates(runtime, shape, flat[:, shape.given_columns(d)], gates)
+            continue
         for of_weight, of_gates in _runs(shape):
             runtime.gemm(flat, w["weight_ih"][of_weight], gates[:, of_gates], transpose_b=True, tf32=shape.tf32)
     if shape.bias:
@@ -105,7 +112,8 @@ def layer_backward(
     directions, hidden, outputs = shape.directions, shape.hidden, shape.outputs
     rows, count = shape.rows, steps * batch
     own = rows + (len(cell.params) + len(cell.differentiable)) * hidden
-    of_h = slice(len(cell.x_gates) * hidden, rows)
+    of_h, stages = slice(len(cell.x_gates) * hidden, rows), stages_of(cell)
+    each = directions, steps, batch
 
     buffers = Buffers(
         forward.weight_hh,
@@ -123,6 +131,10 @@ def layer_backward(
         dstates=runtime.empty((len(cell.states), directions, batch, hidden), sums) if cell.states else None,
         dgates=runtime.empty((directions, steps, batch, own), dtype),
         dprojected=runtime.empty((directions, steps, batch, outputs), dtype) if shape.projected else None,
+        own=forward.own,
+        rows=forward.rows,
+        dproducts=runtime.empty((*each, len(stages.weights) * hidden), dtype) if stages.weights else None,
+        operands=runtime.empty((*each, stages.distinct * hidden), dtype) if stages.weights else None,
     )
     _convert(runtime, dtype, dstate[0], buffers.dh)
     for k, gradient in enumerate(dstate[1:]):
@@ -135,12 +147,21 @@ def layer_backward(
         dgates, flat = buffers.dgates[d].reshape(count, own), x.reshape(count, features)
         grad = {name: runtime.empty(value.shape, dtype) for name, value in w.items()}
         for k, (of_weight, of_gates) in enumerate(_runs(shape)):
-            part, into = dgates[:, of_gates], grad["weight_ih"][of_weight]
+            part = dgates[:, of_gates]
+            if shape.gates_given:
+                runtime.copy(dx[:, shape.given_columns(d)][:, of_weight], part)
+                continue
+            into = grad["weight_ih"][of_weight]
             runtime.gemm(part, w["weight_ih"][of_weight], dx, accumulate=d + k > 0, tf32=shape.tf32)
             runtime.gemm(part, flat, into, transpose_a=True, tf32=shape.tf32)
         if cell.gates_of_h:
             before = _before(runtime, shape, forward, d)
-            runtime.gemm(dgates[:, of_h], before, grad["weight_hh"], transpose_a=True, tf32=shape.tf32)
+            if shape.heads > 1:
+                heads.weight_gradient(runtime, shape, dgates, before, grad["weight_hh"])
+            else:
+                runtime.gemm(dgates[:, of_h], before, grad["weight_hh"], transpose_a=True, tf32=shape.tf32)
+        if stages.weights:
+            weight_gradients(runtime, shape, buffers.dproducts[d], buffers.operands[d], grad)
         if shape.bias or cell.params:
             _sums(runtime, shape, dgates, grad)
         for k, name in enumerate(cell.differentiable):
@@ -171,13 +192,16 @@ def tape_layout(shape: LayerShape) -> list[tuple[tuple[int, ...], str]]:
         layout.append(((directions, steps, batch, cell.saved * hidden), dtype))
     if shape.projected:
         layout.append(((directions, steps, batch, hidden), dtype))
+    if of_row := stages_of(cell).saved_of_row:
+        layout.append(((directions, steps, batch, of_row), sums))
     return layout
 
 
 def tape_arrays(tape: LayerTape) -> list[Any]:
     """See :class:`gpulstm_kernels.backend.Backend`."""
     buffers = tape.buffers
-    return [array for array in (buffers.ys, buffers.states, buffers.saved, buffers.hidden) if array is not None]
+    arrays = buffers.ys, buffers.states, buffers.saved, buffers.hidden, buffers.rows
+    return [array for array in arrays if array is not None]
 
 
 def tape_of(
@@ -200,6 +224,7 @@ def tape_of(
         states=rest.pop(0) if cell.states else None,
         saved=rest.pop(0) if cell.saved else None,
         hidden=rest.pop(0) if shape.projected else None,
+        rows=rest.pop(0) if stages_of(cell).saved_of_row else None,
     )
     return LayerTape(runtime, shape, x, weights, buffers)
 
@@ -221,13 +246,18 @@ def sum_columns(runtime: Runtime, values: Any, sums: Any, first: int = 0, column
 
 def why_not(shape: LayerShape) -> str | None:
     """See :class:`gpulstm_kernels.backend.Backend`: the step walk takes any shape of a cell that is in CUDA C++."""
-    if shape.cell.stages > 1:
-        return "its walks have no stages within a step, which products and means over a row's units cut"
-    if shape.heads > 1:
-        return "its walks multiply h by a whole matrix, not by one a head"
+    return refused(shape) or source.why_not(shape.cell)
+
+
+def refused(shape: LayerShape) -> str | None:
+    """In words, what of a shape no walk on CUDA takes, in whatever language its kernels are."""
+    if shape.cell.stages > 1 and shape.projected:
+        return "its walk of cells with stages has no projection"
+    if shape.cell.stages > 1 and shape.heads > 1:
+        return "its walks of cells with stages multiply h by a whole matrix, not by one a head"
     if shape.weights != shape.dtype:
         return f"it has no weights in {shape.weights}"
-    return source.why_not(shape.cell)
+    return None
 
 
 def describe(shape: LayerShape, runtime: Runtime | None = None) -> str:
@@ -236,8 +266,9 @@ def describe(shape: LayerShape, runtime: Runtime | None = None) -> str:
     lines = []
     for backward in (False, True):
         of_pass = _on_cuda(shape._replace(training=backward))
-        choice = select.choose(runtime.device(), of_pass, backward, walks=runtime.walks)
-        lines.append(f"{'training, backward' if backward else 'inference'}: {choice.walk} walk, {choice.reason}")
+        choice = select.choose(runtime.device(), of_pass, backward, walks=runtime.walks_of(shape.cell))
+        walk = f"{choice.walk} walk" if shape.heads == 1 else f"{choice.walk} walk of {shape.heads} heads"
+        lines.append(f"{'training, backward' if backward else 'inference'}: {walk}, {choice.reason}")
     return "; ".join(lines)
 
 
@@ -262,6 +293,7 @@ def _of_call(
         "weight_hr": _stacked(runtime, [w["weight_hr"] for w in weights]) if shape.projected else None,
         "lengths": lengths,
         "params": _parameters(runtime, shape, weights) if cell.params else None,
+        "own": stacked_weights(runtime, shape, weights) if cell.weights else None,
         "inputs": inputs,
         "resets": resets,
     }
@@ -287,6 +319,17 @@ def _runs(shape: LayerShape) -> list[tuple[slice, slice]]:
         for row, count, gate in runs
         if count
     ]
+
+
+def _fill_gates(runtime: Runtime, shape: LayerShape, given: Any, gates: Any) -> None:
+    """Fill the input's part of ``gates`` (T·B, G·H) of the type of sums with pre-activations (T·B, Gx·H)."""
+    if given.dtype != gates.dtype:  # of half a type's bits: kernels convert whole arrays
+        part, wide = runtime.empty(given.shape, given.dtype), runtime.empty(given.shape, gates.dtype)
+        runtime.copy(part, given)
+        _convert(runtime, shape.dtype, part, wide)
+        given = wide
+    for of_weight, of_gates in _runs(shape):
+        runtime.copy(gates[:, of_gates], given[:, of_weight])
 
 
 def _biases(runtime: Runtime, shape: LayerShape, w: Mapping[str, Any], bias: Any) -> None:
@@ -338,7 +381,7 @@ def _of_input(runtime: Runtime, dgates: Any, gradient: Any, first: int, hidden: 
 
 
 def _walk(runtime: Runtime, shape: LayerShape, backward: bool) -> Walk:
-    choice = select.choose(runtime.device(), shape, backward, walks=runtime.walks)
+    choice = select.choose(runtime.device(), shape, backward, walks=runtime.walks_of(shape.cell))
     return WALKS[choice.walk]
 
 

@@ -28,11 +28,7 @@ __all__ = [
 
 def why_not(shape: LayerShape) -> str | None:
     """See :class:`gpulstm_kernels.backend.Backend`: it compiles any cell's Python."""
-    if shape.cell.stages > 1:
-        return "its walks have no stages within a step, which products and means over a row's units cut"
-    if shape.heads > 1:
-        return "its walks multiply h by a whole matrix, not by one a head"
-    return None if shape.weights == shape.dtype else f"it has no weights in {shape.weights}"
+    return layer.refused(shape)
 
 
 def layer_forward(

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..backend import LayerShape
+from ..cells import Cell
 from . import measured
+from .cell_stages import stages_of
 from .device.runtime import Device
 from .walks import WALKS, block_host, grid_host
 from .walks.persistent import Plan, planned
@@ -94,7 +96,12 @@ def _kind(shape: LayerShape) -> str:
 def _measured(
     device: Device, shape: LayerShape, backward: bool, fitting: tuple[str, ...], table: str | None
 ) -> Choice | None:
-    """The fastest at the nearest size that was measured, of the walks that fit; None where none is near."""
+    """The fastest at the nearest size that was measured, of the walks that fit; None where none is near.
+
+    Nothing was measured with heads.
+    """
+    if shape.heads > 1:
+        return None
     kind = (_kind(shape), shape.cell.name, shape.directions, backward)
     sizes: dict[tuple[int, int], dict[str, float]] = {}
     for entry in measured.entries(device.name, table):
@@ -116,7 +123,8 @@ def _modelled(device: Device, shape: LayerShape, backward: bool, fitting: tuple[
             step = _steps(device, shape)
         else:
             step = _persistent(device, shape, planned(_PLANS[walk](device, shape, backward), walk))
-        times[walk] = _START[walk] / max(1, shape.steps) + (_STEP[walk] + step) * (_BACKWARD[walk] if backward else 1)
+        step += _STEP[walk] * _parts(shape.cell, walk)
+        times[walk] = _START[walk] / max(1, shape.steps) + step * (_BACKWARD[walk] if backward else 1)
     return _fastest(times, "estimated")
 
 
@@ -126,10 +134,20 @@ def _fastest(times: dict[str, float], how: str) -> Choice:
     return Choice(chosen, f"{how}: {times[chosen]:.2g} us a step{others}")
 
 
+def _parts(cell: Cell, walk: str) -> int:
+    """How many launches, or barriers, cut a step: of a cell with stages one for each part that has to wait."""
+    return max(1, len(stages_of(cell).forward.runs)) if walk == "step" else cell.stages
+
+
+def _products(cell: Cell) -> int:
+    """How many matrices of H x H a step multiplies."""
+    return len(cell.gates_of_h) + len(stages_of(cell).weights)
+
+
 def _steps(device: Device, shape: LayerShape) -> float:
     """Microseconds a step of products and memory in the step walk."""
     p, many = shape, device.multiprocessors
-    weights = p.directions * len(p.cell.gates_of_h) * p.hidden * p.outputs
+    weights = p.directions * _products(p.cell) * p.hidden * p.outputs // p.heads
     gates = p.directions * p.batch * len(p.cell.preactivations) * p.hidden
     moved = weights * p.dtype.itemsize + 3 * gates * p.accumulate.itemsize  # the product adds to them, the cell reads
     return weights * p.batch / (many * _GEMM[_kind(p)]) + moved / (many * _BYTES)
@@ -143,7 +161,7 @@ def _persistent(device: Device, shape: LayerShape, plan: Plan) -> float:
     """
     p, blocks = shape, math.prod(plan.grid)
     columns = -(-p.batch // 8) * 8
-    products = p.directions * columns * len(p.cell.gates_of_h) * p.hidden * p.hidden / blocks
+    products = p.directions * columns * _products(p.cell) * p.hidden * p.units_of_head / blocks
     resident = max(
         1,
         min(

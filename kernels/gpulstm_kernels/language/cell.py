@@ -1,4 +1,4 @@
-"""A cell that is written in the language: its declaration, its forward, and what is derived from both."""
+"""A cell that is written in the language: a function under a declaration, and what is derived from both."""
 
 from __future__ import annotations
 
@@ -6,51 +6,20 @@ import functools
 import hashlib
 import importlib
 import inspect
-import itertools
-import keyword
 import linecache
-import math
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..cells import PARAMETERS, Cell
-from . import code, graph
+from ..cells import Cell, Noise
+from . import code, cuda_stages, declaration
+from .call import call
+from .declaration import PARTS, Declared
 from .derive import choose_saved, gradient, uniform_of
-from .graph import COUPLED, CellError, Trace, Value, evaluate, is_number, ordered
-
-
-class _Named:
-    """The values of one kind that a forward function is given, by name."""
-
-    def __init__(self, trace: Trace, letter: str, kind: str, names: tuple[str, ...]) -> None:
-        self._trace, self._kind, self._example = trace, kind, f"{letter}.{(*names, 'c')[0]}"
-        self._values = {name: trace.leaf(f"{letter}.{name}") for name in names}
-
-    def __getattr__(self, name: str) -> Value:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if name not in self._values:
-            declared = ", ".join(self._values) or "none"
-            raise self._trace.error(f"expected one of the {self._kind} that are declared, {declared}, got {name!r}")
-        return self._values[name]
-
-    def __repr__(self) -> str:
-        return f"all {self._kind} together"
-
-    def _one(self, *_: Any) -> Any:
-        raise self._trace.error(f"expected one of the {self._kind} by its name, such as {self._example}, got {self!r}")
-
-    __iter__ = __len__ = __getitem__ = __call__ = __bool__ = __float__ = _one
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = _one
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_"):
-            raise self._trace.error(f"expected new states as the second result, got an assignment to {name!r}")
-        super().__setattr__(name, value)
+from .graph import COUPLED, CellError, Trace, Value, evaluate, ordered
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +51,7 @@ class TracedCell(Cell):
         return module
 
     def cuda_source(self, struct: str) -> str:
-        return code.cuda(struct, self.derivation)
+        return cuda_stages.struct(struct, self) if self.stages > 1 else code.cuda(struct, self.derivation)
 
     def evaluate(
         self,
@@ -133,7 +102,7 @@ class TracedCell(Cell):
 
     @property
     def _declared(self) -> tuple[Any, ...]:
-        return self.name, self.initial, *(getattr(self, part) for part in PARTS)
+        return self.name, self.initial, self.noise, *(getattr(self, part) for part in PARTS)
 
     def __copy__(self) -> TracedCell:
         return self
@@ -161,10 +130,6 @@ def checked(cell: Any) -> Cell:
     return cell
 
 
-PARTS = ("gates", "x_gates", "h_gates", "states", "params", "inputs", "differentiable", "weights")
-"""What a cell declares, each names with spaces between them."""
-
-
 def cell(
     *,
     gates: str = "",
@@ -175,6 +140,7 @@ def cell(
     inputs: str = "",
     differentiable: str = "",
     weights: str = "",
+    noise: str = "",
 ) -> Callable[[Callable[..., Any]], TracedCell]:
     """Make a cell of a function, which is its forward and is called once, with values that record what is done to them.
 
@@ -198,6 +164,8 @@ def cell(
         inputs: what a call gives for each step and row, or for each unit too: masks, the time since the last step.
         differentiable: those of ``inputs`` that have a gradient; the others are constants to it.
         weights: further matrices (H, H), ``weight_u_l0`` for ``u``, for ``product("u", v)``.
+        noise: those of ``inputs`` that a layer can draw, ``mask:dropout`` or ``keep:bernoulli``, at each step, or as
+            ``mask:dropout:sequence`` one for all steps: see :class:`gpulstm_kernels.cells.Noise`.
 
     The function takes ``x``, the gates' pre-activations; ``s``, h and the states before the step; where some are
     declared ``p``, the parameters, and ``i``, the inputs. It returns h and a dictionary of the new states. It may use
@@ -206,9 +174,9 @@ def cell(
 
     Raises:
         TypeError: the declaration is no text of names.
-        CellError: a name is declared twice or is none, or a part of ``differentiable`` is no input; the function takes
-            other arguments, fails, does not use all that is declared, or returns other states than declared or what is
-            no value of the cell.
+        CellError: a name is declared twice or is none, a part of ``differentiable`` or ``noise`` is no input, or one
+            is both; the function takes other arguments, fails, does not use all that is declared, or returns other
+            states than declared or what is no value of the cell.
     """
     given = gates, x_gates, h_gates, states, params, inputs, differentiable, weights
     texts = dict(zip(PARTS, given, strict=True))
@@ -219,94 +187,35 @@ def cell(
         name = function.__name__
         if not name.isidentifier() or not name.isascii():  # a lambda, or what C++ has no name for
             raise CellError(f"cell {name!r}: expected a function whose name is of ASCII letters, digits and _")
-        begun, begins = _initial_values(name, params)
-        declared = {part: _names(name, part, text) for part, text in (texts | {"params": begun}).items()}
-        return _traced(function, Declared(**declared), begins)
+        declared, begins = declaration.read(name, texts)
+        return _traced(function, declared, begins, declaration.noise_of(name, noise, declared))
 
     return make
 
 
-def _initial_values(cell: str, params: Any) -> tuple[Any, tuple[float | None, ...]]:
-    """The declared ``params`` without their initial values, and those."""
-    if not isinstance(params, str):
-        return params, ()  # refused as other parts are
-    names, values = [], []
-    for part in params.split():
-        name, given, text = part.partition("=")
-        try:
-            value = float(text) if given else None
-        except ValueError:
-            value = math.nan
-        if value is not None and not math.isfinite(value):
-            raise CellError(
-                f"cell {cell!r}: params: expected a finite number to begin with, as in gain=1, got {part!r}"
-            )
-        names.append(name)
-        values.append(value)
-    return " ".join(names), tuple(values)
-
-
-class Declared(NamedTuple):
-    """The parts of a declaration, as :class:`gpulstm_kernels.cells.Cell` has them."""
-
-    gates: tuple[str, ...]
-    x_gates: tuple[str, ...]
-    h_gates: tuple[str, ...]
-    states: tuple[str, ...]
-    params: tuple[str, ...]
-    inputs: tuple[str, ...]
-    differentiable: tuple[str, ...]
-    weights: tuple[str, ...]
-
-
-def _names(cell: str, what: str, text: Any) -> tuple[str, ...]:
-    if not isinstance(text, str):
-        raise TypeError(f"cell {cell!r}: {what}: expected names with spaces between them, got {text!r}")
-    names = tuple(text.split())
-    for name in names:
-        if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name) or name.startswith("_"):
-            raise CellError(
-                f"cell {cell!r}: {what}: expected names of ASCII letters, digits and _, which do not begin with _ and "
-                f"are no keywords, got {name!r}"
-            )
-    return names
-
-
-def _traced(function: Callable[..., Any], declared: Declared, begins: tuple[float | None, ...]) -> TracedCell:
+def _traced(
+    function: Callable[..., Any], declared: Declared, begins: tuple[float | None, ...], noise: tuple[Noise, ...]
+) -> TracedCell:
     name = function.__name__
     line = f" ({function.__code__.co_filename}, line {function.__code__.co_firstlineno})"
-    _check_declaration(name, declared, line)
+    if wrong := declaration.mistake(declared):
+        raise CellError(f"cell {name!r}: {wrong}{line}")
     trace = Trace(name)
     trace.weights = declared.weights
-    gates = declared.x_gates + declared.gates + declared.h_gates
-    x = _Named(trace, "x", "gates", gates)
-    s = _Named(trace, "s", "states", (*declared.states, "h"))
-    p = _Named(trace, "p", "parameters", declared.params)
-    i = _Named(trace, "i", "inputs", declared.inputs)
-    arguments = {"x": x, "s": s}
-    if declared.params:
-        arguments["p"] = p
-    if declared.inputs:
-        arguments["i"] = i
-    h, new = _outcome(function, line, trace, arguments, declared.states)
-    used = set(ordered((h, *new)))
-    for kind, values in (("gates", x), ("params", p), ("inputs", i)):
-        _check_use(name, kind, values, used, line)
-    products = tuple(value for value in ordered((h, *new)) if value.operator == "product")
-    _check_weights(name, declared.weights, {value.detail for value in products}, line)
-    *old, before = s._values.values()
-    reads_h = before in used
-    given = [*[before] * reads_h, *p._values.values(), *i._values.values()]
-    wanted = [*[before] * reads_h, *p._values.values(), *(i._values[one] for one in declared.differentiable)]
+    gates, states, before, params, inputs, h, new = call(function, declared, trace, line)
+    used = ordered((h, *new))
+    products = tuple(value for value in used if value.operator == "product")
+    of_gates, old, reads_h = tuple(gates.values()), tuple(states.values()), before in set(used)
+    given = (*[before] * reads_h, *params.values(), *inputs.values())
+    wanted = [*[before] * reads_h, *params.values(), *(inputs[one] for one in declared.differentiable)]
     dh, dnew = trace.leaf("dh"), tuple(trace.leaf(f"dnew.{state}") for state in declared.states)
-    of_gates = tuple(x._values.values())
     gradients = gradient([(h, dh), *zip(new, dnew, strict=True)], [*of_gates, *old, *wanted, *products])
     dgates, dold, dgiven, dproducts = _split(gradients, len(of_gates), len(old), len(wanted))
     operands = [value.arguments[0] for value in products]
     saved = choose_saved([h, *new], [*gradients, *operands], [h, *new, *old, *given])
     shared = uniform_of(saved)
     derivation = code.Derivation(
-        of_gates, tuple(old), tuple(given), h, new, saved, dh, dnew, dgates, dold, dgiven, products, dproducts
+        of_gates, old, given, h, new, saved, dh, dnew, dgates, dold, dgiven, products, dproducts
     )
     stages = count_stages(derivation)
     source = code.python(name, derivation)
@@ -317,6 +226,7 @@ def _traced(function: Callable[..., Any], declared: Declared, begins: tuple[floa
         reads_h=reads_h,
         initial=begins,
         stages=stages,
+        noise=noise,
         function=function,
         derivation=derivation,
         source=source,
@@ -342,14 +252,6 @@ def _depth(roots: Sequence[Value], known: set[int]) -> int:
     return max(depths[root.index] for root in roots)
 
 
-def _check_weights(cell: str, declared: tuple[str, ...], used: set[Any], line: str) -> None:
-    if idle := [name for name in declared if name not in used]:
-        raise CellError(
-            f"cell {cell!r}: weights: expected each to be used in a product, got {', '.join(map(repr, idle))}, on "
-            f"which nothing that is returned depends{line}"
-        )
-
-
 def _split(values: tuple[Value, ...], *counts: int) -> Iterator[tuple[Value, ...]]:
     """The first so many, as often as said, and the rest."""
     start = 0
@@ -357,107 +259,3 @@ def _split(values: tuple[Value, ...], *counts: int) -> Iterator[tuple[Value, ...
         yield values[start : start + count]
         start += count
     yield values[start:]
-
-
-def _check_declaration(name: str, declared: Declared, line: str) -> None:
-    if not declared.gates + declared.x_gates:
-        raise CellError(f"cell {name!r}: gates: expected at least one, got none, nor any of x_gates{line}")
-    *others, differentiable, weights = declared
-    names = ("h", *itertools.chain(*others))
-    if twice := sorted({one for one in names if names.count(one) > 1}):
-        raise CellError(
-            f"cell {name!r}: expected gates, states, parameters and inputs of different names beside h, got "
-            f"{', '.join(twice)} twice{line}"
-        )
-    for kind, parts in (("differentiable", differentiable), ("weights", weights)):
-        if repeated := sorted({one for one in parts if parts.count(one) > 1}):
-            raise CellError(f"cell {name!r}: {kind}: expected each once, got {', '.join(repeated)} twice{line}")
-    if reserved := [one for one in weights if f"weight_{one}" in PARAMETERS]:
-        raise CellError(
-            f"cell {name!r}: weights: expected other names than ih, hh and hr, which a layer has, got "
-            f"{', '.join(reserved)}{line}"
-        )
-    if reserved := [one for one in declared.params if one in PARAMETERS]:
-        raise CellError(
-            f"cell {name!r}: params: expected other names than those of a layer's own parameters, got "
-            f"{', '.join(reserved)}{line}"
-        )
-    if unknown := [one for one in differentiable if one not in declared.inputs]:
-        raise CellError(
-            f"cell {name!r}: differentiable: expected names of inputs, {', '.join(declared.inputs) or 'none'}, got "
-            f"{', '.join(unknown)}{line}"
-        )
-
-
-def _outcome(
-    function: Callable[..., Any], line: str, trace: Trace, arguments: Mapping[str, _Named], states: tuple[str, ...]
-) -> tuple[Value, tuple[Value, ...]]:
-    """What the function returns, as values of the trace.
-
-    Raises:
-        CellError: it takes other arguments, fails or returns something else.
-    """
-    name = trace.cell
-    try:
-        inspect.signature(function).bind(*arguments.values())
-    except TypeError as error:
-        *others, last = (f"the {value._kind}" for value in arguments.values())
-        expected = f"{', '.join(others)} and {last}, {name}({', '.join(arguments)})"
-        raise CellError(
-            f"cell {name!r}: expected a function of {expected}, got {name}{inspect.signature(function)}{line}"
-        ) from error
-    try:
-        result = function(*arguments.values())
-    except CellError as error:
-        if str(error).startswith("cell "):
-            raise
-        raise CellError(f"cell {name!r}: {error}") from error  # of a function that was given no value
-    except Exception as error:
-        raise CellError(f"cell {name!r}: {type(error).__name__}: {error}{_failed_at(error)}") from error
-    form = "h and a dictionary of the new states"
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
-        raise CellError(f"cell {name!r}: expected {form} to be returned, got {_shown(result)}{line}")
-    h, new = result
-    for kind, found in (("missing", set(states) - set(new)), ("no state of the cell", set(new) - set(states))):
-        if found:
-            declared = ", ".join(states) or "none"
-            raise CellError(
-                f"cell {name!r}: expected the new states {declared}, as declared, got one that is {kind}: "
-                f"{', '.join(map(repr, sorted(found, key=str)))}{line}"
-            )
-    values = []
-    for what, value in (("h", h), *((f"state {state!r}", new[state]) for state in states)):
-        if not isinstance(value, Value) or is_number(value):
-            raise CellError(f"cell {name!r}: {what}: expected a value of the cell, got {_shown(value)}{line}")
-        if value.trace is not trace:
-            raise CellError(
-                f"cell {name!r}: {what}: expected a value of this cell, got one of cell {value.trace.cell!r}{line}"
-            )
-        values.append(value)
-    return values[0], tuple(values[1:])
-
-
-def _failed_at(error: Exception) -> str:
-    """The last line of the author's that an error came from."""
-    step, place = error.__traceback__, ""
-    while step is not None:
-        file = step.tb_frame.f_code.co_filename
-        if not graph.is_ours(file):
-            place = f" ({file}, line {step.tb_lineno})"
-        step = step.tb_next
-    return place
-
-
-def _check_use(cell: str, kind: str, given: _Named, used: set[Value], line: str) -> None:
-    idle = [name for name, value in given._values.items() if value not in used]
-    if idle:
-        raise CellError(
-            f"cell {cell!r}: {kind}: expected each to be used, got {', '.join(map(repr, idle))}, on which nothing "
-            f"that is returned depends{line}"
-        )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Value) and is_number(value):
-        return f"the number {value.detail}"
-    return f"a tuple of {len(value)}" if isinstance(value, tuple) else repr(value)

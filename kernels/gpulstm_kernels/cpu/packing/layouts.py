@@ -109,10 +109,10 @@ def in_panels(values: np.ndarray, gates: int, width: int, turn: int = 0) -> np.n
     return padded.reshape(gates, count, width).transpose(1, 0, 2).ravel()
 
 
-def biases(cell: Cell, weights: Mapping[str, np.ndarray], width: int, dtype: np.dtype) -> np.ndarray:
+def biases(cell: Cell, weights: Mapping[str, np.ndarray], hidden: int, width: int, dtype: np.dtype) -> np.ndarray:
     """The bias of each of a layer's gates, of one product or the sum of both, zeros if it has none, in panels."""
     of_x, of_h, count = len(cell.gates_of_x), len(cell.gates_of_h), len(cell.preactivations)
-    total = np.zeros((count, len(weights["weight_ih"]) // of_x), dtype)
+    total = np.zeros((count, hidden), dtype)
     if "bias_ih" in weights:
         total[:of_x] = np.roll(weights["bias_ih"].reshape(of_x, -1), len(cell.x_gates), axis=0)
     if "bias_hh" in weights:

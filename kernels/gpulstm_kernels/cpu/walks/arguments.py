@@ -5,7 +5,7 @@ G gates of all kinds, Gx of the input's product, Gh of h's, S carried states, V 
 the cell, W wide: H or 1. A panel is U units wide; Hp is H rounded up to whole panels.
 
 ======== ================== ==================================================================================
-x        (T, B, I)          input
+x        (T, B, I)          input; or (T, B, D·Gx·H), pre-activations of the input, in the order of rows of weight_ih
 inputs   (N, T, B, W)       inputs of the cell; all sizes are 0 where it has none
 params   (K, Hp)            parameters of the cell, zero past the last unit
 ys       (T + 2, B, D·P)    output of step t at [t + 1]; initial h at [0] forward, at [T + 1] in reverse

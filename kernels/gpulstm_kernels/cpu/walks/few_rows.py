@@ -16,22 +16,13 @@ from numba.extending import overload
 
 from ...cells import Cell
 from ...memory import contiguous, empty
+from ..codegen.cell_vectors import given_of, load_gates, load_inputs, load_params, load_states, store_tuple
 from ..codegen.compilation import always_inline, cell_forward, inline
 from ..codegen.dots import dots
 from ..codegen.features import REGISTER_BYTES
 from ..codegen.narrow import packed_depth
 from ..codegen.tile import h_run, panel_vectors, tile_row, tile_rows, units, x_run
-from ..codegen.vector import (
-    given_of,
-    lanes,
-    load,
-    load_gates,
-    load_inputs,
-    load_params,
-    load_states,
-    store,
-    store_tuple,
-)
+from ..codegen.vector import lanes, load, store
 from ..crew.atomics import read
 
 # Columns of a program: I, H, then byte addresses of arrays, 0 for one that is not there, and bytes of scratch a thread;
@@ -41,7 +32,7 @@ PARAMS, BESIDE, BESIDE_WIDTH = 14, 15, 16
 
 
 @inline
-def _numbers(cell, g, in_x, in_h):
+def numbers(cell, g, in_x, in_h):
     """Of gate ``g`` its number in ``weight_ih``, where those of the input alone are the last, and in ``weight_hh``;
     ``in_x`` and ``in_h``, but 0 where it is not there.
 
@@ -65,7 +56,7 @@ def dot_gates(cell, like, to, stride, x, inputs, h, outputs, ih, hh, hidden, uni
     """
     ldx, ldh, valid = inputs * like.itemsize, outputs * like.itemsize, min(lanes(like), hidden - unit)
     for g in range(cell.n_gates):
-        in_ih, in_hh, of_x, of_h = _numbers(cell, g, inputs, outputs)
+        in_ih, in_hh, of_x, of_h = numbers(cell, g, inputs, outputs)
         wx, wh = ih + (in_ih * hidden + unit) * ldx, hh + (in_hh * hidden + unit) * ldh
         store(like, dots(like, valid, x, wx, ldx, of_x, h, wh, ldh, of_h), to + g * stride, lanes(like))
 
@@ -105,6 +96,21 @@ def _apply_cell(cell, like, gates, gate_stride, scratch, own, b, unit, valid):
     store(like, out, new_h + place, valid)
 
 
+@inline
+def add_given(cell, like, gates, stride, x, hidden, unit, valid):
+    """Add the pre-activations of one row at ``x`` to a register of each gate, ``stride`` bytes from gate to gate."""
+    for g in range(cell.n_x):
+        in_x, _, _, _ = numbers(cell, g, 0, 0)
+        value = load(like, x + (in_x * hidden + unit) * like.itemsize, valid)
+        store(like, load(like, gates + g * stride, lanes(like)) + value, gates + g * stride, lanes(like))
+
+
+@inline
+def stride_of_x(cell, row, item):
+    """Bytes from row to row of x: of inputs, or of pre-activations where there is no ``weight_ih``."""
+    return (row[INPUTS] if row[IH] else cell.n_x * row[HIDDEN]) * item
+
+
 @always_inline
 def _units_of_unpacked(cell, like, i, batch, row, x, ldx, h, ldh, scratch):
     """Units of register ``i`` of every row, from float weights as the layer has them."""
@@ -116,11 +122,13 @@ def _units_of_unpacked(cell, like, i, batch, row, x, ldx, h, ldh, scratch):
         dot_gates(cell, like, scratch, gate_stride, of_x, inputs, of_h, hidden, row[IH], row[HH], hidden, unit)
         if row[BIAS]:
             for g in range(cell.n_gates):
-                in_ih, in_hh, of_x, of_h = _numbers(cell, g, valid, valid)
+                in_ih, in_hh, of_x, of_h = numbers(cell, g, valid, valid)
                 bias = load(like, row[BIAS] + (in_ih * hidden + unit) * item, of_x)
                 bias = bias + load(like, row[BIAS_HH] + (in_hh * hidden + unit) * item, of_h)
                 gate = scratch + g * gate_stride
                 store(like, load(like, gate, lane) + bias, gate, lane)
+        if not row[IH]:
+            add_given(cell, like, scratch, gate_stride, x + b * ldx, hidden, unit, valid)
         _apply_cell(cell, like, scratch, gate_stride, scratch + cell.n_gates * gate_stride, own, b, unit, valid)
 
 
@@ -154,10 +162,17 @@ def _units_of_packed(cell, like, weights, p, batch, row, x, ldx, h, ldh, scratch
     ldg = (across + (cell.n_states + cell.n_params) * lane) * item
     bias = row[BIAS] + p * across * item
     scale_ih, scale_hh = row[SCALE_IH] + p * across_x * item, row[SCALE_HH] + p * across_h * item
-    for b in range(batch):  # those of h alone begin with their bias, where the input's product writes nothing
-        for v in range(across_x * item, across * item, lane * item):
+    first = across_x * item if row[IH] else 0
+    for b in range(batch):  # gates begin with their bias where no product of x writes them
+        for v in range(first, across * item, lane * item):
             store(like, load(like, bias + v, lane), scratch + b * ldg + v, lane)
-    if batch == 1:
+    if not row[IH]:
+        apart = stride_of_x(cell, row, item)
+        for b in range(batch):
+            for u in range(0, width, lane):
+                at, unit = scratch + b * ldg + u * item, p * width + u
+                add_given(cell, like, at, width * item, row[X] + b * apart, hidden, unit, hidden - unit)
+    elif batch == 1:
         tile_row(x_run(cell), like, weights, scale_ih, scratch, bias, x, ih, inputs)
     else:
         tile_rows(x_run(cell), like, weights, scale_ih, scratch, ldg, bias, 0, x, ldx, ih, batch, inputs, ih + panel_x)
@@ -223,11 +238,13 @@ def program_row(
     """The program of one layer: h and carried states (S, B, H), updated in place, become what ``new_h`` and they hold.
 
     ``weights``: by the names a layer has them under; scales, a missing bias and what a cell without gates of h has not
-    may be left out. ``scratch``: of :func:`new_scratch`; ``params``: of :func:`addresses_of`; ``inputs``: (N, B, W).
+    may be left out, and ``weight_ih`` where x holds pre-activations. ``scratch``: of :func:`new_scratch`; ``params``:
+    of :func:`addresses_of`; ``inputs``: (N, B, W).
     """
     arrays = [x, *(weights.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))]
     arrays += [weights.get("scale_ih"), weights.get("scale_hh"), h, states, new_h, scratch]
     if any(array is not None and contiguous(array) is not array for array in (*arrays, *weights.values(), inputs)):
         raise ValueError("a stream takes C-contiguous, aligned arrays alone")
     beside = address_of(params), address_of(inputs), inputs.shape[2]
-    return x.shape[1], h.shape[1], *map(address_of, arrays), scratch.shape[1], *beside
+    inputs_of_x = x.shape[1] if "weight_ih" in weights else 0
+    return inputs_of_x, h.shape[1], *map(address_of, arrays), scratch.shape[1], *beside

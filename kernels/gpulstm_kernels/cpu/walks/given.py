@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from numba.extending import overload
 
-from ..codegen.compilation import always_inline, inline
-from ..codegen.vector import (
+from ..codegen.cell_vectors import (
     add_sums,
     add_tuple,
     given_of,
     gradients_of_h,
     gradients_of_inputs,
     gradients_of_params,
-    load,
     load_inputs,
     load_params,
     store_some,
 )
+from ..codegen.compilation import always_inline, inline
+from ..codegen.vector import load
 from .shares import element_address
 
 

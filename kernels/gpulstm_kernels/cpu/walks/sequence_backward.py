@@ -2,19 +2,21 @@
 
 For each step, from the last to the first: the cell's gradient on each panel of units and row of the batch, then
 ``dh_{t-1} = W_hhᵀ·dgates_t``, and what the cell itself says of h before the step. Gradients of weights and input are
-matrix products over the steps of a chunk, taken while the gradients of its gates are in the cache; all threads wait for
-each other once a chunk. Row b is masked from step ``lengths[b]`` on: gradients pass through it unchanged. Arguments and
-shapes: :mod:`.arguments`.
+matrix products over the steps of a chunk, taken while the gradients of its gates are in the cache; that of an x that
+holds pre-activations is a copy. All threads wait for each other once a chunk. Row b is masked from step ``lengths[b]``
+on: gradients pass through it unchanged. Arguments and shapes: :mod:`.arguments`.
 """
 
 from __future__ import annotations
 
 from ..codegen import activations  # noqa: F401 - what cells call
+from ..codegen.cell_vectors import load_saved, load_some_states, load_states, store_gates, store_tuple
 from ..codegen.compilation import always_inline, cell_backward, expand, inline, kernel
 from ..codegen.tile import units
-from ..codegen.vector import lanes, load, load_saved, load_some_states, load_states, store_gates, store_tuple
-from ..crew.team import BARRIER, barrier_wait, is_aborted, of_all
+from ..codegen.vector import lanes, load, store
+from ..crew.team import BARRIER, barrier_wait, is_aborted, of_all, share
 from ..gemm import Rows, Runs, multiply_rows, outer_rows
+from .few_rows import numbers
 from .given import begins, flat_begins, load_given, store_given_gradients
 from .shares import (
     direction_team,
@@ -45,34 +47,16 @@ def _regions(cell):
 
 
 @always_inline
-def _apply_cell_backward(
-    cell,
-    dy,
-    dh,
-    dstates,
-    dgates,
-    dparams,
-    dinputs,
-    tape,
-    params,
-    inputs,
-    plan,
-    t,
-    slot,
-    before,
-    after,
-    b,
-    p,
-    hidden,
-    new,
-):
+def _apply_cell_backward(cell, dy, dh, walk, inputs, t, slot, b, p, new):
     """The cell's gradient on row ``b`` and panel ``p`` of step ``t``: dh, dstates in; dgates[slot], dstates out.
 
-    dh (1, B, H) is that of the cell's own output, or without a projection what later steps give to that of y. Where the
-    cell reads h before the step, dh becomes the gradient of that, but for the product's part. ``new``: whether the row
-    begins anew, with h and states of zeros, beyond which no gradient reaches.
+    dh (1, B, H) is that of the cell's own output, or without a projection ``walk.dh``, what later steps give to that of
+    y. Where the cell reads h before the step, dh becomes the gradient of that, but for the product's part. ``new``:
+    whether the row begins anew, with h and states of zeros, beyond which no gradient reaches.
     """
-    ys = tape.ys
+    _, _, params, tape, _, _, dparams, dinputs, _, dstates, dgates, plan = walk
+    ys, hidden = tape.ys, plan.hidden
+    before, after = (t + 1, t) if plan.reverse else (t, t + 1)
     size, width = ys.itemsize, units(cell, ys)
     stride, dstride = tape.states.strides[0], dstates.strides[0]
     valid, padded = min(width, hidden - p * width), (hidden + width - 1) // width * width
@@ -114,35 +98,13 @@ def _apply_cell_backward(
 @expand
 def _gradients_of_gates(cell, dy, dh, walk, inputs, resets, d, lengths, t, slot, own, width):
     """dgates[slot] of a thread's rows and panels, zero in masked rows; how many of its rows are masked."""
-    _, _, params, tape, _, _, dparams, dinputs, _, dstates, dgates, plan = walk
-    padded = dstates.shape[3]
-    before, after = (t + 1, t) if plan.reverse else (t, t + 1)
+    dgates, padded = walk.dgates, walk.dstates.shape[3]
     masked = 0
     for b in range(own.b0, own.b1):
         if t < lengths[b]:
             new = begins(resets, d, t, b)
             for p in range(own.p0, own.p1):
-                _apply_cell_backward(
-                    cell,
-                    dy,
-                    dh,
-                    dstates,
-                    dgates,
-                    dparams,
-                    dinputs,
-                    tape,
-                    params,
-                    inputs,
-                    plan,
-                    t,
-                    slot,
-                    before,
-                    after,
-                    b,
-                    p,
-                    plan.hidden,
-                    new,
-                )
+                _apply_cell_backward(cell, dy, dh, walk, inputs, t, slot, b, p, new)
         else:
             masked += 1
             for first, some in _regions(cell):
@@ -163,8 +125,29 @@ def _clear_dh(dh, lengths, t, own, masked):
                 dh[0, b, own.o0 : own.o1] = 0
 
 
+@inline
+def _hand_on(cell, dx, column, features, left, hidden, padded, width, top, bottom):
+    """The gradients of some rows' gates, as they are those of x where it holds pre-activations.
+
+    ``column`` of the first row of flat dx, and ``features`` from row to row; ``left``: of :class:`..gemm.Rows`.
+    """
+    item = dx.itemsize
+    for j in range(top, bottom):
+        source = left.flat.ctypes.data + (left.at[0] + j * left.at[1]) * item
+        for first, count in ((0, cell.first_h), (cell.first_h, cell.n_x - cell.first_h)):
+            for g in range(first, first + count):
+                in_x, _, _, _ = numbers(cell, g, 0, 0)
+                to = dx.ctypes.data + (column + j * features + in_x * hidden) * item
+                for u in range(0, hidden, lanes(dx)):
+                    of_gate = first * padded + (u // width * count + g - first) * width + u % width
+                    value = load(dx, source + of_gate * item, lanes(dx))
+                    store(dx, value, to + u * item, hidden - u)
+
+
 @expand
-def _gradients_of_chunk(cell, x, dx, walk, zero, s0, s1, count, width, scratch, edges, waits, rank, size, barrier):
+def _gradients_of_chunk(
+    cell, x, dx, walk, zero, gates_given, d, s0, s1, count, width, scratch, edges, waits, rank, size, barrier
+):
     """What steps ``s0`` to ``s1`` of a direction give to dx and to the gradients of its weights.
 
     ``zero``: None, or for each row of all steps whether it begins anew, with h of zeros; ``waits``: how often all
@@ -174,11 +157,15 @@ def _gradients_of_chunk(cell, x, dx, walk, zero, s0, s1, count, width, scratch, 
     (steps, batch, inputs), depth, features = x.shape, walk.dgates.shape[2], tape.ys.shape[2]
     rows, first = (s1 - s0) * batch, (s0 if plan.reverse else steps - s1) * batch
     flat, ys, padded = walk.dgates.reshape(-1), tape.ys.reshape(-1), walk.dstates.shape[3]
-    start, k = first * inputs, cell.n_x * padded
-    multiply_rows(dx, start, inputs, count > 1, flat, 0, depth, walk.ih, rows, k, edges, rank, size, barrier)
+    start, k, left = first * inputs, cell.n_x * padded, Rows(flat, (0, depth), depth)
+    if gates_given is not None:
+        top, bottom = share(rows, rank, size)
+        column = start + d * cell.n_x * plan.hidden
+        _hand_on(cell, dx, column, inputs, left, plan.hidden, padded, width, top, bottom)
+    else:
+        multiply_rows(dx, start, inputs, count > 1, flat, 0, depth, walk.ih, rows, k, edges, rank, size, barrier)
     h_before = (first + 2 * batch if plan.reverse else first) * features + plan.column
-    left = Rows(flat, (0, depth), depth)
-    of_x = Rows(x.reshape(-1), (start, inputs), inputs)
+    of_x = Rows(x.reshape(-1), (start, inputs), inputs if gates_given is None else 0)
     of_h = Rows(ys, (h_before, features), plan.outputs if cell.n_h else 0)
     runs = Runs(cell.first_h, cell.n_x - cell.first_h, cell.n_gates - cell.n_x)
     return outer_rows(
@@ -216,6 +203,7 @@ def backward(
     directions,
     projections,
     blocks,
+    gates_given,
     count,
     scratch,
     edges,
@@ -227,7 +215,8 @@ def backward(
 
     ``resets``: None, or the :class:`.arguments.Resets` of each direction. ``projections``: None, or the
     :class:`.arguments.ProjectionBack` of each direction. ``blocks``: None, or anything where h's product is of blocks.
-    What is None is not compiled. Flat dx is added to if there are two directions.
+    ``gates_given``: None, or anything where x holds pre-activations. What is None is not compiled. Flat dx is added to
+    if there are two directions whose inputs are the same.
     """
     steps, batch, width = x.shape[0], x.shape[1], units(cell, x)
     chunk = directions[0].dgates.shape[0]
@@ -303,6 +292,8 @@ def backward(
                 dx,
                 directions[d],
                 zero,
+                gates_given,
+                d,
                 s0,
                 s1,
                 count,

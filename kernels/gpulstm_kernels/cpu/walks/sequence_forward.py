@@ -2,28 +2,29 @@
 
 For each step, panel of units and row of the batch: ``gates = bias + W_ih·x_t + W_hh·h_{t-1}`` in a register tile, then
 the cell on the panel just written while it is in the L1 cache, which stores h and the states. The products of the
-inputs are taken for a chunk of steps at once, or step by step. Without a product of h threads that split the units do
-not wait for each other. Row b is masked from step ``lengths[b]`` on: h and states pass through it unchanged. Arguments
-and shapes: :mod:`.arguments`.
+inputs are taken for a chunk of steps at once, or step by step; where x holds what they would give, gates begin as that.
+Without a product of h threads that split the units do not wait for each other. Row b is masked from step ``lengths[b]``
+on: h and states pass through it unchanged. Arguments and shapes: :mod:`.arguments`.
 """
 
 from __future__ import annotations
 
 from ..codegen import activations  # noqa: F401 - what cells call
+from ..codegen.cell_vectors import load_gates, load_some_states, store_tuple
 from ..codegen.compilation import always_inline, cell_forward, expand, inline, kernel
 from ..codegen.narrow import in_blocks, packed_depth, quantized_rows, row_bytes
 from ..codegen.tile import h_run, tile_row, tile_row_twice, tile_rows, units, x_run
-from ..codegen.vector import lanes, load, load_gates, load_some_states, store, store_tuple
+from ..codegen.vector import lanes, load, store
 from ..crew.team import BARRIER, barrier_wait, is_aborted
-from .few_rows import dot_gates
+from .few_rows import add_given, dot_gates
 from .given import begins, load_given
 from .shares import direction_team, element_address, multiply_panels, share_of_step, state_address
 
 
 @expand
-def _dot_panel(cell, to, bias, x, h, ih, hh, p):
+def _dot_panel(cell, to, bias, x, h, ih, hh, hidden, p):
     """A panel of gates of one row = bias + W_ih·x + W_hh·h; ``to``, ``bias``, ``x``, ``h``: byte addresses."""
-    size, width, hidden = ih.itemsize, units(cell, ih), ih.shape[0] // cell.n_x
+    size, width = ih.itemsize, units(cell, ih)
     wx, wh, inputs, outputs = ih.ctypes.data, hh.ctypes.data, ih.shape[1], hh.shape[1]
     for u in range(0, min(width, hidden - p * width), lanes(ih)):
         unit = p * width + u
@@ -40,6 +41,35 @@ def _begin_gates_of_h(cell, like, bias, to, ldg, rows):
         value = load(like, bias + v * size, lanes(like))
         for r in range(rows):
             store(like, value, to + r * ldg + v * size, lanes(like))
+
+
+@inline
+def _add_given(cell, like, to, x, p, hidden):
+    """Add the pre-activations at ``x`` to panel ``p`` of gates of one row; byte addresses."""
+    size, width = like.itemsize, units(cell, like)
+    for u in range(0, min(width, hidden - p * width), lanes(like)):
+        unit = p * width + u
+        add_given(cell, like, to + u * size, width * size, x, hidden, unit, hidden - unit)
+
+
+@inline
+def _begin_given(cell, like, bias, to, ldg, x, ldx, p, hidden, rows):
+    """Gates of panel ``p`` = bias + pre-activations at ``x``, for some rows; byte addresses, bytes from row to row."""
+    for r in range(rows):
+        for v in range(0, cell.n_gates * units(cell, like) * like.itemsize, lanes(like) * like.itemsize):
+            store(like, load(like, bias + v, lanes(like)), to + r * ldg + v, lanes(like))
+        _add_given(cell, like, to + r * ldg, x + r * ldx, p, hidden)
+
+
+@expand
+def _begin_chunk(cell, x, bias, gates, column, t0, n, b0, b1, p0, p1, hidden):
+    """gates = ``bias`` + pre-activations x[t0 : t0 + n] from ``column`` on, for rows b0 to b1 and panels p0 to p1."""
+    batch, ldg, ldx = x.shape[1], gates.shape[2] * x.itemsize, x.shape[2] * x.itemsize
+    for p in range(p0, p1):
+        start = bias.ctypes.data + p * ldg
+        for i in range(n):
+            to, source = element_address(gates, p, i * batch + b0, 0), element_address(x, t0 + i, b0, column)
+            _begin_given(cell, x, start, to, ldg, source, ldx, p, hidden, b1 - b0)
 
 
 @expand
@@ -179,12 +209,15 @@ def _zero_rows_that_begin(to, ys, begins, t, source, own, outputs):
 
 
 @kernel
-def forward(cell, x, lengths, inputs, resets, directions, unpacked, projections, count, rank, size, barrier):
+def forward(
+    cell, x, lengths, inputs, resets, directions, unpacked, projections, gates_given, count, rank, size, barrier
+):
     """Walk the first ``count`` of two ``directions``, :class:`.arguments.Forward`.
 
     ``resets``: None, or the :class:`.arguments.Resets` of each direction. ``unpacked``: None, or for each direction
     (ih, hh) as torch lays them out, which are read instead of packed ones. ``projections``: None, or the
-    :class:`.arguments.Projection` of each direction. What is None is not compiled.
+    :class:`.arguments.Projection` of each direction. ``gates_given``: None, or anything where x holds the
+    pre-activations of each direction, one after another. What is None is not compiled.
     """
     (steps, batch, features), item, width = x.shape, x.itemsize, units(cell, x)
     ldg = cell.n_gates * width * item
@@ -198,9 +231,11 @@ def forward(cell, x, lengths, inputs, resets, directions, unpacked, projections,
         own = share_of_step(cell, x, plan, batch, place, team)
         rows, panels, block_columns = own.b1 - own.b0, own.p1 - own.p0, outputs // plan.blocks
         block = batch if plan.chunk else gates.shape[1]  # rows of a panel that are done with before the next
-        work = rows * cell.n_gates * width * (outputs + (0 if plan.chunk else features))  # of a panel
+        of_each = 0 if plan.chunk or gates_given is not None else features
+        work = rows * cell.n_gates * width * (outputs + of_each)  # of a panel
         of_x = quantized.ctypes.data + place * quantized.shape[1]
-        of_h = of_x + row_bytes(packed.ih, features) * batch * max(1, plan.chunk)
+        of_h = of_x + row_bytes(packed.ih, features if gates_given is None else 0) * batch * max(1, plan.chunk)
+        column = d * cell.n_x * hidden  # of x, where it holds pre-activations
         # Of a row that is alone whatever the threads, since sums in blocks have an order of their own.
         alone = (batch if in_blocks(packed.hh) else rows) == 1
         t0, left_x, ldx, own_barrier, waits = 0, 0, 0, barrier + d * BARRIER, 0
@@ -212,9 +247,15 @@ def forward(cell, x, lengths, inputs, resets, directions, unpacked, projections,
             if plan.chunk and s % plan.chunk == 0:
                 n = min(plan.chunk, steps - s)
                 t0 = t - n + 1 if plan.reverse else t
-                _project_chunk(cell, x, packed, gates, of_x, t0, n, own.b0, own.b1, own.p0, own.p1, barrier, rank)
+                if gates_given is not None:
+                    bias, b0, b1, p0, p1 = packed.bias, own.b0, own.b1, own.p0, own.p1
+                    _begin_chunk(cell, x, bias, gates, column, t0, n, b0, b1, p0, p1, hidden)
+                else:
+                    _project_chunk(cell, x, packed, gates, of_x, t0, n, own.b0, own.b1, own.p0, own.p1, barrier, rank)
             _begin_outputs(ys, lengths, plan, t, own, projections is not None)
-            if not plan.chunk:
+            if gates_given is not None:
+                left_x, ldx = element_address(x, t, own.b0, column), features * item
+            elif not plan.chunk:
                 source = element_address(x, t, own.b0, 0)
                 left_x, ldx = quantized_rows(packed.ih, x, of_x, source, features * item, rows, features)
             source, apart = element_address(ys, t + 2 if plan.reverse else t, own.b0, plan.column), ldy
@@ -238,7 +279,11 @@ def forward(cell, x, lengths, inputs, resets, directions, unpacked, projections,
                     if unpacked is None:
                         if not plan.chunk:
                             row = left_x + (r0 - own.b0) * ldx
-                            _multiply_inputs(cell, x, packed, to, ldg, row, ldx, p, forth, some, features)
+                            if gates_given is not None:
+                                start = packed.bias.ctypes.data + p * ldg
+                                _begin_given(cell, x, start, to, ldg, row, ldx, p, hidden, some)
+                            else:
+                                _multiply_inputs(cell, x, packed, to, ldg, row, ldx, p, forth, some, features)
                         of_both = cell.first_h * width
                         at, next_at = to + of_both * item, element_address(gates, p + forth, first, of_both)
                         own_h = h + p * width * plan.blocks // hidden * block_columns * item
@@ -251,8 +296,11 @@ def forward(cell, x, lengths, inputs, resets, directions, unpacked, projections,
                             _pass_states_on(cell, tape, plan, t, before, after, b, p, width, projections is not None)
                             continue
                         if unpacked is not None:
-                            (ih, hh), bias = unpacked[d], packed.bias.ctypes.data + p * ldg
-                            _dot_panel(cell, at, bias, element_address(x, t, b, 0), h + (b - r0) * ldh, ih, hh, p)
+                            (ih, hh), start = unpacked[d], packed.bias.ctypes.data + p * ldg
+                            row = left_x + (b - own.b0) * ldx
+                            _dot_panel(cell, at, start, row, h + (b - r0) * ldh, ih, hh, hidden, p)
+                            if gates_given is not None:
+                                _add_given(cell, x, at, row, p, hidden)
                         new = begins(resets, d, t, b)
                         _apply_cell(cell, at, tape, plan, params, inputs, t, before, after, b, p, hidden, new)
             if projections is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from ...language import stage_code
 from ..codegen import activations  # noqa: F401 - what cells call
 from ..codegen.compilation import inline, kernel
 from ..codegen.tile import WIDTH
@@ -21,6 +22,7 @@ from ..codegen.vector import lanes, load, store
 from ..crew.team import is_aborted, share
 from ..gemm import multiply_panel
 from . import staged_code
+from .few_rows import numbers
 from .shares import direction_team, element_address
 
 
@@ -134,11 +136,10 @@ def _written(cell: Any, plan: Any, functions: list[Any], given: str, more: str =
         names[f"stage_{number}"] = inline(function)
         lines.append(f"    stage_{number}(like, w, at, hidden, {given}, lengths, resets)")
         for value in stage.products:
-            of, to = (staged_code.slot_of(plan, one) for one in (value.arguments[0], value))
+            of, to = (stage_code.slot_of(plan, one) for one in (value.arguments[0], value))
             weight = cell.weights.index(value.detail)
             lines.append(f"    multiply_slots(w, at, {of}, {to}, hidden, {weight}, barrier, rank)")
-    exec(compile("\n".join([*lines, ""]), f"<stages of {cell.maths}>", "exec"), names)
-    return names["stages"]
+    return staged_code.defined("stages", lines, f"<stages of {cell.maths}>", names)
 
 
 def _is_given(typ: Any) -> bool:
@@ -151,13 +152,13 @@ def _is_given(typ: Any) -> bool:
 @overload(stages_forward)
 def _stages_forward(cell, like, w, at, hidden, inputs, lengths, resets, training, barrier, rank):
     functions = staged_code.forward_code(cell.cell, _is_given(training), _is_given(resets))
-    return _written(cell.cell, staged_code.forward_schedule(cell.cell), functions, "inputs", ", training")
+    return _written(cell.cell, stage_code.forward_schedule(cell.cell), functions, "inputs", ", training")
 
 
 @overload(stages_backward)
 def _stages_backward(cell, like, w, at, hidden, dy, inputs, lengths, resets, barrier, rank):
     functions = staged_code.backward_code(cell.cell, _is_given(resets))
-    return _written(cell.cell, staged_code.backward_schedule(cell.cell), functions, "dy, inputs")
+    return _written(cell.cell, stage_code.backward_schedule(cell.cell), functions, "dy, inputs")
 
 
 @inline
@@ -169,8 +170,8 @@ def _fill(like, to, source, count):
 
 
 @inline
-def _products_of_step(cell, x, w, at, hidden, resets, barrier, rank):
-    """gates = bias + W_ih·x + W_hh·h, of which each product has a run of the gates."""
+def _products_of_step(cell, x, w, at, hidden, resets, gates_given, d, barrier, rank):
+    """gates = bias + W_ih·x + W_hh·h, of which each product has a run of the gates; of direction ``d``."""
     (_, batch, features), ldy = x.shape, w.ys.shape[2]
     columns, of_x, of_h = w.gates.shape[2], cell.n_x * hidden, cell.n_h * hidden
     gates, edge = w.gates.reshape(-1), w.edges[at.place]
@@ -178,9 +179,16 @@ def _products_of_step(cell, x, w, at, hidden, resets, barrier, rank):
         _fill(x, element_address(w.gates, at.place, r, 0), w.bias.ctypes.data, columns)
     to = at.place * w.gates.shape[1] * columns
     source = (at.t * batch + at.r0) * features
-    _multiply(
-        gates, to, columns, of_x, True, x.reshape(-1), source, features, w.ih, at.m, features, edge, barrier, rank
-    )
+    if gates_given is None:
+        flat = x.reshape(-1)
+        _multiply(gates, to, columns, of_x, True, flat, source, features, w.ih, at.m, features, edge, barrier, rank)
+    else:
+        for r in range(at.m):
+            for g in range(cell.n_x):
+                in_x, _, _, _ = numbers(cell, g, 0, 0)
+                row, first = to + r * columns + g * hidden, d * of_x + in_x * hidden
+                for u in range(hidden):
+                    gates[row + u] += x[at.t, at.r0 + r, first + u]
     if of_h == 0:
         return
     left, source, lda = w.ys.reshape(-1), (at.row * batch + at.r0) * ldy + w.column, ldy
@@ -196,10 +204,11 @@ def _products_of_step(cell, x, w, at, hidden, resets, barrier, rank):
 
 
 @kernel
-def forward(cell, x, lengths, directions, inputs, resets, training, hidden, count, rank, size, barrier):
+def forward(cell, x, lengths, directions, inputs, resets, training, gates_given, hidden, count, rank, size, barrier):
     """Walk the first ``count`` of two ``directions``, :class:`Forward`.
 
-    ``inputs`` (N, T, B, H or 1); ``resets`` (T, B), or None; ``training``: None where states are not kept step by step.
+    ``inputs`` (N, T, B, H or 1); ``resets`` (T, B), or None; ``training``: None where states are not kept step by step;
+    ``gates_given``: None, or anything where x holds pre-activations, of each direction one after another.
     """
     steps, batch = x.shape[0], x.shape[1]
     for d in range(count):
@@ -218,7 +227,7 @@ def forward(cell, x, lengths, directions, inputs, resets, training, hidden, coun
                 at = At(t, before, after, row, late, r0, min(block, b1 - r0), place)
                 if is_aborted(barrier, rank, at.m * w.gates.shape[2]):
                     return
-                _products_of_step(cell, x, w, at, hidden, resets, barrier, rank)
+                _products_of_step(cell, x, w, at, hidden, resets, gates_given, d, barrier, rank)
                 stages_forward(cell, x, w, at, hidden, inputs, lengths, resets, training, barrier, rank)
 
 

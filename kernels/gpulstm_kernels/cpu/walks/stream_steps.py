@@ -38,16 +38,17 @@ from .few_rows import (
     count_units,
     new_scratch,
     program_row,
+    stride_of_x,
 )
 
 
-def _pack(cell: Cell, weights: Mapping[str, np.ndarray], dtype: np.dtype) -> dict[str, np.ndarray]:
+def _pack(cell: Cell, weights: Mapping[str, np.ndarray], hidden: int, dtype: np.dtype) -> dict[str, np.ndarray]:
     """A layer's narrow ``weights``, packed, under the same names; the cell's own parameters as they are."""
     width = panel_vectors(len(cell.preactivations)) * lanes(dtype)
     packed = {name: weights[name] for name in cell.params}
-    packed["bias_ih"] = layouts.biases(cell, weights, width, dtype)
+    packed["bias_ih"] = layouts.biases(cell, weights, hidden, width, dtype)
     for product, gates, turn in (("ih", len(cell.gates_of_x), len(cell.x_gates)), ("hh", len(cell.gates_of_h), 0)):
-        if gates:
+        if f"weight_{product}" in weights:
             packed[f"weight_{product}"] = layouts.rows(weights[f"weight_{product}"], gates, width, turn)
         if f"scale_{product}" in weights:
             packed[f"scale_{product}"] = layouts.in_panels(weights[f"scale_{product}"], gates, width, turn)
@@ -63,7 +64,9 @@ def _walk(cell, like, weights, batch, program, shared, number, rank):
         inputs, hidden, own = row[INPUTS], row[HIDDEN], row[SCRATCH] + rank * row[SCRATCH_STRIDE]
         of_h = own + row_bytes(weights, inputs) * batch
         gates = of_h + row_bytes(weights, hidden) * batch
-        x, ldx = quantized_rows(weights, like, own, row[X], inputs * item, batch, inputs)
+        x, ldx = row[X], stride_of_x(cell, row, item)
+        if inputs:
+            x, ldx = quantized_rows(weights, like, own, x, ldx, batch, inputs)
         h, ldh = row[H], hidden * item
         if cell.n_h:
             h, ldh = quantized_rows(weights, like, of_h, h, ldh, batch, hidden)
@@ -120,11 +123,14 @@ class Stream:
     def __init__(self, shape: LayerShape, layers: Sequence[Mapping[str, np.ndarray]]) -> None:
         self._cell = cell = shape.cell
         batch, inputs, hidden, dtype = shape.batch, shape.inputs, shape.hidden, shape.dtype
-        narrow, like = shape.weights != dtype, layers[0]["weight_ih"]
-        self._weights = [_pack(cell, weights, dtype) if narrow else dict(weights) for weights in layers]
-        size = shape.rows_of_x * (inputs + hidden * (len(layers) - 1)) + shape.rows_of_h * hidden * len(layers)
+        narrow = shape.weights != dtype
+        self._weights = [_pack(cell, weights, hidden, dtype) if narrow else dict(weights) for weights in layers]
+        size = shape.rows_of_x * (shape.multiplied + hidden * (len(layers) - 1)) + shape.rows_of_h * hidden * len(
+            layers
+        )
         threads = max(1, min(crew.size, size // tuning.current.stream_per_thread))
         self._x = zeros((batch, inputs), dtype)
+        like = layers[0].get("weight_ih", layers[0].get("weight_hh", self._x))
         self._h = [[zeros((batch, hidden), dtype) for _ in layers] for _ in range(2)]  # of even steps, and of odd ones
         self._outputs = [h[-1].view() for h in self._h]
         for output in self._outputs:
@@ -133,7 +139,7 @@ class Stream:
         self._inputs = zeros((len(cell.inputs), batch, hidden), dtype)  # that the cell declares
         self._anew = [zeros((batch, hidden), dtype) for _ in layers]  # h before a step at which rows begin anew
         self._params = [addresses_of(cell, weights) for weights in self._weights]
-        quantized = batch * (row_bytes(like, max(inputs, hidden)) + row_bytes(like, hidden))
+        quantized = batch * (row_bytes(like, max(shape.multiplied, hidden)) + row_bytes(like, hidden))
         self._scratch = new_scratch(cell, threads, batch, quantized)
         self._programs = np.array([self._program(self._h[1 - turn], self._h[turn]) for turn in range(2)])
         self._at_h = self._programs[::-1, :, H].copy()  # the addresses of each of them

@@ -155,15 +155,17 @@ def first_or_zero(there: bool, typ: Any) -> Any:
 
 
 @functools.cache
-def adder(count: int) -> Any:
-    """A device function ``add(values, array, first, stride)`` -> the tuple ``values`` plus ``count`` values loaded."""
+def adder(count: int, skipped: int = 0) -> Any:
+    """A device function ``add(values, array, first, stride)`` -> the tuple ``values`` plus ``count`` values loaded,
+    behind the ``skipped`` ones, which stay as they are."""
     if count == 0:
-        return cuda.jit(device=True)(lambda values, array, first, stride: ())
-    before, last = adder(count - 1), count - 1
+        head = slice(0, skipped)
+        return cuda.jit(device=True)(lambda values, array, first, stride: values[head])
+    before, last, added = adder(count - 1, skipped), count - 1, skipped + count - 1
 
     @cuda.jit(device=True)
     def add(values, array, first, stride):
-        return before(values, array, first, stride) + (values[last] + array[first + last * stride],)  # noqa: RUF005
+        return before(values, array, first, stride) + (values[added] + array[first + last * stride],)  # noqa: RUF005
 
     return add
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...cells import Cell
 from ...interpreter import is_subinterpreter
 from .kernel import Kernel
 from .runtime import Attributes, Device, Graph, Runtime, Shape3
@@ -64,6 +65,10 @@ class NumbaRuntime(Runtime):
         What selection knows of walks' speed holds for C++, and this block walk reads weights again at every step.
         """
         return ("step", "block") if os.environ.get("GPULSTM_WALK") == "block" else ("step",)
+
+    def walks_of(self, cell: Cell) -> tuple[str, ...]:
+        """The step walk alone where the cell has stages: the other's twin has none."""
+        return ("step",) if cell.stages > 1 else self.walks
 
     def device(self) -> Device:
         return self._base.device()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...cells import Cell
 from .kernel import Kernel
 
 Shape3 = tuple[int, int, int]
@@ -72,6 +73,10 @@ class Runtime(ABC):
 
     walks: tuple[str, ...] = ("step", "block", "grid")
     """The walks that it has kernels for."""
+
+    def walks_of(self, cell: Cell) -> tuple[str, ...]:
+        """Those that it has kernels of ``cell`` for."""
+        return self.walks
 
     @abstractmethod
     def device(self) -> Device:

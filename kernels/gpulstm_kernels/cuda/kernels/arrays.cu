@@ -35,6 +35,22 @@ __global__ void draw_mask(unsigned char* mask, const unsigned* seed, int draw, f
         mask[quad * 4 + j] = static_cast<float>(numbers[j] >> 8) * 0x1p-24f >= p;  // uniform in [0, 1)
 }
 
+// values[t, b, u] = hit where the number of 24 bits that is drawn there is less than `below`, else miss: numbers of the
+// generator `seed` (two words) by place, of the first step at all of them with `once`. Four units a thread.
+template <class T>
+__global__ void draw_noise(T* values, const unsigned* seed, int stream, int below, float hit, float miss, int once,
+                           int steps, int batch, int units) {
+    const int quads = (units + 3) / 4;
+    const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x, row = i / quads;
+    if (row >= static_cast<long long>(steps) * batch) return;
+    const int quad = static_cast<int>(i % quads), t = static_cast<int>(row / batch), b = static_cast<int>(row % batch);
+    const uint4 drawn = philox(make_uint4(quad, stream, b, once ? 0 : t), make_uint2(seed[0], seed[1]));
+    const unsigned numbers[4] = {drawn.x, drawn.y, drawn.z, drawn.w};
+    for (int j = 0; j < 4 && quad * 4 + j < units; ++j)
+        values[row * units + quad * 4 + j] =
+            narrow<T>(accumulate_t<T>(static_cast<int>(numbers[j] >> 8) < below ? hit : miss));
+}
+
 // to = from / (1 - p) where the mask is not zero, else 0; `scale` is 1 / (1 - p).
 template <class T>
 __global__ void drop(const T* from, const unsigned char* mask, T* to, float scale, int count) {

@@ -57,33 +57,44 @@ __global__ void add_bias(T* y, const T* bias, int count, int features) {
     if (i < static_cast<long long>(count) * features) y[i] = narrow<T>(widen(y[i]) + widen(bias[i % features]));
 }
 
-// Softmax and cross-entropy of rows: losses[n] = log Σ exp(logits[n, :]) - logits[n, target], and the gradient of their
-// mean over `counted` rows. A target of -1 does not count: no loss, no gradient; one outside 0..classes-1 gives NaN. A
+// Softmax and cross-entropy of rows: losses[n] = log Σ exp(logits[n, :]) - Σ share[c] logits[n, c], and the gradient of
+// their mean over `counted` rows. All of share is the target's but for smoothing = `smoothing` + `smoothing_rest`, which
+// all classes share alike. A target of -1 does not count: no loss, no gradient; one outside 0..classes-1 gives NaN. A
 // warp a row.
 template <class T>
 __global__ void __launch_bounds__(THREADS)
-    cross_entropy(const T* logits, const int* targets, T* dlogits, accumulate_t<T>* losses, int counted,
-                  int count, int classes) {
+    cross_entropy(const T* logits, const int* targets, T* dlogits, accumulate_t<T>* losses, float smoothing,
+                  float smoothing_rest, int counted, int count, int classes) {
     using A = accumulate_t<T>;
     const int row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= count) return;  // a whole warp
     const T* const from = logits + static_cast<long long>(row) * classes;
     T* const to = dlogits + static_cast<long long>(row) * classes;
     const int target = targets[row];
-    A most = -A(infinity()), sum = 0;
+    const A all = A(smoothing) + A(smoothing_rest), own = A(1) - all, each = all / A(classes);
+    A most = -A(infinity()), sum = 0, mean = 0;
     for (int c = lane; c < classes; c += WARP) most = widen(from[c]) > most ? widen(from[c]) : most;
     for (int mask = WARP / 2; mask; mask /= 2) {
         const A other = shuffle_xor(most, mask);
         most = other > most ? other : most;
     }
-    for (int c = lane; c < classes; c += WARP) sum += exp(widen(from[c]) - most);
-    for (int mask = WARP / 2; mask; mask /= 2) sum += shuffle_xor(sum, mask);
+    for (int c = lane; c < classes; c += WARP) {
+        sum += exp(widen(from[c]) - most);
+        if (all > 0) mean += each * (widen(from[c]) - most);  // -inf of a masked class times 0 would be NaN
+    }
+    for (int mask = WARP / 2; mask; mask /= 2) {
+        sum += shuffle_xor(sum, mask);
+        mean += shuffle_xor(mean, mask);
+    }
     const bool counts = target != -1, known = target >= 0 && target < classes;
     for (int c = lane; c < classes; c += WARP) {
-        const A gradient = exp(widen(from[c]) - most) / sum - (c == target ? A(1) : A(0));
+        const A gradient = exp(widen(from[c]) - most) / sum - (c == target ? own : A(0)) - each;
         to[c] = narrow<T>(!counts ? A(0) : known ? gradient / A(counted) : A(not_a_number()));
     }
-    if (lane == 0) losses[row] = !counts ? A(0) : known ? log(sum) - (widen(from[target]) - most) : A(not_a_number());
+    if (lane == 0) {
+        const A loss = known ? log(sum) - own * (widen(from[target]) - most) - mean : A(not_a_number());
+        losses[row] = counts ? loss : A(0);
+    }
 }
 
 // difference = a - b. A thread an element.
@@ -99,6 +110,35 @@ __global__ void mse_gradient(T* values, int count) {
     using A = accumulate_t<T>;
     const long long i = thread_index();
     if (i < count) values[i] = narrow<T>(widen(values[i]) * (A(2) / A(count)));
+}
+
+// Of d = a - b: losses d²/2 where |d| <= delta, else delta (|d| - delta/2), and the gradient of their mean. delta is
+// `delta` + `delta_rest`. A thread an element.
+template <class T>
+__global__ void huber(const T* a, const T* b, T* gradient, accumulate_t<T>* losses, float delta, float delta_rest,
+                      int count) {
+    using A = accumulate_t<T>;
+    const long long i = thread_index();
+    if (i >= count) return;
+    const A d = widen(a[i]) - widen(b[i]), most = A(delta) + A(delta_rest);
+    const A near = d > most ? most : d < -most ? -most : d;
+    gradient[i] = narrow<T>(near / A(count));
+    losses[i] = near * (d - near / 2);
+}
+
+// Of d = target - prediction at one of `levels` levels, q = `q` + `q_rest`: losses max(q d, (q - 1) d), and the gradient
+// of their mean over all levels; 0 where d is. A thread a target.
+template <class T>
+__global__ void quantile(const T* prediction, const T* target, T* gradient, accumulate_t<T>* losses, float q,
+                         float q_rest, int level, int levels, int count) {
+    using A = accumulate_t<T>;
+    const long long n = thread_index();
+    if (n >= count) return;
+    const long long i = n * levels + level;
+    const A d = widen(target[n]) - widen(prediction[i]), share = A(q) + A(q_rest);
+    const A slope = d > 0 ? -share : d < 0 ? A(1) - share : d;
+    gradient[i] = narrow<T>(slope / (A(count) * A(levels)));
+    losses[i] = -slope * d;
 }
 
 // partial[first + block] = Σ of the block's share of values, or of their squares, in double: float would overflow.

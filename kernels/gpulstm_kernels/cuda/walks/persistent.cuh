@@ -13,17 +13,33 @@
 //   place(t, c, k)     in an array (·, T, B), in the k-th part
 // Where a sequence has ended (t >= its length), h and states pass unchanged, and there is no gradient. Where one begins
 // anew (RESETS), h and states are zero before the step, in the product too, and gradients end there.
+// With HEADS the recurrent weights are (D, HEADS, Gh·H/HEADS, H/HEADS), and a launch has that many times as many blocks
+// along z: each head is a recurrence of its own, of units that lie beside the other heads' in all other arrays.
 #pragma once
 #include "cell.cuh"
 #include "tile.cuh"
+
+// The head that a block works on: its number among those of all directions, and which units it has.
+template <int HEADS>
+struct Head {
+    int number, direction, units, first;
+
+    __device__ explicit Head(int hidden)
+        : number(static_cast<int>(blockIdx.z)),
+          direction(number / HEADS),
+          units(hidden / HEADS),
+          first(number % HEADS * units) {}
+    // Whether there is such a unit of the head; where there is one head, the layer's units are asked for that anyway.
+    __device__ __forceinline__ bool has(int unit) const { return HEADS == 1 || unit < units; }
+};
 
 // One unit of the sequences `first` and `first + 1`, and whether each of them is there, if any is.
 struct Pair {
     int direction, first, unit, hidden, batch, steps, directions;
     bool inside[2];
 
-    __device__ Pair(bool there, int first, int unit, int hidden, int batch, int steps, int directions)
-        : direction(static_cast<int>(blockIdx.z)),
+    __device__ Pair(bool there, int direction, int first, int unit, int hidden, int batch, int steps, int directions)
+        : direction(direction),
           first(first),
           unit(unit),
           hidden(hidden),

@@ -19,6 +19,7 @@ REGISTERS = 255  # of a thread, at most
 _MANY = 8  # gates: each one beyond takes _OF_GATE registers more, since compilers then keep more sums apart
 _OF_GATE = 20
 _OF_RESETS = 6  # registers: a pointer, and flags of two sequences
+_OF_HEADS = 5  # registers: the first unit of a head, its direction, and how far its own units reach
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def registers_of_cell(shape: LayerShape, backward: bool) -> int:
     cell = shape.cell
     many = max(0, len(cell.preactivations) - _MANY)
     registers = len(cell.params) + 2 * len(cell.inputs) + _OF_RESETS * shape.resets + _OF_GATE * many
+    registers += _OF_HEADS * (shape.heads > 1)
     if backward:  # dh, h and its gradient from the output; of a state the gradient, and its values around the step
         return registers + 6 + 2 * cell.reads_h + 6 * len(cell.states) + 2 * cell.saved
     return registers + len(cell.preactivations) + 2 * (len(cell.gates_of_x) + len(cell.states))

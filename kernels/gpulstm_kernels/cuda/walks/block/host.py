@@ -1,6 +1,7 @@
-"""The host side of the block walk: small hidden sizes, all of ``weight_hh`` in one block's registers.
+"""The host side of the block walk: small hidden sizes, all of ``weight_hh`` in one block's registers, or of a head's.
 
-Blocks share the batch and never wait for each other. ``kernels.cu`` has the kernels.
+Blocks share the batch, and heads where there are any, and never wait for each other. ``kernels.cu`` has the kernels.
+Cells with stages are :mod:`.staged_host`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from ...device.runtime import Device, Runtime
 from ..persistent import (
     CHUNK,
     COLUMNS,
-    REGISTERS,
     Plan,
     cannot_persist,
     input_width,
@@ -23,6 +23,8 @@ from ..persistent import (
     registers_of_cell,
     values_of_a_unit,
 )
+from . import staged_host
+from .sizes import chunks_of, pitch, room
 
 _SOURCE = "walks/block/kernels"
 
@@ -43,7 +45,7 @@ def _largest(device: Device, shape: LayerShape, backward: bool) -> int:
     else:
         most = (64 if blackwell else 96) if shape.tf32 else 80
     in_chunk = CHUNK // shape.dtype.itemsize
-    fitting = (n for n in range(-(-most // in_chunk), 0, -1) if _registers(shape, backward, n) <= _room(shape, n))
+    fitting = (n for n in range(-(-most // in_chunk), 0, -1) if _registers(shape, backward, n) <= room(shape, n))
     return min(most, next(fitting, 0) * in_chunk)
 
 
@@ -55,51 +57,45 @@ def _registers(shape: LayerShape, backward: bool, chunks: int) -> int:
     return 8 * tiles * deep + 4 * tiles + registers_of_cell(shape, backward) + _BESIDE[backward][0 if exact else 1]
 
 
-def _room(shape: LayerShape, chunks: int) -> int:
-    """Registers of a thread, of a block whose threads are given in steps of 128."""
-    threads = 4 * CHUNK // shape.dtype.itemsize * chunks
-    return min(REGISTERS, 65536 // (-(-threads // 128) * 128) // 8 * 8)
-
-
-def _chunks(shape: LayerShape) -> int:
-    return -(-shape.hidden * shape.dtype.itemsize // CHUNK)
-
-
-def _pitch(chunks: int) -> int:
-    return (chunks | 1) * CHUNK
-
-
 def kernels(shape: LayerShape) -> dict[str, Kernel]:
     """The kernels of a shape, by what they do."""
-    p, chunks = shape, _chunks(shape)
-    found = {"forward": Kernel(_SOURCE, "block_forward", (p.dtype, p.tf32, p.cell, p.training, p.resets, chunks))}
+    p, chunks = shape, chunks_of(shape)
+    if p.cell.stages > 1:
+        return staged_host.kernels(p)
+    found = {
+        "forward": Kernel(_SOURCE, "block_forward", (p.dtype, p.tf32, p.cell, p.training, p.resets, chunks, p.heads))
+    }
     if p.training:
-        found["backward"] = Kernel(_SOURCE, "block_backward", (p.dtype, p.tf32, p.cell, p.resets, chunks))
+        found["backward"] = Kernel(_SOURCE, "block_backward", (p.dtype, p.tf32, p.cell, p.resets, chunks, p.heads))
     return found
 
 
 def plan(device: Device, shape: LayerShape, backward: bool) -> Plan | str:
     """How a device would walk, or in words why it cannot."""
+    if shape.cell.stages > 1:
+        return staged_host.plan(device, shape, backward)
     reason = cannot_persist(device, shape)
     if reason is not None:
         return reason
     largest = _largest(device, shape, backward)
-    if shape.hidden > largest:
-        what = f"one block's registers hold weight_hh up to hidden_size {largest} in {shape.dtype.name}"
+    units = shape.units_of_head
+    if units > largest:
+        what = f"hidden_size {largest}" if shape.heads == 1 else f"{largest} units of a head"
+        what = f"one block's registers hold weight_hh up to {what} in {shape.dtype.name}"
         return f"{what} of the cell {shape.cell.name!r}"
-    chunks, gates = _chunks(shape), len(shape.cell.gates_of_h)
+    chunks, gates = chunks_of(shape), len(shape.cell.gates_of_h)
     if backward:
-        threads = 64 * -(-shape.hidden // 16)
-        shared = 2 * COLUMNS * _pitch(2 * -(-gates * chunks // 2)) + 8 * threads
+        threads = 64 * -(-units // 16)
+        shared = 2 * COLUMNS * pitch(2 * -(-gates * chunks // 2)) + 8 * threads
     else:
-        threads = 32 * -(-shape.hidden // 8)
-        shared = 2 * COLUMNS * _pitch(chunks)
+        threads = 32 * -(-units // 8)
+        shared = 2 * COLUMNS * pitch(chunks)
     elements = shape.directions * (shape.steps + 2) * shape.batch * shape.hidden
     if elements * values_of_a_unit(shape.cell) >= 2**31:
         return "its kernels count elements in 32 bits, and an array would have more"
     if shared > device.shared_per_block:
         return f"it needs {shared} bytes of shared memory in a block, of {device.shared_per_block}"
-    return Plan(threads, (-(-shape.batch // COLUMNS), 1, shape.directions), shared)
+    return Plan(threads, (-(-shape.batch // COLUMNS), 1, shape.directions * shape.heads), shared)
 
 
 def why_not(device: Device, shape: LayerShape, backward: bool) -> str | None:
@@ -110,6 +106,9 @@ def why_not(device: Device, shape: LayerShape, backward: bool) -> str | None:
 def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     """Walk forward: fills ys, states, and in training saved."""
     p, b = shape, buffers
+    if p.cell.stages > 1:
+        staged_host.forward(runtime, p, b)
+        return
     found = planned(plan(runtime.device(), p, backward=False), "block")
     given = (b.params, b.inputs, b.resets, b.lengths)
     arrays = (b.gates, b.bias, b.weight_hh, *given, b.ys, b.states, b.saved)
@@ -120,6 +119,9 @@ def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
 def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     """Walk back: fills dgates with all that lies in it, and carries dh and dstates to the first step."""
     p, b = shape, buffers
+    if p.cell.stages > 1:
+        staged_host.backward(runtime, p, b)
+        return
     found = planned(plan(runtime.device(), p, backward=True), "block")
     given = (b.params, b.inputs, b.resets, b.lengths)
     arrays = (b.dy, b.dh, b.dstates, b.saved, b.states, b.ys, b.weight_hh, *given, b.dgates)

@@ -2,10 +2,10 @@
 
     gates_t = x_t·W_ihᵀ + h_{t-1}·W_hhᵀ + bias;   h_t, states_t, saved_t = cell(gates_t, states_{t-1}, given_t)
 
-Arguments and launch shape are those of ``kernels.cu``: grid (⌈B/8⌉, 1, D), any number of threads. The C++ kernel holds
-W_hh in registers and passes h and dgates on in shared memory. This one reads W_hh, and what the step before wrote to ys
-and dgates, from the caches, after a barrier: shorter but slower, so it is taken only when asked for. A thread takes the
-(sequence, unit) pairs that are ``blockDim.x`` apart, at every step the same ones.
+Arguments and launch shape are those of ``kernels.cu``: grid (⌈B/8⌉, 1, D·heads), any number of threads. The C++ kernel
+holds W_hh in registers and passes h and dgates on in shared memory. This one reads W_hh, and what the step before wrote
+to ys and dgates, from the caches, after a barrier: shorter but slower, so it is taken only when asked for. A thread
+takes the (sequence, unit) pairs that are ``blockDim.x`` apart, at every step the same ones.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def _begins(resets, t, direction, steps, batch, b):
     return t + direction < steps and resets[(t + direction) * batch + b] != 0
 
 
-def block_forward(dtype: np.dtype, tf32: bool, cell: Cell, training: bool, anew: bool, chunks: int) -> Twin:
+def block_forward(
+    dtype: np.dtype, tf32: bool, cell: Cell, training: bool, anew: bool, chunks: int, heads: int = 1
+) -> Twin:
     """All steps of eight sequences: fills ys, states, and in training saved; ``tf32`` and ``chunks`` are C++'s.
 
     ``anew``: sequences may begin anew.
@@ -81,9 +83,10 @@ def block_forward(dtype: np.dtype, tf32: bool, cell: Cell, training: bool, anew:
         has_bias,
         ragged,
     ):
-        direction = cuda.blockIdx.z
+        number, units = cuda.blockIdx.z, hidden // heads
+        direction, head = number // heads, number % heads * units
         first = cuda.blockIdx.x * COLUMNS
-        pairs = min(COLUMNS, batch - first) * hidden
+        pairs = min(COLUMNS, batch - first) * units
         slots = steps + 1 if training else 1
         stride = directions * slots * batch * hidden  # from one state to the next
         width = directions * hidden
@@ -92,7 +95,8 @@ def block_forward(dtype: np.dtype, tf32: bool, cell: Cell, training: bool, anew:
             before = (direction * slots + (t + direction if training else 0)) * batch
             after = (direction * slots + (t + 1 - direction if training else 0)) * batch
             for pair in range(cuda.threadIdx.x, pairs, cuda.blockDim.x):
-                b, unit = first + pair // hidden, pair % hidden
+                b, own_unit = first + pair // units, pair % units
+                unit = head + own_unit
                 column = b * width + direction * hidden + unit
                 output, earlier = (t + 1) * batch * width + column, (t + 2 * direction) * batch * width + column
                 current = load_states(states, (before + b) * hidden + unit, stride)
@@ -105,9 +109,9 @@ def block_forward(dtype: np.dtype, tf32: bool, cell: Cell, training: bool, anew:
                 gate = load_gates(gates, row * count * hidden + unit, hidden) + of_h_alone()
                 if has_bias:
                     gate = add_bias(gate, bias, direction * count * hidden + unit, hidden)
-                weights, h = (direction * of_h * hidden + unit) * hidden, A(0)
+                weights, h = (number * of_h * units + own_unit) * units, A(0)
                 if not begins:
-                    gate = multiply(gate, ys, earlier - unit, weight_hh, weights, hidden * hidden, hidden)
+                    gate = multiply(gate, ys, earlier - own_unit, weight_hh, weights, units * units, units)
                     if reads_h:
                         h = A(ys[earlier])
                 own = load_given(h, params, inputs, direction, t * batch + b, steps * batch, unit, hidden, input_width)
@@ -122,7 +126,7 @@ def block_forward(dtype: np.dtype, tf32: bool, cell: Cell, training: bool, anew:
     return Twin(kernel, (*map(POINTER, arrays), *(INT,) * 7))
 
 
-def block_backward(dtype: np.dtype, tf32: bool, cell: Cell, anew: bool, chunks: int) -> Twin:
+def block_backward(dtype: np.dtype, tf32: bool, cell: Cell, anew: bool, chunks: int, heads: int = 1) -> Twin:
     """All steps of eight sequences, the last first: fills dgates, and carries dh and dstates to the first step."""
     T, A = element(dtype)
     count, states_count, saved_count = len(cell.preactivations), len(cell.states), cell.saved
@@ -154,9 +158,10 @@ def block_backward(dtype: np.dtype, tf32: bool, cell: Cell, anew: bool, chunks: 
         input_width,
         ragged,
     ):
-        direction = cuda.blockIdx.z
+        number, units = cuda.blockIdx.z, hidden // heads
+        direction, head = number // heads, number % heads * units
         first = cuda.blockIdx.x * COLUMNS
-        pairs = min(COLUMNS, batch - first) * hidden
+        pairs = min(COLUMNS, batch - first) * units
         stride = directions * batch * hidden  # from one state's gradient to the next
         width, gates = directions * hidden, (count + own) * hidden
         for step in range(steps):
@@ -164,7 +169,7 @@ def block_backward(dtype: np.dtype, tf32: bool, cell: Cell, anew: bool, chunks: 
             before = (direction * (steps + 1) + t + direction) * batch
             after = (direction * (steps + 1) + t + 1 - direction) * batch
             for pair in range(cuda.threadIdx.x, pairs, cuda.blockDim.x):
-                b, unit = first + pair // hidden, pair % hidden
+                b, unit = first + pair // units, head + pair % units
                 row, here = (direction * steps + t) * batch + b, (direction * batch + b) * hidden + unit
                 to = row * gates + unit
                 if ragged != 0 and t >= lengths[b]:
@@ -193,11 +198,13 @@ def block_backward(dtype: np.dtype, tf32: bool, cell: Cell, anew: bool, chunks: 
                 dh[here] = first_of(dgiven)
             cuda.syncthreads()
             for pair in range(cuda.threadIdx.x, pairs, cuda.blockDim.x):
-                b, unit = first + pair // hidden, pair % hidden
-                row, total = (direction * steps + t) * batch + b, A(0)
-                for j in range(of_h * hidden):  # of this unit in the step before, by what all units' gates took of it
-                    weight = weight_hh[(direction * of_h * hidden + j) * hidden + unit]
-                    total += A(dgates[row * gates + first_of_h * hidden + j]) * A(weight)
+                b, own_unit = first + pair // units, pair % units
+                unit, row, total = head + own_unit, (direction * steps + t) * batch + b, A(0)
+                for j in range(of_h):  # of this unit in the step before, by what all units' gates took of it
+                    of_gate = row * gates + (first_of_h + j) * hidden + head
+                    for k in range(units):
+                        weight = weight_hh[((number * of_h + j) * units + k) * units + own_unit]
+                        total += A(dgates[of_gate + k]) * A(weight)
                 here = (direction * batch + b) * hidden + unit
                 dh[here] += total
                 if anew and not (ragged != 0 and t >= lengths[b]) and begin(resets, t, direction, steps, batch, b):

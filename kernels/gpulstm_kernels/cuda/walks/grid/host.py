@@ -50,7 +50,8 @@ class GridPlan(Plan):
 
 def _division(shape: LayerShape, backward: bool) -> tuple[int, int]:
     """Warps of a block, and each one's share of the weights: chunks of k forward, tiles of 16 units backward."""
-    whole = -(-shape.hidden // 16) if backward else -(-shape.hidden * shape.dtype.itemsize // CHUNK)
+    units = shape.units_of_head
+    whole = -(-units // 16) if backward else -(-units * shape.dtype.itemsize // CHUNK)
     warps = min(WARPS, whole)
     return warps, -(-whole // warps)
 
@@ -88,10 +89,14 @@ def kernels(shape: LayerShape) -> dict[str, Kernel]:
     """The kernels of a shape, by what they do."""
     p = shape
     warps, share = _division(p, backward=False)
-    found = {"forward": Kernel(_SOURCE, "grid_forward", (p.dtype, p.tf32, p.cell, p.training, p.resets, warps, share))}
+    found = {
+        "forward": Kernel(
+            _SOURCE, "grid_forward", (p.dtype, p.tf32, p.cell, p.training, p.resets, warps, share, p.heads)
+        )
+    }
     if p.training:
         warps, share = _division(p, backward=True)
-        found["backward"] = Kernel(_SOURCE, "grid_backward", (p.dtype, p.tf32, p.cell, p.resets, warps, share))
+        found["backward"] = Kernel(_SOURCE, "grid_backward", (p.dtype, p.tf32, p.cell, p.resets, warps, share, p.heads))
     return found
 
 
@@ -100,6 +105,8 @@ def plan(device: Device, shape: LayerShape, backward: bool) -> GridPlan | str:
 
     One block a multiprocessor is counted on, which is what registers allow where the walk is worth it.
     """
+    if shape.cell.stages > 1:
+        return "it has no stages within a step, which the cell's products and means cut"
     reason = cannot_persist(device, shape)
     if reason is not None:
         return reason
@@ -107,11 +114,13 @@ def plan(device: Device, shape: LayerShape, backward: bool) -> GridPlan | str:
     warps, share = _division(shape, backward)
     m16, chunks = (share, -(-gates * UNITS * size // CHUNK)) if backward else (-(-gates // 2), share)
     if share > _most(device, shape, backward):
-        return f"weight_hh of hidden_size {shape.hidden} does not fit the registers of blocks of {UNITS} units"
-    blocks, whole = -(-shape.hidden // UNITS), -(-shape.batch // COLUMNS)
-    teams = device.multiprocessors // blocks // shape.directions
+        what = f"hidden_size {shape.hidden}" if shape.heads == 1 else f"{shape.units_of_head} units of a head"
+        return f"weight_hh of {what} does not fit the registers of blocks of {UNITS} units"
+    blocks, whole = -(-shape.units_of_head // UNITS), -(-shape.batch // COLUMNS)
+    recurrences = shape.directions * shape.heads  # each with weights of its own
+    teams = device.multiprocessors // blocks // recurrences
     if teams == 0:
-        needed = blocks * shape.directions
+        needed = blocks * recurrences
         return f"{needed} blocks must be resident at a time, and {device.multiprocessors} multiprocessors hold fewer"
     tiles = -(-whole // min(teams, whole))
     groups = -(-whole // tiles)
@@ -120,15 +129,15 @@ def plan(device: Device, shape: LayerShape, backward: bool) -> GridPlan | str:
     if backward:
         pitch = (chunks | 1) * CHUNK
         shared = tiles * COLUMNS * pitch + tiles * warps * 64 * 4
-        exchanged = 2 * shape.directions * groups * blocks * blocks * tiles * COLUMNS * UNITS
+        exchanged = 2 * recurrences * groups * blocks * blocks * tiles * COLUMNS * UNITS
     else:
         shared = tiles * warps * m16 * 4 * 32 * 4
-        exchanged = 2 * shape.directions * groups * tiles * COLUMNS * warps * share * CHUNK // size
+        exchanged = 2 * recurrences * groups * tiles * COLUMNS * warps * share * CHUNK // size
     if shared > device.shared_per_block:
         return f"it needs {shared} bytes of shared memory in a block, of {device.shared_per_block}"
     if backward and exchanged * 4 > _CACHED:
         return f"blocks would exchange {exchanged * 4 // 2**20} MiB, more than stay in cache"
-    return GridPlan(32 * warps, (blocks, groups, shape.directions), shared, warps, share, tiles, exchanged)
+    return GridPlan(32 * warps, (blocks, groups, recurrences), shared, warps, share, tiles, exchanged)
 
 
 def why_not(device: Device, shape: LayerShape, backward: bool) -> str | None:
@@ -141,7 +150,7 @@ def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     p, b = shape, buffers
     found = planned(plan(runtime.device(), p, backward=False), "grid")
     exchange = runtime.zeros((found.exchanged,), p.dtype)
-    counters = runtime.zeros((found.grid[1] * p.directions,), np.uint32)
+    counters = runtime.zeros((found.grid[1] * found.grid[2],), np.uint32)
     given = (b.params, b.inputs, b.resets, b.lengths)
     arrays = (b.gates, b.bias, b.weight_hh, *given, b.ys, b.states, b.saved, exchange, counters)
     sizes = (p.steps, p.batch, p.hidden, p.directions, input_width(b), int(b.bias is not None), int(p.ragged))
@@ -155,7 +164,7 @@ def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     p, b = shape, buffers
     found = planned(plan(runtime.device(), p, backward=True), "grid")
     exchange = runtime.empty((found.exchanged,), np.float32)
-    counters = runtime.zeros((found.grid[1] * p.directions,), np.uint32)
+    counters = runtime.zeros((found.grid[1] * found.grid[2],), np.uint32)
     given = (b.params, b.inputs, b.resets, b.lengths)
     arrays = (b.dy, b.dh, b.dstates, b.saved, b.states, b.ys, b.weight_hh, *given, b.dgates, exchange, counters)
     sizes = (p.steps, p.batch, p.hidden, p.directions, input_width(b), int(p.ragged), found.tiles)

@@ -3,18 +3,19 @@
 //   gates_t = x_t·W_ihᵀ + h_{t-1}·W_hhᵀ + bias (x·W_ihᵀ comes from the host);  h_t, states_t, saved_t = cell(gates_t, ..)
 //
 // Gates of h's product, here G, are rows of weight_hh; those of x alone take no part in it.
-// Arrays as in buffers.py, the cell as in persistent.cuh; no projection. A block owns eight units of one direction for
-// one group of the batch: `tiles` tiles of eight sequences. The blocks of a direction and group are a team; teams run
-// side by side and share nothing.
+// Arrays as in buffers.py, the cell as in persistent.cuh; no projection. A block owns eight units of one direction (of
+// one head of it, where there are HEADS) for one group of the batch: `tiles` tiles of eight sequences. The blocks of a
+// direction (or head) and group are a team; teams run side by side and share nothing.
 // Forward: the block's warps split k, each with its chunks of the eight units' gate rows in registers; the shares of a
 // tile are added by the warp of its number, which has the cell, states and bias of the tile in registers. h goes to the
-// team through global memory: exchange (2, D, groups, tiles·8, k), zero at launch, k padded to whole chunks. One
+// team through global memory: exchange (2, D·HEADS, groups, tiles·8, k), zero at launch, k padded to whole chunks. One
 // barrier a step is enough because of the two copies: a block writes a copy again only after a barrier that every block
 // reached once it had read that copy.
 // Backward: the same rows of weight_hh, transposed, give a block's share of dh for every unit; it goes to the unit's
-// owner through exchange (2, D, groups, owner, source, tiles·8, 8) of float and is added there in the order of sources,
+// owner through exchange (2, D·HEADS, groups, owner, source, tiles·8, 8) of float and is added there in the order of sources,
 // so that results are the same on every run.
-// Launch: cooperative, grid (⌈H/8⌉, groups, D), 32·WARPS threads, tiles <= WARPS; `counters` (D·groups) zero at launch.
+// Launch: cooperative, grid (⌈H/HEADS/8⌉, groups, D·HEADS), 32·WARPS threads, tiles <= WARPS; `counters`
+// (D·HEADS·groups) zero at launch.
 #include "persistent.cuh"
 
 // The lane's pair of one tile: its warp has the cell of the tile's sequences and the block's eight units. A position is
@@ -22,9 +23,11 @@
 // and sums in another order spill: the compile tests tell.
 template <bool SLOTS>
 struct Owner : Pair {
-    __device__ Owner(int tile, int tiles, int hidden, int batch, int steps, int directions)
-        : Pair(tile < tiles, (static_cast<int>(blockIdx.y) * tiles + tile) * COLUMNS + 2 * Lane().q,
-               static_cast<int>(blockIdx.x) * 8 + Lane().g, hidden, batch, steps, directions) {}
+    template <int HEADS>
+    __device__ Owner(const Head<HEADS>& head, int tile, int tiles, int hidden, int batch, int steps, int directions)
+        : Pair(tile < tiles && head.has(static_cast<int>(blockIdx.x) * 8 + Lane().g), head.direction,
+               (static_cast<int>(blockIdx.y) * tiles + tile) * COLUMNS + 2 * Lane().q,
+               head.first + static_cast<int>(blockIdx.x) * 8 + Lane().g, hidden, batch, steps, directions) {}
     __device__ long long place(int t, int c, int k) const {
         return (static_cast<long long>(k) * steps + t) * batch + first + c;
     }
@@ -53,7 +56,7 @@ struct Owner : Pair {
     __device__ long long state_before(int t, int k, int c) const { return of_slot(k, t + direction, steps + 1, c); }
 };
 
-template <class T, bool TF32, class Cell, bool TRAINING, bool RESETS, int WARPS, int CHUNKS>
+template <class T, bool TF32, class Cell, bool TRAINING, bool RESETS, int WARPS, int CHUNKS, int HEADS = 1>
 __global__ void __launch_bounds__(32 * WARPS, 1)
     grid_forward(const float* gates, const float* bias, const T* weight_hh, const T* params, const T* inputs,
                  const Byte* resets, const int* lengths, T* ys, float* states, T* saved, T* exchange,
@@ -64,16 +67,17 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     SHARED_DYNAMIC(shared);
     float* const shares = reinterpret_cast<float*>(shared);  // (tile, warp, M16·4, lane)
     const Lane lane;
-    const int warp = threadIdx.x / WARP, number = threadIdx.x % WARP;
-    const Owner<TRAINING> at(warp, tiles, hidden, batch, steps, directions);
+    const Head<HEADS> head(hidden);
+    const int warp = threadIdx.x / WARP, number = threadIdx.x % WARP, units = head.units;
+    const Owner<TRAINING> at(head, warp, tiles, hidden, batch, steps, directions);
 
     Slice<T, TF32, M16, CHUNKS> slice;
-    slice.load(GateRows<T>{weight_hh + static_cast<long long>(at.direction) * G * hidden * hidden, G, hidden,
+    slice.load(GateRows<T>{weight_hh + static_cast<long long>(head.number) * G * units * units, G, units,
                            static_cast<int>(blockIdx.x) * 8, warp * CHUNKS * IN_CHUNK});
-    const int team = at.direction * static_cast<int>(gridDim.y) + static_cast<int>(blockIdx.y);
-    const long long of_copy = static_cast<long long>(directions) * gridDim.y * tiles * COLUMNS * PADDED;
+    const int team = head.number * static_cast<int>(gridDim.y) + static_cast<int>(blockIdx.y);
+    const long long of_copy = static_cast<long long>(directions * HEADS) * gridDim.y * tiles * COLUMNS * PADDED;
     T* const of_team = exchange + static_cast<long long>(team) * tiles * COLUMNS * PADDED;
-    T* const operand = of_team + static_cast<long long>(warp * COLUMNS + 2 * lane.q) * PADDED + at.unit;
+    T* const operand = of_team + static_cast<long long>(warp * COLUMNS + 2 * lane.q) * PADDED + (at.unit - head.first);
     unsigned passed = 0;
 
     CellForward<T, Cell, TRAINING, RESETS> cell(gates, ys, states, saved, resets);
@@ -113,7 +117,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     cell.end(at);
 }
 
-template <class T, bool TF32, class Cell, bool RESETS, int WARPS, int TILES>
+template <class T, bool TF32, class Cell, bool RESETS, int WARPS, int TILES, int HEADS = 1>
 __global__ void __launch_bounds__(32 * WARPS, 1)
     grid_backward(const T* dy, float* dh, float* dstates, const T* saved, const float* states, const T* ys,
                   const T* weight_hh, const T* params, const T* inputs, const Byte* resets, const int* lengths,
@@ -126,23 +130,25 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     T* const of_tiles = reinterpret_cast<T*>(shared);  // dgates (tiles·8, PITCH) of the block's units
     float* const shares = reinterpret_cast<float*>(shared + tiles * COLUMNS * PITCH * sizeof(T));  // (tile, warp, 64)
     const Lane lane;
+    const Head<HEADS> head(hidden);
     const int warp = threadIdx.x / WARP, number = threadIdx.x % WARP, blocks = static_cast<int>(gridDim.x);
-    const Owner<true> at(warp, tiles, hidden, batch, steps, directions);
+    const Owner<true> at(head, warp, tiles, hidden, batch, steps, directions);
     const int first_unit = static_cast<int>(blockIdx.x) * 8, columns = tiles * COLUMNS;
 
     Slice<T, TF32, TILES, CHUNKS> slice;  // of weight_hhᵀ: 16·TILES units a warp by the block's gate rows
-    const T* const weight = weight_hh + static_cast<long long>(at.direction) * G * hidden * hidden;
+    const int units = head.units;
+    const T* const weight = weight_hh + static_cast<long long>(head.number) * G * units * units;
     slice.load([&](int row, int k) {
         const int unit = warp * TILES * 16 + row, gate = k / 8, other = first_unit + k % 8;
-        const bool inside = unit < hidden && gate < G && other < hidden;
-        return inside ? weight[(gate * hidden + other) * hidden + unit] : narrow<T>(0.0f);
+        const bool inside = unit < units && gate < G && other < units;
+        return inside ? weight[(gate * units + other) * units + unit] : narrow<T>(0.0f);
     });
     for (int i = threadIdx.x; i < columns * PITCH; i += blockDim.x) of_tiles[i] = narrow<T>(0.0f);
     block_barrier();
 
-    const int team = at.direction * static_cast<int>(gridDim.y) + static_cast<int>(blockIdx.y);
+    const int team = head.number * static_cast<int>(gridDim.y) + static_cast<int>(blockIdx.y);
     const long long of_owner = static_cast<long long>(blocks) * columns * 8;
-    const long long of_copy = static_cast<long long>(directions) * gridDim.y * blocks * of_owner;
+    const long long of_copy = static_cast<long long>(directions * HEADS) * gridDim.y * blocks * of_owner;
     float* const of_team = exchange + static_cast<long long>(team) * blocks * of_owner;
     unsigned passed = 0;
 

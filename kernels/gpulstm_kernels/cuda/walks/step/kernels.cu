@@ -6,8 +6,10 @@
 // Arrays are as in buffers.py; beside them h (D, B, P), the operand of the next product, which is zero where a sequence
 // begins anew. In training the cell's saved values and the states of all steps are kept.
 // Where a sequence has ended (t >= its length), h and states pass unchanged, and there is no gradient.
+// With HEADS, the factors and results of the products lie head by head: h and dh are (D·HEADS, B, H/HEADS), h's product
+// is no part of gates but `product` (D·HEADS, B, Gh·H/HEADS), and what dh adds up comes from `factor`, such dgates.
 // Launch: a thread takes UNITS neighbouring units of one sequence; grid (⌈B·⌈H/UNITS⌉ / 128⌉, 1, D), 128 threads.
-// UNITS is 4 where H is a multiple of 4 (one vector access a value), else 1.
+// UNITS is 4 where H/HEADS is a multiple of 4 (one vector access a value), else 1.
 #include "cell.cuh"
 
 constexpr int THREADS = 128;
@@ -32,6 +34,16 @@ struct Location {
     }
     __device__ long long row(int steps, int batch) const {
         return (static_cast<long long>(direction) * steps + t) * batch + b;
+    }
+    // Of `count` values of the first unit the k-th, in an array (D·HEADS, B, count·units); `here` counts the rows (D, B).
+    template <int HEADS>
+    __device__ __forceinline__ long long of_head(long long here, int batch, int units, int count = 1, int k = 0) const {
+        if constexpr (HEADS == 1) {
+            return here * units + unit;  // where nothing but h and its gradient lies so
+        } else {
+            const int own = units / HEADS, head = unit / own;
+            return ((static_cast<long long>(direction * HEADS + head) * batch + b) * count + k) * own + (unit - head * own);
+        }
     }
     // Whether a sequence begins anew between this step and the one before or after it in the walk of its direction.
     __device__ bool begins(const Byte* resets, int steps, int batch) const {
@@ -78,13 +90,27 @@ __device__ __forceinline__ void load_given(const T* params, const T* inputs, con
     }
 }
 
-template <class T, class Cell, bool TRAINING, int UNITS, bool RESETS>
+// Pre-activation j of UNITS units, without its bias.
+template <class Cell, int HEADS, class A, int UNITS>
+__device__ __forceinline__ void load_gate(const A* gates, const A* product, const Location<UNITS>& at, long long row,
+                                          long long here, int batch, int hidden_size, int j, A (&value)[UNITS]) {
+    using P = Parts<Cell>;
+    if (HEADS == 1 || j < P::OF_X) load<UNITS>(gates + (row * P::G + j) * hidden_size + at.unit, value);
+    if (HEADS == 1 || j < P::FIRST_OF_H) return;
+    A of_h[UNITS];
+    load<UNITS>(product + at.template of_head<HEADS>(here, batch, hidden_size, P::OF_H, j - P::FIRST_OF_H), of_h);
+#pragma unroll
+    for (int u = 0; u < UNITS; ++u) value[u] = j < P::OF_X ? value[u] + of_h[u] : of_h[u];
+}
+
+template <class T, class Cell, bool TRAINING, int UNITS, bool RESETS, int HEADS = 1>
 __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<Cell, RESETS>)
     step_forward(const accumulate_t<T>* gates, const accumulate_t<T>* bias, const int* lengths, T* h, T* ys,
                  accumulate_t<T>* states, T* saved, T* hidden, int step, int steps, int batch, int hidden_size,
                  int outputs, int directions, int has_bias, int ragged, int projected, const T* params,
-                 const T* inputs, const Byte* resets, int input_width) {
+                 const T* inputs, const Byte* resets, int input_width, const accumulate_t<T>* product) {
     using A = accumulate_t<T>;
+    using P = Parts<Cell>;
     constexpr int G = Cell::gates, S = at_least_one(Cell::states), V = at_least_one(Cell::saved);
     const Location<UNITS> at(step, steps - 1 - step, batch, hidden_size);
     if (!at.inside) return;
@@ -110,18 +136,18 @@ __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<Cell, RESETS>)
         }
     }
     if (ended) {
-        if (!projected) load<UNITS>(h + here * outputs + at.unit, out);
+        if (!projected) load<UNITS>(h + at.template of_head<HEADS>(here, batch, outputs), out);
     } else {
-        A gate[UNITS][G], save[UNITS][V], before[UNITS], given[UNITS][at_least_one(Parts<Cell>::GIVEN)];
+        A gate[UNITS][G], save[UNITS][V], before[UNITS], given[UNITS][at_least_one(P::GIVEN)];
 #pragma unroll
         for (int j = 0; j < G; ++j) {
             A value[UNITS], offset[UNITS];
-            load<UNITS>(gates + (row * G + j) * hidden_size + at.unit, value);
+            load_gate<Cell, HEADS>(gates, product, at, row, here, batch, hidden_size, j, value);
             if (has_bias) load<UNITS>(bias + (at.direction * G + j) * hidden_size + at.unit, offset);
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) gate[u][j] = has_bias ? value[u] + offset[u] : value[u];
         }
-        if constexpr (Parts<Cell>::READS_H) load<UNITS>(h + here * outputs + at.unit, before);
+        if constexpr (P::READS_H) load<UNITS>(h + at.template of_head<HEADS>(here, batch, outputs), before);
         load_given<T, Cell, UNITS>(params, inputs, at, steps, batch, hidden_size, input_width, before, given);
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) cell_forward<Cell>(gate[u], state[u], out[u], save[u], given[u]);
@@ -152,7 +178,7 @@ __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<Cell, RESETS>)
         A next[UNITS];
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) next[u] = ends ? A(0) : out[u];
-        store<UNITS>(next, h + here * outputs + at.unit);
+        store<UNITS>(next, h + at.template of_head<HEADS>(here, batch, outputs));
         store<UNITS>(out, output);
     }
 }
@@ -170,8 +196,8 @@ __global__ void __launch_bounds__(THREADS)
     if (RESETS && at.ends(resets, steps, batch)) h[here] = narrow<T>(accumulate_t<T>(0));
 }
 
-// h (D, B, P) before the first step of the walk: the initial one, but zero where a sequence begins with that step.
-template <class T>
+// h before the first step of the walk: the initial one, but zero where a sequence begins with that step.
+template <class T, int HEADS = 1>
 __global__ void __launch_bounds__(THREADS)
     step_begin(const T* ys, const Byte* resets, T* h, int steps, int batch, int outputs, int directions) {
     const Location<1> at(0, steps - 1, batch, outputs);
@@ -179,17 +205,18 @@ __global__ void __launch_bounds__(THREADS)
     const long long slot = at.direction ? steps + 1 : 0;
     const T first = ys[((slot * batch + at.b) * directions + at.direction) * outputs + at.unit];
     const bool begins = at.begins(resets, steps, batch);
-    h[(static_cast<long long>(at.direction) * batch + at.b) * outputs + at.unit] =
-        begins ? narrow<T>(accumulate_t<T>(0)) : first;
+    const long long here = static_cast<long long>(at.direction) * batch + at.b;
+    h[at.template of_head<HEADS>(here, batch, outputs)] = begins ? narrow<T>(accumulate_t<T>(0)) : first;
 }
 
-// Backward: dh (D, B, P) behind the last step of the walk goes no further where a sequence began with that step.
-template <class T>
+// Backward: dh behind the last step of the walk goes no further where a sequence began with that step.
+template <class T, int HEADS = 1>
 __global__ void __launch_bounds__(THREADS)
     step_end(accumulate_t<T>* dh, const Byte* resets, int steps, int batch, int outputs) {
     const Location<1> at(0, steps - 1, batch, outputs);
+    const long long here = static_cast<long long>(at.direction) * batch + at.b;
     if (at.inside && at.begins(resets, steps, batch))
-        dh[(static_cast<long long>(at.direction) * batch + at.b) * outputs + at.unit] = accumulate_t<T>(0);
+        dh[at.template of_head<HEADS>(here, batch, outputs)] = accumulate_t<T>(0);
 }
 
 // With a projection, backward: the whole gradient of h_t to dprojected (D, T, B, P); dh becomes
@@ -217,14 +244,15 @@ __global__ void __launch_bounds__(THREADS)
 // one, and dstates (S, D, B, H) that of the states; writes a row of dgates. dh is then the gradient of h before the step
 // as the cell reads it, to which the host's product adds dgates·W_hh, but for sequences that have ended.
 // With a projection, dhidden (D, B, H) is the whole gradient of the unprojected h, and dh is not touched.
-template <class T, class Cell, int UNITS, bool RESETS>
+template <class T, class Cell, int UNITS, bool RESETS, int HEADS = 1>
 __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<Cell, RESETS>)
     step_backward(const T* dy, accumulate_t<T>* dh, const accumulate_t<T>* dhidden, accumulate_t<T>* dstates,
                   const T* saved, const accumulate_t<T>* states, const T* ys, const T* hidden, const int* lengths,
                   T* dgates, int step, int steps, int batch, int hidden_size, int outputs, int directions, int ragged,
-                  int projected, const T* params, const T* inputs, const Byte* resets, int input_width) {
+                  int projected, const T* params, const T* inputs, const Byte* resets, int input_width, T* factor) {
     using A = accumulate_t<T>;
-    constexpr int R = Parts<Cell>::ROW, S = at_least_one(Cell::states), V = at_least_one(Cell::saved);
+    using P = Parts<Cell>;
+    constexpr int R = P::ROW, S = at_least_one(Cell::states), V = at_least_one(Cell::saved);
     const Location<UNITS> at(steps - 1 - step, step, batch, hidden_size);
     if (!at.inside) return;
     const long long row = at.row(steps, batch), here = static_cast<long long>(at.direction) * batch + at.b;
@@ -233,19 +261,19 @@ __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<Cell, RESETS>)
     if (!(ragged && at.t >= lengths[at.b])) {
         const bool begins = RESETS && at.begins(resets, steps, batch), ends = RESETS && at.ends(resets, steps, batch);
         A total[UNITS], value[UNITS], h[UNITS], save[UNITS][V], state[UNITS][S], previous[UNITS][S], dstate[UNITS][S];
-        A before[UNITS] = {}, dbefore[UNITS] = {}, given[UNITS][at_least_one(Parts<Cell>::GIVEN)];
+        A before[UNITS] = {}, dbefore[UNITS] = {}, given[UNITS][at_least_one(P::GIVEN)];
         if (projected) {
             load<UNITS>(dhidden + here * hidden_size + at.unit, total);
             load<UNITS>(hidden + row * hidden_size + at.unit, h);
         } else {
-            load<UNITS>(dh + here * outputs + at.unit, total);
+            load<UNITS>(dh + at.template of_head<HEADS>(here, batch, outputs), total);
             load<UNITS>(dy + (static_cast<long long>(at.t) * batch + at.b) * width + column, value);
             load<UNITS>(ys + ((at.t + 1LL) * batch + at.b) * width + column, h);
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) total[u] = (ends ? A(0) : total[u]) + value[u];
-            if constexpr (!Parts<Cell>::READS_H) store<UNITS>(dbefore, dh + here * outputs + at.unit);
+            if constexpr (!P::READS_H) store<UNITS>(dbefore, dh + at.template of_head<HEADS>(here, batch, outputs));
         }
-        if constexpr (Parts<Cell>::READS_H) {
+        if constexpr (P::READS_H) {
             if (!begins) load<UNITS>(ys + ((at.t + 2LL * at.direction) * batch + at.b) * width + column, before);
         }
         load_given<T, Cell, UNITS>(params, inputs, at, steps, batch, hidden_size, input_width, before, given);
@@ -275,7 +303,7 @@ __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<Cell, RESETS>)
 #pragma unroll
         for (int u = 0; u < UNITS; ++u)
             cell_backward<Cell>(total[u], h[u], save[u], state[u], previous[u], dstate[u], given[u], drow[u], dbefore[u]);
-        if constexpr (Parts<Cell>::READS_H) store<UNITS>(dbefore, dh + here * outputs + at.unit);
+        if constexpr (P::READS_H) store<UNITS>(dbefore, dh + at.template of_head<HEADS>(here, batch, outputs));
 #pragma unroll
         for (int k = 0; k < Cell::states; ++k) {
 #pragma unroll
@@ -289,5 +317,7 @@ __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<Cell, RESETS>)
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) value[u] = drow[u][j];
         store<UNITS>(value, dgates + (row * R + j) * hidden_size + at.unit);
+        if (HEADS > 1 && j >= P::FIRST_OF_H && j < Cell::gates)
+            store<UNITS>(value, factor + at.template of_head<HEADS>(here, batch, hidden_size, P::OF_H, j - P::FIRST_OF_H));
     }
 }

@@ -6,6 +6,9 @@ In training the cell's saved values (value by value) and the states of every ste
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 from numba import cuda
 
@@ -22,6 +25,20 @@ def _location(features, units):
     return flat // groups, flat % groups * units
 
 
+@functools.cache
+def _place(heads: int) -> Any:
+    """A device function: where the first of a unit's ``count`` values is in an array (D·heads, B, count·H/heads); it is
+    H/heads to the next."""
+
+    @cuda.jit(device=True)
+    def place(direction, b, unit, batch, features, count):
+        units = features // heads
+        head = unit // units if heads > 1 else 0
+        return ((direction * heads + head) * batch + b) * count * units + unit - head * units
+
+    return place
+
+
 @cuda.jit(device=True)
 def _begins(resets, t, direction, steps, batch, b):
     """Whether sequence ``b`` begins anew between step ``t`` and the one before it in the walk of its direction."""
@@ -35,14 +52,18 @@ def _ends(resets, t, direction, steps, batch, b):
     return time > 0 and time < steps and resets[time * batch + b] != 0
 
 
-def step_forward(dtype: np.dtype, cell: Cell, training: bool, units: int, anew: bool) -> Twin:
+def step_forward(dtype: np.dtype, cell: Cell, training: bool, units: int, anew: bool, heads: int = 1) -> Twin:
     """h_t, states_t, saved_t = cell(gates_t + bias, states_{t-1}, given); ``anew``: sequences may begin anew."""
     T, A = element(dtype)
     count, states_count, reads_h = len(cell.preactivations), len(cell.states), cell.reads_h
     compute, location = numba_cell.forward_given(cell, A), _location
     begin, end = _begins, _ends
     load_given, no_states = numba_cell.given_loader(cell, A), numba_cell.zeros(states_count, A)
-    load_gates, add_bias = numba_cell.loader(count, A), numba_cell.adder(count)
+    of_h, apart = len(cell.gates_of_h), heads > 1  # whether h's product is no part of gates
+    load_gates = numba_cell.loader(len(cell.gates_of_x) if apart else count, A)
+    of_h_alone = numba_cell.zeros(len(cell.h_gates) if apart else 0, A)
+    add_product = numba_cell.adder(of_h, len(cell.x_gates)) if apart else numba_cell.adder(0, count)
+    add_bias, place = numba_cell.adder(count), _place(heads)
     load_states, store_states = numba_cell.loader(states_count, A), numba_cell.storer(states_count, A)
     store_saved = numba_cell.storer(cell.saved, T)
 
@@ -68,6 +89,7 @@ def step_forward(dtype: np.dtype, cell: Cell, training: bool, units: int, anew: 
         inputs,
         resets,
         input_width,
+        product,
     ):
         direction = cuda.blockIdx.z
         b, first = location(hidden_size, units)
@@ -84,18 +106,21 @@ def step_forward(dtype: np.dtype, cell: Cell, training: bool, units: int, anew: 
         ends = anew and end(resets, t, direction, steps, batch, b)
         for unit in range(first, first + units):
             output = (((t + 1) * batch + b) * directions + direction) * outputs + unit
+            of_unit = place(direction, b, unit, batch, outputs, 1)
             current = no_states() if begins else load_states(states, before * hidden_size + unit, stride)
             if ended:
                 store_states(current, states, after * hidden_size + unit, stride)
                 if projected:  # the gradient of weight_hr multiplies these rows by zeros, and a NaN would survive that
                     hidden[(row if training else here) * hidden_size + unit] = T(A(0))
                 else:
-                    ys[output] = h[here * outputs + unit]
+                    ys[output] = h[of_unit]
                 continue
-            gate = load_gates(gates, row * count * hidden_size + unit, hidden_size)
+            gate = load_gates(gates, row * count * hidden_size + unit, hidden_size) + of_h_alone()
+            of_product = place(direction, b, unit, batch, hidden_size, of_h)
+            gate = add_product(gate, product, of_product, hidden_size // heads)
             if has_bias:
                 gate = add_bias(gate, bias, direction * count * hidden_size + unit, hidden_size)
-            earlier = A(h[here * outputs + unit]) if reads_h else A(0)
+            earlier = A(h[of_unit]) if reads_h else A(0)
             own = load_given(
                 earlier, params, inputs, direction, t * batch + b, steps * batch, unit, hidden_size, input_width
             )
@@ -106,12 +131,12 @@ def step_forward(dtype: np.dtype, cell: Cell, training: bool, units: int, anew: 
             if projected:
                 hidden[(row if training else here) * hidden_size + unit] = T(A(value))
             else:
-                h[here * outputs + unit] = T(A(0)) if ends else T(A(value))
+                h[of_unit] = T(A(0)) if ends else T(A(value))
                 ys[output] = T(A(value))
 
     cell_saved = cell.saved
     arrays = (A, A, INT, T, T, A, T, T)
-    return Twin(kernel, (*map(POINTER, arrays), *(INT,) * 9, *map(POINTER, (T, T, BYTE)), INT))
+    return Twin(kernel, (*map(POINTER, arrays), *(INT,) * 9, *map(POINTER, (T, T, BYTE)), INT, POINTER(A)))
 
 
 def step_project(dtype: np.dtype, anew: bool) -> Twin:
@@ -135,17 +160,17 @@ def step_project(dtype: np.dtype, anew: bool) -> Twin:
     return Twin(kernel, (*map(POINTER, (A, INT, T, T)), *(INT,) * 6, POINTER(BYTE)))
 
 
-def step_begin(dtype: np.dtype) -> Twin:
-    """h (D, B, P) before the first step of the walk: zero where a sequence begins with that step."""
+def step_begin(dtype: np.dtype, heads: int = 1) -> Twin:
+    """h before the first step of the walk: zero where a sequence begins with that step."""
     T, A = element(dtype)
-    location, begin = _location, _begins
+    location, begin, place = _location, _begins, _place(heads)
 
     def kernel(ys, resets, h, steps, batch, outputs, directions):
         direction = cuda.blockIdx.z
         b, unit = location(outputs, 1)
         if b >= batch:
             return
-        here = (direction * batch + b) * outputs + unit
+        here = place(direction, b, unit, batch, outputs, 1)
         if begin(resets, steps - 1 if direction else 0, direction, steps, batch, b):
             h[here] = T(A(0))
         else:
@@ -155,16 +180,16 @@ def step_begin(dtype: np.dtype) -> Twin:
     return Twin(kernel, (*map(POINTER, (T, BYTE, T)), *(INT,) * 4))
 
 
-def step_end(dtype: np.dtype) -> Twin:
-    """dh (D, B, P) goes no further where a sequence began with the first step of the walk."""
+def step_end(dtype: np.dtype, heads: int = 1) -> Twin:
+    """dh goes no further where a sequence began with the first step of the walk."""
     _, A = element(dtype)
-    location, begin = _location, _begins
+    location, begin, place = _location, _begins, _place(heads)
 
     def kernel(dh, resets, steps, batch, outputs):
         direction = cuda.blockIdx.z
         b, unit = location(outputs, 1)
         if b < batch and begin(resets, steps - 1 if direction else 0, direction, steps, batch, b):
-            dh[(direction * batch + b) * outputs + unit] = A(0)
+            dh[place(direction, b, unit, batch, outputs, 1)] = A(0)
 
     return Twin(kernel, (*map(POINTER, (A, BYTE)), *(INT,) * 3))
 
@@ -194,7 +219,7 @@ def step_unproject(dtype: np.dtype, anew: bool) -> Twin:
     return Twin(kernel, (*map(POINTER, (T, A, INT, T)), *(INT,) * 6, POINTER(BYTE)))
 
 
-def step_backward(dtype: np.dtype, cell: Cell, units: int, anew: bool) -> Twin:
+def step_backward(dtype: np.dtype, cell: Cell, units: int, anew: bool, heads: int = 1) -> Twin:
     """A row of dgates and dstates_{t-1} from the gradient of h_t and dstates_t; dh becomes the gradient of h before the
     step as the cell reads it, to which the host's product adds dgates·W_hh."""
     T, A = element(dtype)
@@ -207,6 +232,9 @@ def step_backward(dtype: np.dtype, cell: Cell, units: int, anew: bool) -> Twin:
     load_states, store_states = numba_cell.loader(states_count, A), numba_cell.storer(states_count, A)
     load_saved, store_gates = numba_cell.loader(saved_count, A), numba_cell.storer(count, T)
     store_own = numba_cell.storer(own, T, int(reads_h))
+    of_h, place = len(cell.gates_of_h), _place(heads)
+    factors = of_h if heads > 1 else 0  # dgates that lie a second time where the product takes them from
+    store_factor = numba_cell.storer(factors, T, len(cell.x_gates))
 
     def kernel(
         dy,
@@ -231,6 +259,7 @@ def step_backward(dtype: np.dtype, cell: Cell, units: int, anew: bool) -> Twin:
         inputs,
         resets,
         input_width,
+        factor,
     ):
         direction = cuda.blockIdx.z
         b, first = location(hidden_size, units)
@@ -247,15 +276,19 @@ def step_backward(dtype: np.dtype, cell: Cell, units: int, anew: bool) -> Twin:
         ends = anew and end(resets, t, direction, steps, batch, b)
         for unit in range(first, first + units):
             to = row * (count + own) * hidden_size + unit
+            of_unit = place(direction, b, unit, batch, outputs, 1)
+            of_factor, apart = place(direction, b, unit, batch, hidden_size, of_h), hidden_size // heads
             if ended:
                 for j in range(count + own):
                     dgates[to + j * hidden_size] = T(A(0))
+                for j in range(factors):
+                    factor[of_factor + j * apart] = T(A(0))
                 continue
             if projected:
                 total = dhidden[here * hidden_size + unit]
                 value = A(hidden[row * hidden_size + unit])
             else:
-                later = A(0) if ends else dh[here * outputs + unit]
+                later = A(0) if ends else dh[of_unit]
                 total = later + A(dy[((t * batch + b) * directions + direction) * outputs + unit])
                 value = A(ys[(((t + 1) * batch + b) * directions + direction) * outputs + unit])
             earlier = A(0)
@@ -274,10 +307,11 @@ def step_backward(dtype: np.dtype, cell: Cell, units: int, anew: bool) -> Twin:
                 ),
             )
             store_gates(dgate, dgates, to, hidden_size)
+            store_factor(dgate, factor, of_factor, apart)
             store_own(dgiven, dgates, to + count * hidden_size, hidden_size)
             store_states(no_states() if begins else dprevious, dstates, here * hidden_size + unit, stride)
             if not projected:
-                dh[here * outputs + unit] = first_of(dgiven)
+                dh[of_unit] = first_of(dgiven)
 
     arrays = (T, A, A, A, T, A, T, T, INT, T)
-    return Twin(kernel, (*map(POINTER, arrays), *(INT,) * 8, *map(POINTER, (T, T, BYTE)), INT))
+    return Twin(kernel, (*map(POINTER, arrays), *(INT,) * 8, *map(POINTER, (T, T, BYTE)), INT, POINTER(T)))
