@@ -62,7 +62,7 @@ __global__ void add_bias(T* y, const T* bias, int count, int features) {
 // all classes share alike. A target of -1 does not count: no loss, no gradient; one outside 0..classes-1 gives NaN. A
 // warp a row.
 template <class T>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)  // without the 1 ptxas spills on Blackwell, to have more blocks at a time
     cross_entropy(const T* logits, const int* targets, T* dlogits, accumulate_t<T>* losses, float smoothing,
                   float smoothing_rest, int counted, int count, int classes) {
     using A = accumulate_t<T>;

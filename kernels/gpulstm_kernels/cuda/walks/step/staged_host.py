@@ -37,8 +37,8 @@ def kernels(shape: LayerShape) -> dict[str, Kernel]:
     for run in stages.backward.runs if p.training else ():
         found[f"backward {run.first}"] = Kernel(_SOURCE, "staged_backward", (p.dtype, p.cell, run.first, p.resets))
     if p.resets:
-        found["begin"] = Kernel("walks/step/kernels", "step_begin", (p.dtype,))
-        found["end"] = Kernel("walks/step/kernels", "step_end", (p.dtype,))
+        found["begin"] = Kernel("walks/step/kernels", "step_begin", (p.dtype, p.heads))
+        found["end"] = Kernel("walks/step/kernels", "step_end", (p.dtype, p.heads))
     if p.cell.h_gates:
         found["clear"] = Kernel("kernels/layer", "clear_columns", (p.accumulate,))
     return found
