@@ -16,7 +16,7 @@ from gpulstm_kernels.cuda import layer, select
 from gpulstm_kernels.cuda.device import precision
 from gpulstm_kernels.cuda.walks import block_host
 
-from .cases import Case, problem
+from .cases import Case, check_pieces, on_emulator, problem
 from .runtime import H200, EmulatedRuntime
 
 pytestmark = pytest.mark.emulator
@@ -46,8 +46,7 @@ def by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(cell: Any, case: str, what: str = "cuda") -> None:
-    runtime, p = EmulatedRuntime(), problem(cell, CASES[case])
-    layer_checks.check(layer_checks.OnDevice(layer, runtime, runtime=runtime), p, what, case)
+    layer_checks.check(on_emulator(), problem(cell, CASES[case]), what, case)
 
 
 @pytest.mark.parametrize(
@@ -75,25 +74,7 @@ def test_products_in_tf32(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     "cell", ["layer_norm_gru", device_cells.staged], ids=lambda value: getattr(value, "name", value)
 )
 def test_pieces_that_begin_within_a_call_are_those_by_themselves(cell: Any) -> None:
-    """Bit for bit, and whatever was before them: the steps of the first piece end in NaN."""
-    runtime = EmulatedRuntime()
-    backend = layer_checks.OnDevice(layer, runtime, runtime=runtime)
-    p = problems.layer_problem(cell, "float32", steps=6, batch=2, hidden=8)
-    border, x = 2, p.x.copy()
-    x[:border] = np.nan
-    resets = np.zeros((6, 2), bool)
-    resets[border] = True
-    whole = layer_checks.computed(backend, p._replace(x=x, resets=resets))
-    inputs = None if p.inputs is None else p.inputs[:, border:].copy()
-    zeros = tuple(np.zeros_like(part) for part in p.state)
-    piece = p._replace(x=x[border:].copy(), dy=p.dy[border:].copy(), inputs=inputs, state=zeros)
-    alone = layer_checks.computed(backend, piece)
-    for name, value in alone.items():
-        if name in ("y", "dx") or name.startswith("dinputs"):
-            np.testing.assert_array_equal(whole[name][border:], value, name)
-        elif not name.startswith("d"):
-            np.testing.assert_array_equal(whole[name], value, name)
-    assert np.isnan(whole["y"][:border]).all()
+    check_pieces(cell)
 
 
 def test_bits_do_not_depend_on_the_order_of_threads() -> None:
