@@ -60,9 +60,9 @@ __global__ void add_bias(T* y, const T* bias, int count, int features) {
 // Softmax and cross-entropy of rows: losses[n] = log Σ exp(logits[n, :]) - Σ share[c] logits[n, c], and the gradient of
 // their mean over `counted` rows. All of share is the target's but for smoothing = `smoothing` + `smoothing_rest`, which
 // all classes share alike. A target of -1 does not count: no loss, no gradient; one outside 0..classes-1 gives NaN. A
-// warp a row.
+// warp a row. (Without the 1 in its bounds ptxas spills on Blackwell, to have more blocks at a time.)
 template <class T>
-__global__ void __launch_bounds__(THREADS, 1)  // without the 1 ptxas spills on Blackwell, to have more blocks at a time
+__global__ void __launch_bounds__(THREADS, 1)
     cross_entropy(const T* logits, const int* targets, T* dlogits, accumulate_t<T>* losses, float smoothing,
                   float smoothing_rest, int counted, int count, int classes) {
     using A = accumulate_t<T>;
