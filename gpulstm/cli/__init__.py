@@ -1,4 +1,4 @@
-"""The command line: ``gpulstm train``, ``gpulstm sample``, ``gpulstm convert``, ``gpulstm info``.
+"""The command line: ``gpulstm train``, ``gpulstm data``, ``gpulstm sample``, ``gpulstm convert``, ``gpulstm info``.
 
 Kernels, and what reads and writes files, are imported when they are first used, so that ``--help`` is quick.
 """
@@ -17,6 +17,7 @@ import click
 from .. import __version__, dispatch, get_num_threads, tasks
 from ..train import checkpoint
 from . import errors
+from .data import data
 from .training import TaskCommands
 from .uses import UseCommand
 
@@ -36,6 +37,7 @@ def train() -> None:
     """Train a model on a task."""
 
 
+cli.add_command(data)
 for name, use in tasks.USES.items():
     cli.add_command(UseCommand(name, use))
 
