@@ -185,8 +185,11 @@ def test_knowing_a_text_by_heart_is_no_divergence():
             "patience: 2 needs validation, expected validate_every above 0, got 0",
         ),
         ("--batch 1000 --seq-len 1000", "data: too short: "),
-        ("--hidden 1000000000", "hidden, layers, embed: expected sizes whose arrays fit into memory, got (1000000000"),
-        ("--layers 100000000", "layers, embed: expected sizes whose arrays fit into memory, got (320, 100000000, "),
+        ("--hidden 1000000000", "input: expected sizes whose arrays fit into memory, got (1000000000"),
+        (
+            "--layers 100000000",
+            "hidden, layers and features of the input: expected sizes whose arrays fit into memory, got (320, ",
+        ),
         ("--layers 1000000000000 --hidden 1", "(1, 1000000000000, 128), which take "),
         ("--epochs 1e300", "epochs: expected a number in (0, 1e15], got 1e+300"),
         ("--hidden many", "hidden: 'many' is not a valid integer."),

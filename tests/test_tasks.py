@@ -22,7 +22,7 @@ from gpulstm.cli.uses import UseCommand
 from gpulstm.config import Config
 from gpulstm.data import Batch
 from gpulstm.tasks import CommandTask
-from gpulstm.tasks.text import Settings, Sizes, TextTask, build
+from gpulstm.tasks.text import Settings, TextTask, build, sizes
 from gpulstm.train import Checkpoint, CheckpointError, Choice, Choices, Integer, Options, Real, checkpoint, field
 from gpulstm.train.ends import Limit
 
@@ -83,8 +83,8 @@ def test_sizes_are_those_of_the_model() -> None:
     for layers in (1, 3):
         config = {"embed": 5, "hidden": 7, "layers": layers, "dropout": 0.1, "init": "uniform", "seed": 3}
         built = {name: value.shape for name, value in build(config).params.items()}
-        assert Sizes(config).shapes() == built
-        Sizes(config).check_found(built, "config")
+        assert sizes(config).shapes() == built
+        sizes(config).check_found(built, "config")
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import attrs
 import numpy as np
 
-from .. import arrays, checks, dispatch, nn, parsing
+from .. import arrays, dispatch, nn, parsing
 from ..cells import lstm
 from ..config import Config
 from ..data.batch import Batch
@@ -19,10 +19,11 @@ from ..data.lanes import Lanes
 from ..data.text import SEPARATOR, VOCABULARY, Corpus, read
 from ..data.utf8 import Writer, is_utf8
 from ..nn.recurrent import INITS
-from ..train.checkpoint import MODEL, Checkpoint
+from ..train.checkpoint import Checkpoint
 from ..train.options import Options
 from ..train.settings_fields import Choice, Integer, Path, Real, Text, field
 from .base import CommandTask, Done, Shape
+from .sizes import Sizes
 
 _DIVERGED = 2.0  # times the loss of chance
 
@@ -73,46 +74,15 @@ def build(config: Mapping[str, Any], device: str = "cpu") -> nn.Sequential:
     ).to(device)
 
 
-class Sizes:
-    """The sizes of a model of :func:`build`, and the shapes of its parameters before anything of it is made."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.embed, self.hidden, self.layers = (config[name] for name in ("embed", "hidden", "layers"))
-        self.recurrent = Config(lstm, self.embed, self.hidden, self.layers)
-        self.embedding = {"0.weight": (VOCABULARY, self.embed)}
-        self.head = {"3.weight": (VOCABULARY, self.hidden), "3.bias": (VOCABULARY,)}
-
-    def shapes(self) -> dict[str, Shape]:
-        """The shape of every parameter, by name."""
-        recurrent = {f"1.{name}": shape for name, shape in self.recurrent.shapes().items()}
-        return {**self.embedding, **recurrent, **self.head}
-
-    def check_memory(self, copies: int) -> None:
-        """Refuse a model that this machine cannot hold; however many layers, none is listed.
-
-        Args:
-            copies: arrays of a parameter's size that each parameter takes, itself among them.
-
-        Raises:
-            ValueError: its parameters alone take more than all memory.
-        """
-        size = 4 * copies  # bytes of a float32 and its copies
-        others = sum(math.prod(shape) for shape in (*self.embedding.values(), *self.head.values()))
-        sizes = (self.hidden, self.layers, self.embed)
-        checks.fits(self.recurrent.memory(size) + size * others, "hidden, layers, embed", sizes)
-
-    def check_found(self, found: Mapping[str, Shape], path: str) -> None:
-        """Compare each size with the shapes ``found`` in a checkpoint; however many layers, none is listed.
-
-        Raises:
-            ValueError: a size is another; the message names it, as a field of the object at ``path``.
-        """
-        first = Sizes({"embed": self.embed, "hidden": self.hidden, "layers": 1}).shapes()
-        for name, tensor in (("embed", "0.weight"), ("hidden", "1.weight_hh_l0")):
-            if (shape := found.get(tensor)) != first[tensor]:
-                raise ValueError(f"{path}.{name}: expects {tensor} of shape {first[tensor]}, but {MODEL} has {shape}")
-        if self.layers != (count := sum(name.startswith("1.weight_hh_l") for name in found)):
-            raise ValueError(f"{path}.layers: is {self.layers}, but {MODEL} has {count}")
+def sizes(config: Mapping[str, Any]) -> Sizes:
+    """The sizes of the model that :func:`build` makes of ``config``."""
+    embed, hidden, layers = (config[name] for name in ("embed", "hidden", "layers"))
+    return Sizes(
+        Config(lstm, embed, hidden, layers),
+        layer=1,
+        others={"0.weight": (VOCABULARY, embed), "3.weight": (VOCABULARY, hidden), "3.bias": (VOCABULARY,)},
+        fields={"embed": "0.weight", "hidden": "1.weight_hh_l0"},
+    )
 
 
 class TextTask(CommandTask):
@@ -133,7 +103,7 @@ class TextTask(CommandTask):
         device = dispatch.choose_device(settings.device)
         slots = len(settings.make_optimizer().slots)
         # on the CPU two and the optimizer's: the parameter and its gradient
-        Sizes(self.config).check_memory(copies=2 + slots if device == "cpu" else 1)
+        sizes(self.config).check_memory(copies=2 + slots if device == "cpu" else 1)
         self.batches = Lanes(
             corpus.train,
             settings.batch,
@@ -156,9 +126,9 @@ class TextTask(CommandTask):
             config.integer(name, 1)
         config.real("dropout", "[0, 1)")
         config.text("data")
-        sizes = Sizes(config.value)
-        sizes.check_found(found, config.path)
-        return sizes.shapes()
+        expected = sizes(config.value)
+        expected.check_found(found, config.path)
+        return expected.shapes()
 
     @classmethod
     def build(cls, config: Mapping[str, Any], device: str) -> nn.Sequential:
