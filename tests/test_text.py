@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from text_files import PROSE, fill
 
-from gpulstm.data import mapped, utf8
+from gpulstm.data import mapped, packages, utf8
 from gpulstm.data.text import read
 
 
@@ -64,6 +64,19 @@ def test_the_standard_library_is_the_default():
     assert size > 5e6
     assert 0.045 < held / size < 0.075
     assert read() == corpus
+
+
+def test_a_name_is_text_in_a_package_where_no_file_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPULSTM_DATA", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    folder = packages.folder("shakespeare")
+    folder.mkdir(parents=True)
+    (folder / "a_gut.txt").write_text("To be, or not to be. " * 40)
+    corpus = read("shakespeare")
+    assert corpus.source == "shakespeare (shakespeare 0.6, texts in the public domain, package CC-BY 2.5)"
+    assert corpus.digest == read(folder).digest
+    (tmp_path / "shakespeare").write_text("Now is the winter. " * 40)
+    assert read("shakespeare").source == "shakespeare"
 
 
 def test_what_is_left_out_of_a_directory(tmp_path):

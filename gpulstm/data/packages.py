@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -203,6 +203,18 @@ def get(name: str, progress: Done | None = None, *, archives: Mapping[str, Path]
             if not target.is_dir():  # else another process was quicker
                 raise
     return target
+
+
+def found(data: Path, names: Collection[str], progress: Done | None = None) -> tuple[Path, str]:
+    """Where ``data`` is, and its source for people: a path, or one of the ``names`` of packages where there is no file.
+
+    Raises:
+        ValueError, OSError: as :func:`get`.
+    """
+    name = str(data)
+    if name not in names or data.exists():
+        return data, name
+    return get(name, progress), f"{name} ({PACKAGES[name].source})"
 
 
 def _after(progress: Done, before: int, total: int) -> Done:

@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 
 from .. import checks
-from . import mapped
+from . import mapped, packages
 from .joined import Document
 from .mapped import Mapped
 
@@ -29,6 +29,7 @@ VOCABULARY = 256
 SEPARATOR = b"\0"  # stands before and after every document; a prompt begins with it
 HELD_OUT = 0.05
 _LEAST = 16  # bytes in each part; less is no text
+_NAMED = ("shakespeare",)  # of the data in packages that which is text
 _SKIPPED = {"__pycache__", "site-packages", "dist-packages"}
 _SKIPPED_IN_STDLIB = {*_SKIPPED, "test", "tests"}
 _VIEWED = 1 << 20  # bytes; a shorter file is cut by copying
@@ -72,8 +73,8 @@ class Corpus:
 
 
 def read(data: str | Path | None = None, progress: Callable[[int, int], None] | None = None) -> Corpus:
-    """The corpus in ``data``: a file, a directory (its text files, recursively), or None for the source of
-    the standard library of the Python that is running.
+    """The corpus in ``data``: a file, a directory (its text files, recursively), ``"shakespeare"`` (a package's, see
+    :mod:`gpulstm.data.packages`), or None for the source of the standard library of the Python that is running.
 
     About 5% of the bytes are held out: whole files, chosen by the hash of their relative path, or the end of
     each file where there are too few for that. The same files give the same split on every machine. Long files are
@@ -81,7 +82,7 @@ def read(data: str | Path | None = None, progress: Callable[[int, int], None] | 
 
     Raises:
         ValueError: ``data`` is missing, unreadable, empty, too short, a directory without text, or UTF-16 that is
-            damaged or does not begin with its byte order mark.
+            damaged or does not begin with its byte order mark; or it cannot be downloaded.
         TypeError: it is no path.
     """
     checks.function(progress, "progress")
@@ -90,8 +91,7 @@ def read(data: str | Path | None = None, progress: Callable[[int, int], None] | 
         paths = {name: path for name, path in _walk(root, _SKIPPED_IN_STDLIB) if name.endswith(".py")}
         source = f"Python standard library ({root})"
     else:
-        root = checks.path(data, "data")
-        source = str(root)
+        root, source = packages.found(checks.path(data, "data"), _NAMED, progress)
         try:
             mode = root.stat().st_mode
         except OSError as error:

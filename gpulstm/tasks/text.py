@@ -33,7 +33,11 @@ class Settings(Options):
     """The settings of ``gpulstm train text`` besides a run's options."""
 
     data: str | None = field(
-        None, Path(), "Text to learn. [default: Python's standard library]", metavar="FILE|DIR", digested=True
+        None,
+        Path(),
+        "Text to learn, or its name in gpulstm data list: shakespeare. [default: Python's standard library]",
+        metavar="FILE|DIR|NAME",
+        digested=True,
     )
     embed: int = field(128, Integer(1), "Features a byte is embedded in.", fixed=True)
     hidden: int = field(320, Integer(1), "Units of every LSTM layer.", fixed=True)

@@ -81,6 +81,8 @@ class Reading:
                 delay=_DELAY,
                 file=sys.stderr,
             )
+        if total != self._bar.total:  # what was downloaded is read
+            self._bar.reset(total)
         self._bar.update(min(done, total) - self._bar.n)
 
     def close(self) -> None:
