@@ -58,8 +58,9 @@ class Backward(NamedTuple):
     """All that the backward walk of a direction reads and writes, but dy, lengths, inputs and resets.
 
     ``hh`` and ``weights`` are packed as they lie. ``dh`` (1, B, H) and ``dstates`` (S, 1, B, Hp) hold the gradients of
-    the final state and end as those of the initial one. ``dgates`` (T, B, G·H), ``dparams`` (T, B, P·H), ``dproducts``
-    and ``operands`` (T, B, Q·H), and ``dinputs`` (·, T, B, H) are filled, with zeros where a sequence has ended.
+    the final state and end as those of the initial one. ``dgates`` (T, B, G·H), ``dproducts`` and ``operands``
+    (T, B, Q·H), and ``dinputs`` (·, T, B, H) are filled, with zeros where a sequence has ended; to ``dparams``
+    (1, B, P·H) each step adds its own: a row's sum is the same whatever thread has it.
     """
 
     hh: np.ndarray

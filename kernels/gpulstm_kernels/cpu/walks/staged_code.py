@@ -109,10 +109,12 @@ def backward_code(cell: TracedCell, resets: bool) -> list[Callable[..., Any]]:
 
     first = cell.reads_h + len(cell.params)
     direct, params, inputs = d.dgiven[: cell.reads_h], d.dgiven[cell.reads_h : first], d.dgiven[first:]
-    filled = {"dgates": d.dgates, "dparams": params, "dproducts": d.dproducts, "operands": operands(cell)}
+    filled = {"dgates": d.dgates, "dproducts": d.dproducts, "operands": operands(cell)}
     written = [(v, _column(what, k)) for what, values in filled.items() for k, v in enumerate(values)]
     written += [(v, f"part_address(w.dinputs, {k}, at.t, b, u)") for k, v in enumerate(inputs)]
     stores = [Store(v, f"store(like, {{}}, {place}, n)") for v, place in written]
+    sums = [(v, _column("dparams", k, "0, b")) for k, v in enumerate(params)]
+    stores += [Store(v, f"store(like, load(like, {place}, n) + {{}}, {place}, n)") for v, place in sums]
     stores += [
         Store(v, f"store(like, {{}}, {place}, lane)", late=True) for v, place in zip(d.dold, dstates, strict=True)
     ]
