@@ -17,16 +17,22 @@ _REGISTERS = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
 _CODE = re.compile(r"^\.text\.(\w+):")
 _MMA = re.compile(r"\b[A-Z]*MMA\.[\w.]+")
+_HIGH_WORD = re.compile(r"^\s+/\* 0x([0-9a-f]{16}) \*/")  # alone in its line, below an instruction and its low word
+_STALL = 41  # in the high word the first of four bits: cycles until the warp may issue again (Jia et al. 2018)
 
 
 class Built(NamedTuple):
-    """A kernel for one architecture: registers a thread, bytes spilled and of static shared memory, and the
-    instructions it has for tensor cores (None where there is no nvdisasm)."""
+    """A kernel for one architecture: registers a thread, bytes spilled and of static shared memory.
+
+    Where there is nvdisasm also the instructions for tensor cores, and the cycles that its instructions stall a warp,
+    each taken once. (What waits for memory or for another unit waits on a barrier, whose time is not in it.)
+    """
 
     registers: int
     spills: int
     shared: int
     tensor: frozenset[str] | None
+    stall: int | None
 
 
 class Job(NamedTuple):
@@ -76,7 +82,7 @@ def build(job: Job) -> dict[str, Built]:
     except Exception as error:  # its own kind may not survive the way back to another process
         raise RuntimeError(f"sm_{job.capability}: {error}\n{log.getvalue()}") from None
     symbols = {symbol.decode(): expression for expression, symbol in code.symbol_mapping.items()}
-    tensor = _tensor_instructions(bytes(code.code))
+    disassembled = _disassembled(bytes(code.code))
     built = {}
     for name, text in _entries(log.getvalue()).items():
         spilled, used, shared = _SPILLS.search(text), _REGISTERS.search(text), _SHARED.search(text)
@@ -86,7 +92,7 @@ def build(job: Job) -> dict[str, Built]:
             int(used[1]),
             int(spilled[1]) + int(spilled[2]),
             int(shared[1]) if shared else 0,
-            None if tensor is None else frozenset(tensor.get(name, ())),
+            *(None, None) if disassembled is None else disassembled[name],
         )
     return built
 
@@ -98,24 +104,28 @@ def _entries(log: str) -> dict[str, str]:
     return {name: log[start:end] for (name, start), end in zip(starts, ends, strict=True)}
 
 
-def _tensor_instructions(code: bytes) -> dict[str, set[str]] | None:
-    """The different matrix instructions of each kernel."""
+def _disassembled(code: bytes) -> dict[str, tuple[frozenset[str], int]] | None:
+    """The different matrix instructions of each kernel, and the cycles that its instructions stall for."""
     program = disassembler()
     if program is None:
         return None
-    found: dict[str, set[str]] = {}
-    kernel: set[str] = set()
+    tensor: dict[str, set[str]] = {}
+    stall: dict[str, int] = {}
+    kernel = ""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
-        with subprocess.Popen([program, "-c", file.name], stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen([program, "-c", "-hex", file.name], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 if line.startswith(".text."):
                     match = _CODE.match(line)
                     if match:
-                        kernel = found.setdefault(match[1], set())
+                        kernel = match[1]
+                        tensor[kernel], stall[kernel] = set(), 0
+                elif match := _HIGH_WORD.match(line):
+                    stall[kernel] += int(match[1], 16) >> _STALL & 15
                 elif "MMA." in line:
-                    kernel.update(_MMA.findall(line))
+                    tensor[kernel].update(_MMA.findall(line))
         assert process.returncode == 0
-    return found
+    return {name: (frozenset(tensor[name]), stall[name]) for name in tensor}

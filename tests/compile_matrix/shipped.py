@@ -6,7 +6,7 @@ import itertools
 import multiprocessing
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -217,3 +217,23 @@ def resident(capability: int, launch: Launch, built: Built) -> int:
     own = 1024 if capability >= 80 else 0
     by_shared = on.shared_per_multiprocessor // max(1, launch.shared + built.shared + own)
     return min(on.threads_per_multiprocessor // launch.threads, by_registers, by_shared)
+
+
+def check_room(matrix: Matrix, capability: int, cell: Cell, walks: Iterable[str]) -> None:
+    """A cell has the kernels of ``walks``, forward and back; none spills, and of each a block can be resident.
+
+    Prints registers, bytes spilled, blocks a multiprocessor, cycles stalled and threads of each.
+    """
+    found, failed = set(), []
+    print(f"\nsm_{capability}: registers, bytes spilled, blocks a multiprocessor, cycles stalled, threads")
+    for kernel, (launch, built) in matrix[capability].items():
+        if kernel.cell != cell:
+            continue
+        found.add(kernel.name)
+        blocks = resident(capability, launch, built)
+        figures = f"{built.registers:4} {built.spills:4} {blocks:3} {built.stall:6} {launch.threads:5}"
+        print(line := f"{figures}   {expression(kernel)}")
+        if built.spills or blocks < 1:
+            failed.append(line)
+    assert found == {f"{walk}_{way}" for walk in walks for way in ("forward", "backward")}
+    assert not failed, "\n".join(failed)

@@ -81,11 +81,11 @@ def test_tensor_cores_where_they_are_claimed_and_nowhere_else(matrix: Matrix, ca
 
 
 def test_table(matrix: Matrix) -> None:
-    """Registers by architecture; of sm_90 bytes of static shared memory, and the share of threads that are resident."""
-    print(f"\n{'registers':>{5 * len(CAPABILITIES)}} shared occupancy")
+    """Registers by architecture; of sm_90 static shared memory, the share of threads resident, and cycles stalled."""
+    print(f"\n{'registers':>{5 * len(CAPABILITIES)}} shared occupancy stall")
     print("".join(f"{capability:5}" for capability in CAPABILITIES))
     for kernel, (launch, built) in sorted(matrix[90].items(), key=lambda item: (item[0].source, expression(item[0]))):
         cells = (matrix[capability].get(kernel) for capability in CAPABILITIES)
         registers = "".join(f"{cell[1].registers:5}" if cell else "    -" for cell in cells)
         occupancy = resident(90, launch, built) * launch.threads / shipped.device(90).threads_per_multiprocessor
-        print(f"{registers} {built.shared:6} {occupancy:9.0%}  {expression(kernel)}")
+        print(f"{registers} {built.shared:6} {occupancy:9.0%} {built.stall:5}  {expression(kernel)}")

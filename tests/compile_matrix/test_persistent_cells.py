@@ -10,11 +10,10 @@ import itertools
 import device_cells
 import pytest
 import shipped
-from shipped import Matrix, compiled, resident
+from shipped import Matrix, compiled
 
 from gpulstm import cells
 from gpulstm_kernels.cells import Cell
-from gpulstm_kernels.cuda.device.source import expression
 
 pytestmark = pytest.mark.compile_matrix
 
@@ -41,16 +40,4 @@ def matrix() -> Matrix:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("cell", [*CELLS, *RESETS[:1]], ids=lambda cell: cell.name)
 def test_nothing_spills_at_the_largest_sizes(matrix: Matrix, cell: Cell, capability: int) -> None:
-    names, failed = set(), []
-    print(f"\nsm_{capability}: registers, bytes spilled and blocks a multiprocessor")
-    for kernel, (launch, built) in matrix[capability].items():
-        if kernel.cell != cell:
-            continue
-        names.add(kernel.name)
-        blocks = resident(capability, launch, built)
-        line = f"{built.registers:4} {built.spills:4} {blocks:3}   {expression(kernel)}"
-        print(line)
-        if built.spills or blocks < 1:
-            failed.append(line)
-    assert names == {f"{walk}_{way}" for walk in shipped.PERSISTENT for way in ("forward", "backward")}
-    assert not failed, "\n".join(failed)
+    shipped.check_room(matrix, capability, cell, shipped.PERSISTENT)

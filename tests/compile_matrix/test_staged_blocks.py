@@ -10,11 +10,10 @@ import itertools
 import device_cells
 import pytest
 import shipped
-from shipped import Matrix, compiled, resident
+from shipped import Matrix, compiled
 
 from gpulstm import cells
 from gpulstm_kernels.cells import Cell
-from gpulstm_kernels.cuda.device.source import expression
 
 pytestmark = pytest.mark.compile_matrix
 
@@ -39,17 +38,5 @@ def matrix(request: pytest.FixtureRequest) -> Matrix:
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_nothing_spills_at_the_largest_sizes(matrix: Matrix, cell: Cell) -> None:
-    ((capability, of_capability),) = matrix.items()
-    names, failed = set(), []
-    print(f"\nsm_{capability}: registers, bytes spilled and blocks a multiprocessor")
-    for kernel, (launch, built) in of_capability.items():
-        if kernel.cell != cell:
-            continue
-        names.add(kernel.name)
-        blocks = resident(capability, launch, built)
-        line = f"{built.registers:4} {built.spills:4} {blocks:3}   {launch.threads} {expression(kernel)}"
-        print(line)
-        if built.spills or blocks < 1:
-            failed.append(line)
-    assert names == {"block_staged_forward", "block_staged_backward"}
-    assert not failed, "\n".join(failed)
+    (capability,) = matrix
+    shipped.check_room(matrix, capability, cell, ("block_staged",))
