@@ -16,6 +16,7 @@ import pytest
 from command_runs import MODEL, error, invoke, last_json, train, written
 
 import gpulstm
+from gpulstm import cells
 from gpulstm.tasks.text import Settings, TextTask
 from gpulstm.train import checkpoint
 
@@ -191,6 +192,13 @@ def test_knowing_a_text_by_heart_is_no_divergence():
             "hidden, layers and features of the input: expected sizes whose arrays fit into memory, got (320, ",
         ),
         ("--layers 1000000000000 --hidden 1", "(1, 1000000000000, 128), which take "),
+        ("--cell gated", "cell: unknown cell 'gated'; known cells: cifg, gru"),
+        (
+            "--cell zoneout",
+            "cell: expected a cell without inputs of its own, got 'zoneout', which takes keep_",
+        ),
+        ("--cell nowhere:gated", "cell: 'nowhere:gated' cannot be imported: No module named 'nowhere'"),
+        ("--cell math:pi", "cell: expected a cell in 'math:pi', got 3.14"),
         ("--epochs 1e300", "epochs: expected a number in (0, 1e15], got 1e+300"),
         ("--hidden many", "hidden: 'many' is not a valid integer."),
         ("--hiden 3", "No such option '--hiden'."),
@@ -266,6 +274,38 @@ def test_sample(run):
     greedy = [invoke(*arguments[:-1], seed, "--temperature", 0, "--top-k", 3).output for seed in (1, 2)]
     assert greedy[0] == greedy[1]
     assert invoke(*arguments, "--backend", "reference").exit_code == 0
+
+
+OWN_CELL = """
+import gpulstm
+from gpulstm.cells import tanh
+
+@gpulstm.cell(gates="a")
+def from_a_module(x, s):
+    return tanh(x.a), {}
+"""
+
+
+@pytest.mark.slow
+def test_a_cell_of_ones_own(data, tmp_path, monkeypatch):
+    (tmp_path / "module_of_a_cell.py").write_text(OWN_CELL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    cell = ["--cell", "module_of_a_cell:from_a_module"]
+    options = ["--data", data, *MODEL, "--backend", "reference", "--schedule", "constant", "--steps"]
+    whole = train(*options, 4, "--out", "whole", *cell)
+    assert whole.exit_code == 0, whole.output
+    train(*options, 2, "--out", "parts", *cell)
+    assert train("--out", "parts", "--resume", "--steps", 4).exit_code == 0
+    one, other = (checkpoint.load(Path(out)) for out in ("whole", "parts"))
+    assert one.record["config"]["cell"] == "from_a_module"
+    assert all((one.model[name] == other.model[name]).all() for name in one.model)
+
+    monkeypatch.delitem(cells._cells, "from_a_module")  # as in a new process
+    monkeypatch.delitem(sys.modules, "module_of_a_cell")
+    sample = ["sample", "--checkpoint", "whole", "--seed", 1, "--length", 9, "--backend", "reference"]
+    assert "cell: unknown cell 'from_a_module'" in error(invoke(*sample))
+    assert invoke(*sample, *cell).exit_code == 0
 
 
 def test_samples_of_text_are_text(data, run, tmp_path):

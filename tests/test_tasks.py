@@ -81,7 +81,8 @@ def test_a_checkpoint_without_a_task_is_refused(run: Path, tmp_path: Path) -> No
 
 def test_sizes_are_those_of_the_model() -> None:
     for layers in (1, 3):
-        config = {"embed": 5, "hidden": 7, "layers": layers, "dropout": 0.1, "init": "uniform", "seed": 3}
+        config = {"cell": "lstm", "embed": 5, "hidden": 7, "layers": layers}
+        config |= {"dropout": 0.1, "init": "uniform", "seed": 3}
         built = {name: value.shape for name, value in build(config).params.items()}
         assert sizes(config).shapes() == built
         sizes(config).check_found(built, "config")

@@ -57,7 +57,7 @@ def test_a_limit_looks_at_all_lanes():
     assert (ids[:, 3] == 98).all()
 
 
-CONFIG = {"embed": 5, "hidden": 7, "layers": 2, "dropout": 0.1, "init": "uniform", "seed": 3}
+CONFIG = {"cell": "lstm", "embed": 5, "hidden": 7, "layers": 2, "dropout": 0.1, "init": "uniform", "seed": 3}
 
 
 def test_the_state_is_carried_through_an_evaluation():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import attrs
 import click
 
-from ..train.settings_fields import Choice, Choices, Integer, Kind, Real
+from ..train.settings_fields import CellName, Choice, Choices, Integer, Kind, Real
 
 
 class _Integer(click.IntRange):
@@ -52,6 +54,18 @@ class _Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic 
         return Choice(tuple(self.choices)).check(value, _name(param))
 
 
+class CellParameter(click.ParamType):
+    """A cell's name; one of a module, in the current folder too, is imported."""
+
+    name = "cell"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        kind = CellName()
+        if ":" in value and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        return kind.check(kind.converted(value), _name(param))
+
+
 def _name(param: click.Parameter | None) -> str:
     return "value" if param is None or param.name is None else param.name
 
@@ -64,6 +78,11 @@ def _type(kind: Kind) -> click.ParamType:
 
 _type.register(Integer)(_Integer)
 _type.register(Real)(_Real)
+
+
+@_type.register(CellName)
+def _(kind: CellName) -> click.ParamType:
+    return CellParameter()
 
 
 @_type.register(Choice)

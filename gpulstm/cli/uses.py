@@ -25,6 +25,13 @@ class UseCommand(click.Command):
             self.params = [
                 click.Option(["--checkpoint", "path"], metavar="DIR", required=True, help=held),
                 *flags.of(self._options()),
+                click.Option(
+                    ["--cell"],
+                    type=flags.CellParameter(),
+                    metavar="NAME",
+                    expose_value=False,
+                    help="my_module:my_cell, where the model is of a cell of your own.",
+                ),
                 click.Option(["--backend"], help="Kernels to use, see gpulstm info."),
             ]
         return super().get_params(ctx)

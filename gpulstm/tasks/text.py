@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import attrs
 import numpy as np
 
-from .. import arrays, dispatch, nn, parsing
-from ..cells import lstm
+from .. import arrays, cells, dispatch, nn, parsing
 from ..config import Config
 from ..data.batch import Batch
 from ..data.joined import Document, Joined
@@ -21,9 +20,9 @@ from ..data.utf8 import Writer, is_utf8
 from ..nn.recurrent import INITS
 from ..train.checkpoint import Checkpoint
 from ..train.options import Options
-from ..train.settings_fields import Choice, Integer, Path, Real, Text, field
+from ..train.settings_fields import CellName, Choice, Integer, Path, Real, Text, field
 from .base import CommandTask, Done, Shape
-from .sizes import Sizes
+from .model_sizes import Sizes
 
 _DIVERGED = 2.0  # times the loss of chance
 
@@ -39,9 +38,12 @@ class Settings(Options):
         metavar="FILE|DIR|NAME",
         digested=True,
     )
+    cell: str = field(
+        "lstm", CellName(), "Cell of the recurrent layers, or my_module:my_cell.", metavar="NAME", fixed=True
+    )
     embed: int = field(128, Integer(1), "Features a byte is embedded in.", fixed=True)
-    hidden: int = field(320, Integer(1), "Units of every LSTM layer.", fixed=True)
-    layers: int = field(1, Integer(1), "LSTM layers.", fixed=True)
+    hidden: int = field(320, Integer(1), "Units of every recurrent layer.", fixed=True)
+    layers: int = field(1, Integer(1), "Recurrent layers.", fixed=True)
     init: str = field("recommended", Choice(INITS), "Initial parameters; uniform is torch's.", fixed=True)
     dropout: float = field(
         0.0, Real("[0, 1)"), "Share of activations dropped between layers and before the head.", fixed=True
@@ -72,7 +74,7 @@ def build(config: Mapping[str, Any], device: str = "cpu") -> nn.Sequential:
     embed, hidden, layers, dropout = (config[name] for name in ("embed", "hidden", "layers", "dropout"))
     return nn.Sequential(
         nn.Embedding(VOCABULARY, embed, seed=rng),
-        nn.LSTM(embed, hidden, layers, dropout=dropout, init=config["init"], seed=rng),
+        nn.Recurrent(config["cell"], embed, hidden, layers, dropout=dropout, init=config["init"], seed=rng),
         nn.Dropout(dropout),
         nn.EveryStepHead(hidden, VOCABULARY, seed=rng),
     ).to(device)
@@ -82,10 +84,10 @@ def sizes(config: Mapping[str, Any]) -> Sizes:
     """The sizes of the model that :func:`build` makes of ``config``."""
     embed, hidden, layers = (config[name] for name in ("embed", "hidden", "layers"))
     return Sizes(
-        Config(lstm, embed, hidden, layers),
+        Config(cells.get(config["cell"]), embed, hidden, layers),
         layer=1,
         others={"0.weight": (VOCABULARY, embed), "3.weight": (VOCABULARY, hidden), "3.bias": (VOCABULARY,)},
-        fields={"embed": "0.weight", "hidden": "1.weight_hh_l0"},
+        fields={"embed": "0.weight", "hidden": "1.weight_ih_l0"},
     )
 
 
@@ -130,6 +132,7 @@ class TextTask(CommandTask):
             config.integer(name, 1)
         config.real("dropout", "[0, 1)")
         config.text("data")
+        CellName().check(config.text("cell"), f"{config.path}.cell")
         expected = sizes(config.value)
         expected.check_found(found, config.path)
         return expected.shapes()

@@ -6,12 +6,13 @@ its options of them.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection
 from typing import Any
 
 import attrs
 
-from .. import checks
+from .. import cells, checks
 
 
 class Kind:
@@ -24,6 +25,10 @@ class Kind:
             ValueError, TypeError: it is not; the message names the field.
         """
         raise NotImplementedError
+
+    def converted(self, value: Any) -> Any:
+        """What a field holds where ``value`` is given; checked afterwards."""
+        return value
 
     def __call__(self, instance: Any, attribute: Any, value: Any) -> None:
         self.check(value, attribute.name)
@@ -65,10 +70,42 @@ class Choices(Kind):
 
     known: Collection[str]
 
+    def converted(self, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
     def check(self, value: Any, name: str) -> tuple[str, ...]:
         if not isinstance(value, (tuple, list)):
             raise TypeError(f"{name}: expected a tuple of names, got {checks.shown(value)}")
         return tuple(checks.choice(part, name, self.known) for part in value)
+
+
+@attrs.frozen
+class CellName(Kind):
+    """The name of a cell that is known and needs no inputs of its own; or ``module:cell``, which is imported."""
+
+    def converted(self, value: Any) -> Any:
+        """The name, also of a cell that is imported.
+
+        Raises:
+            ValueError: the module cannot be imported, or has no such cell.
+        """
+        if not isinstance(value, str) or ":" not in value:
+            return value
+        module, name = value.split(":", 1)
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty name
+            raise ValueError(f"cell: {checks.shown(value)} cannot be imported: {error}") from error
+        if not isinstance(found, cells.Cell):
+            raise ValueError(f"cell: expected a cell in {checks.shown(value)}, got {checks.shown(found)}")
+        return cells.get(found).name
+
+    def check(self, value: Any, name: str) -> str:
+        found = cells.get(checks.text(value, name))
+        if found.inputs:
+            own = ", ".join(found.inputs)
+            raise ValueError(f"{name}: expected a cell without inputs of its own, got {value!r}, which takes {own}")
+        return found.name
 
 
 @attrs.frozen
@@ -106,10 +143,6 @@ def field(
     return attrs.field(
         default=default,
         validator=attrs.validators.optional(kind) if default is None else kind,
-        converter=_as_tuple if isinstance(default, tuple) else None,
+        converter=kind.converted,
         metadata={"kind": kind, "help": help, "metavar": metavar, "fixed": fixed or digested, "digested": digested},
     )
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
