@@ -47,7 +47,9 @@ class TorchModel:
 
     Training is done in the modes that the module is in, so that parts which were put into evaluation stay there; a
     module that is in evaluation as a whole is put into training. What it draws follows from ``rng`` alone: torch's
-    generator is seeded from it for the call, and is after it as it was before. One thread at a time.
+    generator is seeded from it for the call, and is after it as it was before. One thread at a time. Over several
+    processes a module in ``DistributedDataParallel`` is trained, by each on its share of the batches, with the
+    checkpoints of one.
 
     Args:
         module: on the CPU, float32 or float64.
