@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch_task import Attention, ModuleTask, Numbers, trainer
+from torch_task import TYPES, Attention, ModuleTask, Numbers, trainer
 
+import gpulstm
 from gpulstm import optim
 from gpulstm.data import Batch
 from gpulstm.torch import LSTM, Recurrent
@@ -47,9 +48,13 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-11)])
 @pytest.mark.parametrize("rule", RULES)
-def test_the_steps_of_torchs_own_loop(rule: str, dtype: str, tolerance: float) -> None:
+@pytest.mark.parametrize("backend", ["reference", pytest.param("numba_cpu", marks=pytest.mark.slow)])
+def test_the_steps_of_torchs_own_loop(backend: str, rule: str, dtype: str, tolerance: float) -> None:
+    """Whose LSTM is torch's, of the same parameters."""
     ours, theirs, options = RULES[rule]
     task, module = ModuleTask(Attention(dtype), dtype), Attention(dtype)
+    module.lstm = torch.nn.LSTM(3, 5, dtype=TYPES[dtype])  # type: ignore[assignment]
+    module.load_state_dict(task.model.module.state_dict())
     optimizer, batches = theirs(module.parameters(), **options), Numbers(dtype)
     losses = []
     for _ in range(20):
@@ -59,7 +64,8 @@ def test_the_steps_of_torchs_own_loop(rule: str, dtype: str, tolerance: float) -
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    found = trainer(task, ours(**options), clip=None).run(steps=20)
+    with gpulstm.use_backend(backend):
+        found = trainer(task, ours(**options), clip=None).run(steps=20)
     assert found.loss == pytest.approx(losses[-1], rel=tolerance)
     start = Attention(dtype).state_dict()
     for name, value in module.state_dict().items():
