@@ -46,6 +46,7 @@ QUICK = {
     "test_tasks.py": "",
     "test_text_lanes.py": "lanes",
     "test_text_model.py": "lanes|sampl|bits",
+    "test_torch_model.py": "steps|resumed|shared|refused",
     "test_torch_parity.py": r"random_configuration\[\d-",
     "test_train.py": "",
     "test_train_divergence.py": "",

@@ -49,14 +49,14 @@ def test_a_registered_task_has_its_parts(name: str) -> None:
     assert issubclass(task, CommandTask)
     assert task.name == name
     assert issubclass(task.settings_class, Options)
-    assert {"data", "seed", "optimizer"} <= set(task.settings_class.fixed())
-    assert task.settings_class.digested() == ("data",)
+    assert {"seed", "optimizer"} <= set(task.settings_class.fixed())
+    assert task.settings_class.digested() in (("data",), ())  # what is drawn from a seed lies nowhere
     assert task.metric in task.figures
     assert name in invoke("train", "--help").output
 
 
 def test_an_unknown_task() -> None:
-    with pytest.raises(ValueError, match="task: expected one of text, got 'txet'"):
+    with pytest.raises(ValueError, match=r"task: expected one of text, .*got 'txet'"):
         tasks.named("txet")
 
 

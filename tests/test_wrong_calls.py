@@ -562,6 +562,7 @@ EXEMPT = {
     "train.Result": "a record of how a run ended",
     "train.Task": "a base without a constructor",
     "train.Options": "a record; its fields are checked in test_tasks.py",
+    "train.TorchModel": "its checks are in test_torch_model.py",
     "train.field": "a declaration in a class",
     **dict.fromkeys(
         (f"train.{kind}" for kind in ("Choice", "Choices", "Integer", "Kind", "Path", "Real", "Text")),

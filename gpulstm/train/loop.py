@@ -210,7 +210,7 @@ class Trainer:
         return self.folder.save(self.step, self._save)
 
     def _save(self) -> Path:
-        params = {name: arrays.on_host(value, name) for name, value in self.task.model.params.items()}
+        params = {name: arrays.on_host(value, name) for name, value in self.task.model.state_dict().items()}
         for name, value in params.items():
             if not np.isfinite(value).all():
                 raise self._diverged(f"parameter {name!r} is not finite")

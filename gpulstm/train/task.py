@@ -37,7 +37,8 @@ class Task:
     config: Mapping[str, Any] = _UNSET
     """JSON that must be the same for a run to be resumed: the model's sizes, the data's digest."""
     model: Any = _UNSET
-    """Has ``params``, ``device``, ``load_state_dict`` and ``vjp(x, state, lengths=, rng=)`` as ``nn.Sequential``."""
+    """Has ``params``, ``device``, ``state_dict``, ``load_state_dict`` and ``vjp(x, state, lengths=, rng=)`` as
+    ``nn.Sequential``; a torch module has them in a :class:`gpulstm.train.TorchModel`."""
     batches: Batches = _UNSET
     unit: str = "tokens"
     """What :attr:`gpulstm.data.Batch.tokens` counts, as people are shown it."""

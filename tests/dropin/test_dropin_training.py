@@ -1,4 +1,4 @@
-"""Training loops that are not ours: DistributedDataParallel over two processes, and Lightning's Trainer."""
+"""Training loops: DistributedDataParallel over two processes, around our trainer too, and Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+def test_two_processes_have_the_gradients_of_one_and_train_as_one(tmp_path: Path) -> None:
     script = str(HERE / "ddp_worker.py")
     processes = [start(script, str(rank), str(tmp_path)) for rank in range(ddp_worker.WORLD)]
     for process in processes:
@@ -43,6 +43,12 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
             for name, parameter in model.named_parameters():
                 assert parameter.grad is not None
                 np.testing.assert_allclose(found[name], parameter.grad.numpy(), rtol=1e-12, atol=1e-15, err_msg=name)
+    expected = ddp_worker.trained(ddp_worker.Model(), slice(None))
+    for rank in range(ddp_worker.WORLD):
+        with np.load(tmp_path / f"trained-{rank}.npz") as found:
+            assert sorted(found) == sorted(expected)
+            for name, value in expected.items():
+                np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.slow
