@@ -34,6 +34,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "both directions": {"steps": 4, "batch": 35, "inputs": 2, "hidden": 19, "directions": 2, "ragged": True},
     "no bias": {"steps": 3, "batch": 3, "inputs": 5, "hidden": 32, "bias": False},
 }
+HEADS = {"steps": 4, "batch": 7, "inputs": 3, "hidden": 15, "heads": 5, "directions": 2, "ragged": True}
 
 
 @cell(gates="a", states="c", params="u", inputs="k", differentiable="k", weights="w v")
@@ -71,6 +72,14 @@ def _check(cell: str | Cell, dtype: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_equals_the_reference(name: str, dtype: str, shape: str) -> None:
     _check(name, dtype, SHAPES[shape])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resets", [False, True], ids=["", "resets"])
+@pytest.mark.parametrize(("name", "dtype"), [case for case in COMPILED if cells.get(case[0]).gates_of_h])
+def test_heads(name: str, dtype: str, resets: bool) -> None:
+    """The recurrent weights are blocks; a cell's own are not."""
+    _check(name, dtype, HEADS | {"resets": resets})
 
 
 @pytest.mark.slow

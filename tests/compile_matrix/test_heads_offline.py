@@ -14,6 +14,7 @@ from shipped import Matrix, compiled
 
 from gpulstm import cells
 from gpulstm_kernels.cells import Cell
+from gpulstm_kernels.cuda.walks.step import host as step_host
 
 pytestmark = pytest.mark.compile_matrix
 
@@ -41,3 +42,11 @@ def matrix() -> Matrix:
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_nothing_spills_at_the_largest_sizes(matrix: Matrix, cell: Cell, capability: int) -> None:
     shipped.check_room(matrix, capability, cell, WALKS)
+
+
+@pytest.mark.parametrize("cell", [cells.get("gru_reset_before"), device_cells.staged], ids=lambda cell: cell.name)
+def test_cells_with_stages_have_no_kernels_of_heads(cell: Cell) -> None:
+    """Those of one head serve, which are compiled beside the other cells'."""
+    for training in (False, True):
+        one = shipped.shape_of(cell, "float32", False, training, 24)._replace(resets=True)
+        assert step_host.kernels(one._replace(heads=HEADS)) == step_host.kernels(one)

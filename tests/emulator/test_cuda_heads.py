@@ -167,6 +167,20 @@ def test_the_backend_says_how_it_walks() -> None:
     assert "block walk of 4 heads" not in layer.describe(shape._replace(heads=1), EmulatedRuntime())
 
 
-def test_heads_of_a_cell_with_stages_are_refused() -> None:
+@pytest.mark.parametrize("walk", sorted(PERSISTENT))
+def test_persistent_walks_refuse_heads_of_cells_with_stages(walk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step walk takes them, whose tests are those of stages."""
     shape = problems.layer_shape(cells.get("gru_reset_before"), hidden=8, heads=2)
-    assert layer.why_not(shape) == "its walks of cells with stages multiply h by a whole matrix, not by one a head"
+    runtime = EmulatedRuntime()
+    reason = {
+        "block": "its blocks of cells with stages multiply h by a whole matrix, not by one a head",
+        "grid": "it has no stages within a step, which the cell's products and means cut",
+    }[walk]
+    for backward in (False, True):
+        assert PERSISTENT[walk].why_not(H200, shape._replace(training=backward), backward) == reason
+        with pytest.raises(ValueError, match=f"walk: '{walk}' cannot walk this: {reason}"):
+            select.choose(runtime.device(), shape, backward, runtime.walks, walk)
+    assert layer.why_not(shape) is None
+    told = layer.describe(shape, runtime)
+    assert told.count("step walk of 2 heads") == 2
+    assert f"{walk}: {reason}" in told

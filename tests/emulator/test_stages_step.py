@@ -13,6 +13,7 @@ import pytest
 import stage_corners
 from tape_checks import check_tape
 
+from gpulstm_kernels.cpu.packing import layouts
 from gpulstm_kernels.cuda import layer, select
 from gpulstm_kernels.cuda.walks import WALKS
 
@@ -71,15 +72,60 @@ def test_rows_of_many_units(cell: Any, case: Case) -> None:
     layer_checks.check(layer_checks.OnDevice(layer, runtime, runtime=runtime), problem(cell, case), "cuda", "many")
 
 
-@pytest.mark.parametrize("cell", ["gru_reset_before", "layer_norm_gru", "multiplicative_lstm"])
-def test_a_tape_travels_as_arrays(cell: str) -> None:
+HEADS: dict[str, tuple[Case, int]] = {
+    "odd": (Case(15), 5),
+    "even": (Case(8, steps=4, batch=5, scalar_inputs=True), 2),
+    "one unit each": (Case(6), 6),
+    "one step": (Case(12, steps=1, bias=False, resets=False), 3),
+    "double": (Case(12, "float64", bias=False, scalar_inputs=True), 4),
+    "half": (Case(8, "float16", directions=1), 2),
+    "narrow": (Case(6, "bfloat16"), 3),
+    "plain": (Case(8, resets=False, ragged=False, scalar_inputs=True), 4),
+    "wide": (Case(270, steps=2, batch=2), 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("cell", "case"),
+    [
+        *itertools.product(["gru_reset_before", device_cells.staged], HEADS),
+        *itertools.product(SHIPPED[1:], ["odd", "half"]),
+        *itertools.product([c for c in stage_corners.CORNERS if c.gates_of_h], ["odd"]),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_heads_equal_the_reference(cell: Any, case: str) -> None:
+    """Heads divide weight_hh alone; the cell's own weights and its means are of all units."""
+    (sizes, heads), runtime = HEADS[case], EmulatedRuntime(seed=1)
+    p = problem(cell, sizes, heads=heads)
+    assert p.shape().heads == heads
+    assert layer.why_not(p.shape()) is None
+    layer_checks.check(layer_checks.OnDevice(layer, runtime, runtime=runtime), p, "cuda", case)
+
+
+@pytest.mark.parametrize("cell", ["gru_reset_before", device_cells.staged], ids=lambda value: str(value)[:16])
+def test_heads_equal_a_matrix_with_zeros_beside_its_blocks(cell: Any) -> None:
     runtime = EmulatedRuntime()
-    check_tape(layer, on_device(problem(cell, CASES["odd"]), runtime), runtime=runtime)
+    backend = layer_checks.OnDevice(layer, runtime, runtime=runtime)
+    p = problem(cell, HEADS["odd"][0], heads=5)
+    whole = p._replace(weights=[w | {"weight_hh": layouts.whole(w["weight_hh"])} for w in p.weights])
+    expected = layer_checks.computed(backend, whole)
+    for name, value in layer_checks.computed(backend, p).items():
+        right = layouts.blocks_of(expected[name], 5) if "weight_hh" in name else expected[name]
+        np.testing.assert_allclose(value, right, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_bits_do_not_depend_on_the_order_of_threads_nor_on_graphs() -> None:
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("cell", ["gru_reset_before", "layer_norm_gru", "multiplicative_lstm"])
+def test_a_tape_travels_as_arrays(cell: str, heads: int) -> None:
+    runtime = EmulatedRuntime()
+    check_tape(layer, on_device(problem(cell, Case(6), heads=heads), runtime), runtime=runtime)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_bits_do_not_depend_on_the_order_of_threads_nor_on_graphs(heads: int) -> None:
     """A third call of the same arrays is a graph's replay."""
-    p, found = problem(device_cells.staged, CASES["odd"]), []
+    p, found = problem(device_cells.staged, Case(6), heads=heads), []
     for seed in (0, 1, 2):
         runtime = EmulatedRuntime(seed=seed)
         there = on_device(p, runtime)
@@ -104,7 +150,10 @@ def test_the_grid_walk_refuses_stages_by_name(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"heads": 2}, "one a head"), ({"projected": True}, "its walk of cells with stages has no projection")],
+    [
+        ({"projected": True}, "its walk of cells with stages has no projection"),
+        ({"projected": True, "heads": 2}, "its walk of cells with stages has no projection"),
+    ],
 )
 def test_what_stages_do_not_go_with(change: dict[str, Any], reason: str) -> None:
     assert reason in (layer.why_not(problems.layer_shape("gru_reset_before")._replace(**change)) or "")

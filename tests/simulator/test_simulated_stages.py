@@ -18,6 +18,12 @@ EVEN = {"steps": 2, "batch": 2, "inputs": 2, "hidden": 4, "bias": False, "scalar
 WIDE = {"steps": 1, "batch": 1, "inputs": 2, "hidden": 67}
 
 
+def named(sizes: dict[str, Any]) -> str:
+    """How a test of a call of these sizes is called."""
+    heads = sizes.get("heads", 1)
+    return {3: "odd", 4: "even", 67: "wide"}[sizes["hidden"]] + (f" {heads} heads" if heads > 1 else "")
+
+
 @pytest.mark.parametrize(
     ("cell", "dtype", "sizes"),
     [
@@ -31,10 +37,12 @@ WIDE = {"steps": 1, "batch": 1, "inputs": 2, "hidden": 67}
         (device_cells.staged, "float32", ODD),
         (device_cells.staged, "float64", EVEN | {"resets": True}),
         *((cell, "float64", ODD) for cell in stage_corners.FEW),
+        ("gru_reset_before", "float32", ODD | {"heads": 3}),
+        ("multiplicative_lstm", "float16", EVEN | {"heads": 2}),
+        ("layer_norm_lstm", "bfloat16", EVEN | {"heads": 4}),
+        (device_cells.staged, "float64", ODD | {"heads": 3}),
     ],
-    ids=lambda value: (
-        {3: "odd", 4: "even", 67: "wide"}[value["hidden"]] if isinstance(value, dict) else getattr(value, "name", value)
-    ),
+    ids=lambda value: named(value) if isinstance(value, dict) else getattr(value, "name", value),
 )
 def test_equals_the_reference(
     runtime: Any, cell: Any, dtype: str, sizes: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -95,8 +95,6 @@ def thread_split(shape: LayerShape, forward: bool = True, oversubscribed: bool =
 
 def why_not(shape: LayerShape) -> str | None:
     """It computes any shape; narrow weights in inference alone."""
-    if shape.cell.stages > 1 and shape.heads > 1:
-        return "its walk of cells with stages multiplies h by a whole matrix, not by one a head"
     if shape.cell.stages > 1 and shape.weights != shape.dtype:
         return f"it has no weights in {shape.weights} for a cell with stages"
     if shape.weights == shape.dtype:

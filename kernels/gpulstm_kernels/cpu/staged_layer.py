@@ -197,7 +197,8 @@ def _weight_gradients(tape: StagedTape, walk: staged.Backward, w: Mapping[str, n
     if cell.gates_of_h:
         before = _h_before(shape, walk, resets)
         first = len(cell.x_gates) * hidden
-        (grad["weight_hh"],), sums = gemm.outer(flat, (first, columns), count, [before], shape.rows_of_h)
+        (dhh,), sums = gemm.outer(flat, (first, columns), count, [before], shape.rows_of_h)
+        grad["weight_hh"] = dhh if shape.heads == 1 else layouts.blocks_of(dhh, shape.heads)
         if "bias_hh" in w:
             grad["bias_hh"] = sums[: shape.rows_of_h].copy()
     grad |= zip(cell.params, walk.dparams.sum(axis=(0, 1)).reshape(len(cell.params), hidden), strict=True)
@@ -281,6 +282,11 @@ def _params(cell: Cell, w: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndar
     return np.stack([w[name] for name in cell.params])[None] if cell.params else empty((1, 0, 0), dtype)
 
 
+def _whole(weight_hh: np.ndarray) -> np.ndarray:
+    """The recurrent weight as one matrix: the walk multiplies the zeros beside the blocks of heads too."""
+    return weight_hh if weight_hh.ndim == 2 else layouts.whole(weight_hh)
+
+
 def _packed(cell: Cell, w: Mapping[str, np.ndarray], hidden: int, dtype: np.dtype) -> tuple[np.ndarray, ...]:
     """ih, hh, the bias and the cell's own weights as the walk forward reads them."""
 
@@ -289,7 +295,7 @@ def _packed(cell: Cell, w: Mapping[str, np.ndarray], hidden: int, dtype: np.dtyp
         ih = empty(0, dtype)
         if "weight_ih" in w:
             ih = layouts.rows(_turned(cell, w["weight_ih"], hidden), 1, across)
-        hh = layouts.rows(w["weight_hh"], 1, across) if cell.gates_of_h else empty(0, dtype)
+        hh = layouts.rows(_whole(w["weight_hh"]), 1, across) if cell.gates_of_h else empty(0, dtype)
         bias = np.zeros((len(cell.preactivations), hidden), dtype)
         if "bias_ih" in w:
             bias[: len(cell.gates_of_x)] += _turned(cell, w["bias_ih"], hidden).reshape(-1, hidden)
@@ -306,7 +312,7 @@ def _packed_back(cell: Cell, w: Mapping[str, np.ndarray], hidden: int, dtype: np
 
     def pack() -> tuple[np.ndarray, ...]:
         ih = layouts.columns(_turned(cell, w["weight_ih"], hidden)) if "weight_ih" in w else empty(0, dtype)
-        hh = layouts.columns(w["weight_hh"]) if cell.gates_of_h else empty(0, dtype)
+        hh = layouts.columns(_whole(w["weight_hh"])) if cell.gates_of_h else empty(0, dtype)
         own = [layouts.columns(w[f"weight_{name}"]) for name in cell.weights]
         return ih, hh, np.stack(own) if own else empty((0, 0), dtype)
 

@@ -253,8 +253,6 @@ def refused(shape: LayerShape) -> str | None:
     """In words, what of a shape no walk on CUDA takes, in whatever language its kernels are."""
     if shape.cell.stages > 1 and shape.projected:
         return "its walk of cells with stages has no projection"
-    if shape.cell.stages > 1 and shape.heads > 1:
-        return "its walks of cells with stages multiply h by a whole matrix, not by one a head"
     if shape.weights != shape.dtype:
         return f"it has no weights in {shape.weights}"
     return None

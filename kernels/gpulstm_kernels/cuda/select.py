@@ -139,15 +139,15 @@ def _parts(cell: Cell, walk: str) -> int:
     return max(1, len(stages_of(cell).forward.runs)) if walk == "step" else cell.stages
 
 
-def _products(cell: Cell) -> int:
-    """How many matrices of H x H a step multiplies."""
-    return len(cell.gates_of_h) + len(stages_of(cell).weights)
+def _products(cell: Cell, heads: int = 1) -> float:
+    """How many matrices of H x H a step multiplies; heads leave a part of those of ``weight_hh``."""
+    return len(cell.gates_of_h) / heads + len(stages_of(cell).weights)
 
 
 def _steps(device: Device, shape: LayerShape) -> float:
     """Microseconds a step of products and memory in the step walk."""
     p, many = shape, device.multiprocessors
-    weights = p.directions * _products(p.cell) * p.hidden * p.outputs // p.heads
+    weights = p.directions * _products(p.cell, p.heads) * p.hidden * p.outputs
     gates = p.directions * p.batch * len(p.cell.preactivations) * p.hidden
     moved = weights * p.dtype.itemsize + 3 * gates * p.accumulate.itemsize  # the product adds to them, the cell reads
     return weights * p.batch / (many * _GEMM[_kind(p)]) + moved / (many * _BYTES)

@@ -41,6 +41,8 @@ def kernels(shape: LayerShape) -> dict[str, Kernel]:
 
 def plan(device: Device, shape: LayerShape, backward: bool) -> Plan | str:
     """How a device would walk, or in words why it cannot."""
+    if shape.heads > 1:
+        return "its blocks of cells with stages multiply h by a whole matrix, not by one a head"
     reason = cannot_persist(device, shape)
     if reason is not None:
         return reason

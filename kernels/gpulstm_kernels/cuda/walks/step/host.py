@@ -1,7 +1,6 @@
 """The host side of the step walk: products by cuBLAS, one fused kernel a step, all steps in one CUDA graph.
 
 Any size and type, lengths, projection: where no persistent walk fits, this one does. ``kernels.cu`` has the kernels. A
-Any size and type, lengths, projection: where no persistent walk fits, this one does. ``kernels.cu`` has the kernels. A
 step has one product, a batch of all directions' and heads'. A cell whose h enters none walks all steps in one launch of
 the kernels in ``scan.cu``. Cells with stages are :mod:`.staged_host`'s.
 """

@@ -1,6 +1,8 @@
 """The host side of the step walk of cells with stages: a launch for the stages between two products, all in one graph.
 
 ``staged.cu`` has the kernels. Products with one operand are one product; the gradients of their operands are one each.
+Heads divide ``weight_hh`` alone: h and the kernels are as with one head, and h's product is a batch of the heads' for
+each gate. The cell's own weights are whole.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ....backend import LayerShape
+from ... import heads
 from ...buffers import Buffers
 from ...cell_stages import Pass, Run, stages_of
 from ...device.kernel import Kernel
@@ -37,8 +40,8 @@ def kernels(shape: LayerShape) -> dict[str, Kernel]:
     for run in stages.backward.runs if p.training else ():
         found[f"backward {run.first}"] = Kernel(_SOURCE, "staged_backward", (p.dtype, p.cell, run.first, p.resets))
     if p.resets:
-        found["begin"] = Kernel("walks/step/kernels", "step_begin", (p.dtype, p.heads))
-        found["end"] = Kernel("walks/step/kernels", "step_end", (p.dtype, p.heads))
+        found["begin"] = Kernel("walks/step/kernels", "step_begin", (p.dtype, 1))
+        found["end"] = Kernel("walks/step/kernels", "step_end", (p.dtype, 1))
     if p.cell.h_gates:
         found["clear"] = Kernel("kernels/layer", "clear_columns", (p.accumulate,))
     return found
@@ -71,7 +74,7 @@ def forward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
     def enqueue() -> None:
         for step, gates in enumerate(along(p, b.gates)):
             if p.cell.gates_of_h:
-                runtime.gemm(h, b.weight_hh, gates[:, :, of_h(p)], transpose_b=True, accumulate=True, tf32=p.tf32)
+                _add_product(runtime, p, h, b.weight_hh, gates[:, :, of_h(p)])
             for run in stages.forward.runs:
                 grid, block = launch_shape(p, run)
                 runtime.launch(kernel[f"forward {run.first}"], grid, block, (*arrays, step, *sizes))
@@ -104,13 +107,27 @@ def backward(runtime: Runtime, shape: LayerShape, buffers: Buffers) -> None:
                     here = slice(k * hidden, (k + 1) * hidden)
                     runtime.gemm(dproducts[:, :, here], b.own[:, here], products[:, :, here], tf32=p.tf32)
             if p.cell.gates_of_h:
-                runtime.gemm(dgates[:, :, of_h(p)], b.weight_hh, b.dh, accumulate=True, tf32=p.tf32)
+                _add_gradient(runtime, p, dgates[:, :, of_h(p)], b.weight_hh, b.dh)
         if p.resets:
             blocks = (-(-batch * hidden // THREADS), 1, directions)
             runtime.launch(kernel["end"], blocks, (THREADS, 1, 1), (b.dh, b.resets, steps, batch, hidden))
 
     key = ("staged backward", p, *(runtime.pointer(array) for array in (*arrays, b.weight_hh, b.own)), sizes[-1])
     runtime.replay(key, enqueue)
+
+
+def _add_product(runtime: Runtime, shape: LayerShape, h: Any, weight_hh: Any, gates: Any) -> None:
+    if shape.heads > 1:
+        heads.add_product(runtime, shape, h, weight_hh, gates)
+    else:
+        runtime.gemm(h, weight_hh, gates, transpose_b=True, accumulate=True, tf32=shape.tf32)
+
+
+def _add_gradient(runtime: Runtime, shape: LayerShape, dgates: Any, weight_hh: Any, dh: Any) -> None:
+    if shape.heads > 1:
+        heads.add_gradient(runtime, shape, dgates, weight_hh, dh)
+    else:
+        runtime.gemm(dgates, weight_hh, dh, accumulate=True, tf32=shape.tf32)
 
 
 def _scratch(runtime: Runtime, shape: LayerShape, of: Pass) -> tuple[Any, Any, Any]:
