@@ -19,7 +19,10 @@ from .base import CommandTask, Data
 
 __all__ = ["TASKS", "USES", "CommandTask", "Data", "Use", "load", "named", "restored"]
 
-TASKS = {"text": "gpulstm.tasks.text:TextTask"}
+TASKS = {
+    "text": "gpulstm.tasks.text:TextTask",
+    "classify": "gpulstm.tasks.classify:ClassifyTask",
+}
 """Where the class of each task is, a :class:`gpulstm.tasks.base.CommandTask`."""
 
 
@@ -35,7 +38,10 @@ class Use:
     task: str
 
 
-USES = {"sample": Use("Let a trained character model go on from a prompt.", "sampled", "text")}
+USES = {
+    "sample": Use("Let a trained character model go on from a prompt.", "sampled", "text"),
+    "classify": Use("Say the class of each series, and how probable it is.", "used to classify series", "classify"),
+}
 """The commands for trained models, by name."""
 
 
