@@ -54,7 +54,7 @@ class Classes:
         """One line for people."""
         lengths = [len(values) for part in (self.train, self.validation, self.test) for values in part.series]
         steps = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
-        sizes = f"{len(self.train)} series to train on, {len(self.validation)} to validate with, {len(self.test)} to test"
+        sizes = f"{len(self.train)} series to train on, {len(self.validation)} to validate, {len(self.test)} to test"
         line = f"{self.source}: {sizes}; {len(self.mean)} channels, {steps} steps, {len(self.names)} classes"
         return "; ".join((line, *self.notes))
 
@@ -115,16 +115,28 @@ def read(
 
 
 def part_of(series: Sequence[Series], names: Sequence[str], mean: np.ndarray, deviation: np.ndarray) -> Part:
-    """``series``, scaled, with the numbers of their classes; -1 for one that is not known."""
+    """``series``, scaled, with the numbers of their classes; -1 for one that is not known.
+
+    Raises:
+        ValueError: a value that float32 does not hold once it is scaled.
+    """
     labels = np.array([-1 if each.label is None else names.index(each.label) for each in series], np.int64)
-    return Part(tuple(((each.values - mean) / deviation).astype(np.float32) for each in series), labels)
+    scaled = []
+    for each in series:
+        with np.errstate(over="ignore"):
+            scaled.append(((each.values - mean) / deviation).astype(np.float32))
+        if not np.isfinite(scaled[-1]).all():
+            raise ValueError(f"{each.where}: holds values that are too large beside those of the training part")
+    return Part(tuple(scaled), labels)
 
 
 def _with_classes(found: list[Series]) -> list[Series]:
     for series in found:
         if series.label is None:
-            raise ValueError(f"{series.where}: a series without a class; expected one, as the name of its subfolder or "
-                             "at the end of its line")  # fmt: skip
+            raise ValueError(
+                f"{series.where}: a series without a class; expected one, as the name of its subfolder or "
+                "at the end of its line"
+            )
     return found
 
 
@@ -132,11 +144,14 @@ def _check_test(tested: Sequence[Series], learnt: Sequence[Series], names: Seque
     channels = learnt[0].values.shape[1]
     for series in tested:
         if series.label not in names:
-            raise ValueError(f"{series.where}: the class {checks.shown(series.label)} is in the test part alone; "
-                             f"expected one of {checks.shown(names)}")  # fmt: skip
+            raise ValueError(
+                f"{series.where}: the class {checks.shown(series.label)} is in the test part alone; "
+                f"expected one of {checks.shown(names)}"
+            )
         if series.values.shape[1] != channels:
-            raise ValueError(f"{series.where}: expected {channels} channels, as the training part has, got "
-                             f"{series.values.shape[1]}")  # fmt: skip
+            raise ValueError(
+                f"{series.where}: expected {channels} channels, as the training part has, got {series.values.shape[1]}"
+            )
 
 
 def _key(series: Series) -> bytes:
@@ -153,8 +168,10 @@ def _split(found: Sequence[Series], purpose: str) -> tuple[list[Series], list[Se
     for label, its in by_class.items():
         distinct = sorted(set(its))
         if len(distinct) < 2:
-            raise ValueError(f"data: the class {checks.shown(label)} has too few series: one is left to train on and "
-                             f"to {purpose}; expected another")  # fmt: skip
+            raise ValueError(
+                f"data: the class {checks.shown(label)} has too few series: one is left to train on and "
+                f"to {purpose}; expected another"
+            )
         apart.update(distinct[: max(1, round(SHARE * len(distinct)))])
     kept = [series for key, series in zip(keys, found, strict=True) if key not in apart]
     return kept, [series for key, series in zip(keys, found, strict=True) if key in apart]

@@ -142,8 +142,8 @@ def _ts_series(line: str, header: dict[str, list[str]], where: str) -> Series:
         if label == UNKNOWN:
             label = None
         elif not label or (labels[1:] and label not in labels[1:]):
-            known = checks.shown(labels[1:]) if label else "a name"
-            raise ValueError(f"{where}: expected a class, one of {known}, got {checks.shown(label)}")
+            known = f"one of {checks.shown(labels[1:])}" if labels[1:] else "a name"
+            raise ValueError(f"{where}: expected a class, {known}, got {checks.shown(label)}")
     if (dimensions := header.get("dimensions")) and dimensions != [str(len(channels))]:
         raise ValueError(f"{where}: expected {' '.join(dimensions)} channels, as the header says, got {len(channels)}")
     rows = []
@@ -152,8 +152,9 @@ def _ts_series(line: str, header: dict[str, list[str]], where: str) -> Series:
             raise ValueError(f"{where}: channel {channel} is empty; expected numbers")
         rows.append(_numbers(values.split(","), f"{where}: channel {channel}"))
         if len(rows[-1]) != len(rows[0]):
-            raise ValueError(f"{where}: channel {channel}: expected {len(rows[0])} values, as channel 1 has, got "
-                             f"{len(rows[-1])}")  # fmt: skip
+            raise ValueError(
+                f"{where}: channel {channel}: expected {len(rows[0])} values, as channel 1 has, got {len(rows[-1])}"
+            )
     return Series(np.stack(rows, axis=1), label, where)
 
 
@@ -170,8 +171,9 @@ def _csv(path: Path, text: str) -> tuple[np.ndarray, list[str] | None]:
     for number, line in lines[header:]:
         values = line.split(delimiter)
         if len(values) != len(names):
-            raise ValueError(f"{path}:{number}: expected {len(names)} columns, as line {lines[0][0]} has, got "
-                             f"{len(values)}")  # fmt: skip
+            raise ValueError(
+                f"{path}:{number}: expected {len(names)} columns, as line {lines[0][0]} has, got {len(values)}"
+            )
         rows.append(_numbers(values, f"{path}:{number}"))
     if not rows:
         raise ValueError(f"{path}: a header without rows; expected a row of numbers for each step")
@@ -202,5 +204,11 @@ def _numbers(texts: Sequence[str], where: str) -> np.ndarray:
 
 def in_order(labels: Sequence[str]) -> tuple[str, ...]:
     """Each class once, numbers in their names by value."""
-    return tuple(sorted(set(labels), key=lambda label: [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p)
-                                                        for p in re.findall(r"\d+|\D+", label)]))  # fmt: skip
+    return tuple(
+        sorted(
+            set(labels),
+            key=lambda label: [
+                (not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in re.findall(r"\d+|\D+", label)
+            ],
+        )
+    )

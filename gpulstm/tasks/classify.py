@@ -44,15 +44,13 @@ class Settings(Options):
     dropout: float = field(
         0.3, Real("[0, 1)"), "Share of activations dropped between layers and before the head.", fixed=True
     )
-    noise: float = field(0.2, Real("[0, inf)"), "Deviation of noise on the scaled values in training.", fixed=True)
+    noise: float = field(0.4, Real("[0, inf)"), "Deviation of noise on the scaled values in training.", fixed=True)
     label_smoothing: float = field(0.1, Real("[0, 1]"), "Probability that classes share in a target.", fixed=True)
-    batch: int = field(16, Integer(1), "Series side by side.", fixed=True)
-    epochs: float | None = field(
-        None, Real(LONGEST), f"Train for so many passes over the data. [default: {EPOCHS:g}]"
-    )
+    batch: int = field(8, Integer(1), "Series side by side.", fixed=True)
+    epochs: float | None = field(None, Real(LONGEST), f"Train for so many passes over the data. [default: {EPOCHS:g}]")
     minutes: float | None = field(None, Real(LONGEST), "Train for so long (not reproducible bit for bit).")
-    validate_every: int = field(50, Integer(0), "In steps; 0 for never.")
-    patience: int | None = field(20, Integer(1), "Stop after so many validations without a better loss.")
+    validate_every: int = field(20, Integer(0), "In steps; 0 for never.")
+    patience: int | None = field(100, Integer(1), "Stop after so many validations without a better loss.")
 
     def limits(self) -> dict[str, Any]:
         """The limits that are set; by default :data:`EPOCHS`."""
@@ -202,8 +200,10 @@ class ClassifyTask(CommandTask):
         series = labelled.read(options.data)
         for each in series:
             if each.values.shape[1] != len(mean):
-                raise ValueError(f"{each.where}: expected {len(mean)} channels, as the model was trained on, got "
-                                 f"{each.values.shape[1]}")  # fmt: skip
+                raise ValueError(
+                    f"{each.where}: expected {len(mean)} channels, as the model was trained on, got "
+                    f"{each.values.shape[1]}"
+                )
             if each.label is not None and each.label not in names:
                 known = checks.shown(names)
                 raise ValueError(f"{each.where}: the model knows no class {checks.shown(each.label)}; expected {known}")

@@ -13,7 +13,7 @@ _NAME = 16  # characters of a class's name that are shown
 
 
 def matrix(truth: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
-    """How many of each class (rows) were taken for each (columns): (K, K), from two arrays (N,) of numbers of classes."""
+    """How many of each class (rows) were taken for each (columns): (K, K), from numbers of classes (N,)."""
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (truth, answers), 1)
     return counts
@@ -26,7 +26,8 @@ def text(counts: np.ndarray, names: Sequence[str]) -> str:
         wrong = counts - np.diag(np.diag(counts))
         order = np.argsort(-wrong, axis=None, kind="stable")[:_WORST]
         pairs = [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, counts.shape), strict=True)]
-        lines = [f"{short[i]} taken for {short[j]}: {counts[i, j]} of {counts[i].sum()}" for i, j in pairs if wrong[i, j]]
+        confused = [(i, j) for i, j in pairs if wrong[i, j]]
+        lines = [f"{short[i]} taken for {short[j]}: {counts[i, j]} of {counts[i].sum()}" for i, j in confused]
         return "\n".join(lines or ["no class was taken for another"])
     left = max(map(len, short))
     widths = [max(len(name), len(str(column.max()))) for name, column in zip(short, counts.T, strict=True)]

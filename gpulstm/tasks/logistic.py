@@ -42,7 +42,7 @@ def flat_features(series: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Logistic:
-    """Multinomial logistic regression: ``weight`` (D, K), ``bias`` (K,) and the ``mean`` and ``scale`` (D,) of features."""
+    """Multinomial logistic regression: ``weight`` (D, K), ``bias`` (K,), features' ``mean`` and ``scale`` (D,)."""
 
     weight: np.ndarray
     bias: np.ndarray
