@@ -124,6 +124,14 @@ def test_a_bad_csv_file(content: bytes, message: str, tmp_path: Path) -> None:
     assert str(raised.value) == f"{tmp_path}/{message.format(tmp_path)}"
 
 
+def test_reading_is_told(tmp_path: Path) -> None:
+    for name in ("1.csv", "2.csv"):
+        (tmp_path / name).write_text("1,2\n")
+    told: list[tuple[int, int]] = []
+    labelled.read(tmp_path, progress=lambda done, total: told.append((done, total)))
+    assert told == [(4, 8), (8, 8)]
+
+
 def test_what_is_no_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data: expected .csv files in .*, in a subfolder for each class, found none"):
         labelled.read(tmp_path)

@@ -68,7 +68,7 @@ def read(
 
     Args:
         test: the test part; without one a share of ``data`` is that.
-        progress: is told how many bytes of how many were downloaded.
+        progress: is told how many bytes of how many were downloaded, or read of ``data``.
 
     Raises:
         ValueError: files that cannot be read or are not in their format, a series without a class, less than two
@@ -90,7 +90,8 @@ def read(
     else:
         source = str(checks.path(name, "data"))
         data = Path(source)
-    learnt = _with_classes(labelled.read(data, "data", taken))
+    own = None if name in NAMES else progress  # else told of the download
+    learnt = _with_classes(labelled.read(data, "data", taken, own))
     names = labelled.in_order([str(series.label) for series in learnt])
     if len(names) < 2:
         raise ValueError(f"data: expected series of at least two classes, got {checks.shown(names)} alone in {data}")
@@ -110,8 +111,17 @@ def read(
     deviation[deviation == 0] = 1  # a channel that never changes
     if not np.isfinite(deviation).all():
         raise ValueError(f"{data}: the values of channel {int(np.argmin(np.isfinite(deviation))) + 1} are too large")
-    parts = [part_of(part, names, mean, deviation) for part in (train, validation, tested)]
-    return Classes(source, *parts, names, tuple(mean.tolist()), tuple(deviation.tolist()), digest.hexdigest(), notes)
+    return Classes(
+        source,
+        train=part_of(train, names, mean, deviation),
+        validation=part_of(validation, names, mean, deviation),
+        test=part_of(tested, names, mean, deviation),
+        names=names,
+        mean=tuple(mean.tolist()),
+        deviation=tuple(deviation.tolist()),
+        digest=digest.hexdigest(),
+        notes=notes,
+    )
 
 
 def part_of(series: Sequence[Series], names: Sequence[str], mean: np.ndarray, deviation: np.ndarray) -> Part:

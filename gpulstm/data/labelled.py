@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from .. import checks
 
+_T = TypeVar("_T")
 UNKNOWN = "?"  # what .ts files have in the place of a class, or of a value, that is not known
 _DELIMITERS = ",;\t"
 
@@ -29,12 +32,18 @@ class Series:
     where: str
 
 
-def read(data: str | Path, name: str = "data", taken: Callable[[bytes], None] | None = None) -> list[Series]:
+def read(
+    data: str | Path,
+    name: str = "data",
+    taken: Callable[[bytes], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Series]:
     """The series in ``data``: a .ts file, a .csv file, a folder of .csv files, or one with a subfolder a class.
 
     Args:
         name: of the argument that ``data`` is, for messages.
         taken: is called with the bytes of each file, in order.
+        progress: is told how many bytes of how many were read.
 
     Raises:
         ValueError: nothing there, a file that cannot be read or is not in its format; the message names file and line.
@@ -49,8 +58,12 @@ def read(data: str | Path, name: str = "data", taken: Callable[[bytes], None] | 
         raise ValueError(f"{name}: expected a .ts file, a .csv file or a folder, got {str(root)!r}")
     found: list[Series] = []
     names: list[str] | None = None
-    for path, label in files:
+    sizes = [_tried(path, name, path.stat).st_size for path, _ in files]
+    total = sum(sizes)
+    for (path, label), done in zip(files, accumulate(sizes), strict=True):
         text = _text(path, name, taken)
+        if progress is not None:
+            progress(done, total)
         if path.suffix.lower() == ".ts":
             found += _ts(path, text)
             continue
@@ -87,11 +100,16 @@ def _csvs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.is_file())
 
 
-def _text(path: Path, name: str, taken: Callable[[bytes], None] | None) -> str:
+def _tried(path: Path, name: str, access: Callable[[], _T]) -> _T:
+    """What ``access`` to the file at ``path`` gives."""
     try:
-        content = path.read_bytes()
+        return access()
     except OSError as error:
         raise ValueError(f"{name}: could not read {str(path)!r}: {error.strerror}") from error
+
+
+def _text(path: Path, name: str, taken: Callable[[bytes], None] | None) -> str:
+    content = _tried(path, name, path.read_bytes)
     if taken is not None:
         taken(content)
     try:
@@ -111,9 +129,9 @@ def _ts(path: Path, text: str) -> list[Series]:
         if not line or line.startswith("#"):
             continue
         if not begun:
-            if not line.startswith("@"):
+            key, *values = line[1:].split() or [""]
+            if not line.startswith("@") or not key:
                 raise ValueError(f"{where}: expected a line of the header, or @data before the series")
-            key, *values = line[1:].split()
             header[key.lower()] = values
             begun = key.lower() == "data"
             if begun:

@@ -216,9 +216,9 @@ class ClassifyTask(CommandTask):
             f"{each.where}\t{names[answer]}\t{share[answer]:.4f}"
             for each, answer, share in zip(series, answers, shares, strict=True)
         ]
-        if (known := part.labels >= 0).any():
-            right = int(np.count_nonzero(answers[known] == part.labels[known]))
-            lines.append(f"accuracy {right / np.count_nonzero(known):.4f}: {right} of {np.count_nonzero(known)} right")
+        if count := int(np.count_nonzero(part.labels >= 0)):
+            right = int(np.count_nonzero(answers == part.labels))
+            lines.append(f"accuracy {right / count:.4f}: {right} of {count} right")
         return "\n".join(lines)
 
 

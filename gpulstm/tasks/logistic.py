@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Features = Callable[[Sequence[np.ndarray]], np.ndarray]
 POINTS = 12
 PENALTIES = (1e-3, 1e-2, 1e-1)
 _STEPS = 400
@@ -91,7 +92,8 @@ def predicted(
 
     Each is fitted to ``train`` alone. Best is the most right answers, then the least cross-entropy.
     """
-    best: tuple[tuple[float, float], Logistic, Callable[[Sequence[np.ndarray]], np.ndarray]] | None = None
+    best: tuple[tuple[float, float], Logistic, Features] | None = None
+    features: Features
     for features in (summary_features, flat_features):
         own, others = features(train), features(validation)
         if features is flat_features and own.shape[1] > _MOST:
