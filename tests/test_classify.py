@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_runs import error, invoke, last_json
-from test_classify_data import ts
+from series_files import ts
 
 from gpulstm import nn, tasks
 from gpulstm.data import classify as data_of
@@ -231,6 +231,11 @@ def test_an_answer_does_not_depend_on_what_runs_beside_it() -> None:
         np.testing.assert_allclose(scores, model(values[:, None])[0][0], rtol=1e-4, atol=1e-6)
 
 
+def test_stopping_early_needs_validation() -> None:
+    with pytest.raises(ValueError, match="validate_every: expected an integer >= 1, got 0"):
+        Settings(validate_every=0)
+
+
 # The confusion matrix
 
 
@@ -245,6 +250,7 @@ def test_the_matrix_as_text() -> None:
     names = [f"c{number}" for number in range(30)]
     assert confusion.text(many, names) == "no class was taken for another"
     many[4, 7], many[9, 1] = 2, 5
+    assert "a?b" in confusion.text(counts, ["a\x1bb", "c"])  # nothing that a terminal would obey
     assert confusion.text(many, names) == "c9 taken for c1: 5 of 8\nc4 taken for c7: 2 of 5"
 
 

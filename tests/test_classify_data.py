@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import series_files
 
 from gpulstm.data import classify, labelled
 from gpulstm.data.classify import SHARE
@@ -20,8 +21,7 @@ HEADER = (
 
 
 def ts(path: Path, lines: list[str], header: str = HEADER) -> Path:
-    path.write_text(header + "\n".join(lines) + "\n")
-    return path
+    return series_files.ts(path, lines, header)
 
 
 def many(count: int, seed: int = 0, classes: str = "ab") -> list[str]:
@@ -217,6 +217,10 @@ def test_bad_parts(tmp_path: Path) -> None:
             ts(tmp_path / "wide.ts", ["1,2:a"], "@classLabel true\n@dimensions 1\n@data\n"))  # fmt: skip
     refused("data: the class 'b' has too few series: one is left to train on and to validate; expected another",
             ts(tmp_path / "few.ts", [*many(5, classes="a"), *many(2, classes="b")]))  # fmt: skip
+    least, second, *others = sorted(range(12), key=lambda n: hashlib.sha256(np.float64([n, n]).tobytes()).digest())
+    mixed = [f"{n}:{n}:a" for n in (second, *others)] + [f"{n}:{n}:b" for n in (least, second)]
+    refused("data: of the class 'b' no series is left to train on: each is to test, as equal series of other classes",
+            ts(tmp_path / "mixed.ts", mixed))  # fmt: skip
     refused("at least two classes, got .'a',. alone", ts(tmp_path / "one.ts", many(5, classes="a")))
     refused("none.ts:8: a series without a class", ts(tmp_path / "none.ts", ["1:2:?"]))
     refused("large.ts: the values of channel 1 are too large",

@@ -198,6 +198,9 @@ def test_mean_over_time(lengths: Any) -> None:
     means = [x[:time, sequence].mean(0) for sequence, time in enumerate(times)]
     np.testing.assert_allclose(layer(x, lengths), means, rtol=1e-14, atol=1e-15)
     check_gradients(layer, x, lengths=lengths)
+    for sequence, time in enumerate(times):
+        x[time:, sequence] = np.nan  # padding, as in other layers
+    np.testing.assert_allclose(layer(x, lengths), means, rtol=1e-14, atol=1e-15)
     single = x.astype(np.float32)
     assert layer(single, lengths).dtype == np.float32
     np.testing.assert_allclose(layer(single, lengths), means, rtol=1e-5, atol=1e-6)

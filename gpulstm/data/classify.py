@@ -184,4 +184,9 @@ def _split(found: Sequence[Series], purpose: str) -> tuple[list[Series], list[Se
             )
         apart.update(distinct[: max(1, round(SHARE * len(distinct)))])
     kept = [series for key, series in zip(keys, found, strict=True) if key not in apart]
+    for label in by_class.keys() - {series.label for series in kept}:
+        raise ValueError(
+            f"data: of the class {checks.shown(label)} no series is left to train on: each is to {purpose}, as equal "
+            "series of other classes are"
+        )
     return kept, [series for key, series in zip(keys, found, strict=True) if key in apart]

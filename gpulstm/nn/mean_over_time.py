@@ -43,6 +43,8 @@ class MeanOverTime(Layer):
         x = library.contiguous(checks.array(x, "x", None, ("T", "B", "F"), device=device))
         steps, batch, features = x.shape
         times = np.full(batch, steps) if lengths is None else checks.lengths(lengths, batch, steps, least=1)
+        if lengths is not None:
+            x = library.clear_padding(x, library.lengths(times))  # which may hold NaN, and that times 0 is NaN
         # a product with the share that each of all steps (T·B) has in each mean
         shares = np.zeros((batch, steps, batch))
         for sequence, time in enumerate(times):

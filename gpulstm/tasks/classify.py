@@ -49,7 +49,7 @@ class Settings(Options):
     batch: int = field(8, Integer(1), "Series side by side.", fixed=True)
     epochs: float | None = field(None, Real(LONGEST), f"Train for so many passes over the data. [default: {EPOCHS:g}]")
     minutes: float | None = field(None, Real(LONGEST), "Train for so long (not reproducible bit for bit).")
-    validate_every: int = field(20, Integer(0), "In steps; 0 for never.")
+    validate_every: int = field(20, Integer(1), "In steps.")
     patience: int | None = field(100, Integer(1), "Stop after so many validations without a better loss.")
 
     def limits(self) -> dict[str, Any]:
@@ -108,8 +108,7 @@ class ClassifyTask(CommandTask):
     figures: ClassVar = ("accuracy", "accuracy_linear")
     uses: ClassVar = {"classify": ClassifyOptions}
     metric = "accuracy"
-    unit = "steps"
-    reading_unit = "B"
+    unit = "time steps"
 
     def __init__(self, settings: Settings, data: Classes) -> None:
         scale = {"mean": list(data.mean), "deviation": list(data.deviation)}

@@ -63,4 +63,6 @@ def draw(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
 
 
 def _short(name: str) -> str:
+    """A name as it is shown: cut where it is long, without what a terminal would obey."""
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)
     return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
