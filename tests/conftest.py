@@ -22,6 +22,7 @@ QUICK = {
     "interchange/test_state_dicts.py": "",
     "test_cells.py": "register|declar|struct",
     "test_checkpoint.py": "",
+    "test_classify_data.py": "",
     "test_cli.py": "bad|wrong|contradict|divergence|early_stopping|no_clipping|cuda",
     "test_ctc.py": "alignments|row|bad",
     "test_decoding.py": "",

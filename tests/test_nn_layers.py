@@ -190,6 +190,34 @@ def test_last_step_head_unbatched() -> None:
     check_gradients(head, x)
 
 
+@pytest.mark.parametrize("lengths", [None, [4, 1, 3], np.array([1, 2, 4], np.uint8)])
+def test_mean_over_time(lengths: Any) -> None:
+    layer = nn.MeanOverTime()
+    x = normal(4, 3, 2)
+    times = [4] * 3 if lengths is None else lengths
+    means = [x[:time, sequence].mean(0) for sequence, time in enumerate(times)]
+    np.testing.assert_allclose(layer(x, lengths), means, rtol=1e-14, atol=1e-15)
+    check_gradients(layer, x, lengths=lengths)
+    for sequence, time in enumerate(times):
+        x[time:, sequence] = np.nan  # padding, as in other layers
+    np.testing.assert_allclose(layer(x, lengths), means, rtol=1e-14, atol=1e-15)
+    single = x.astype(np.float32)
+    assert layer(single, lengths).dtype == np.float32
+    np.testing.assert_allclose(layer(single, lengths), means, rtol=1e-5, atol=1e-6)
+
+
+def test_bad_input_of_mean_over_time() -> None:
+    layer = nn.MeanOverTime()
+    with pytest.raises(ValueError, match=r"x: expected shape .*, got \(4, 3\)"):
+        layer(normal(4, 3))
+    with pytest.raises(ValueError, match="lengths"):
+        layer(normal(4, 3, 2), [4, 0, 1])
+    with pytest.raises(ValueError, match=r"dy: expected shape .*, got \(3, 3\)"):
+        layer.vjp(normal(4, 3, 2))[1](normal(3, 3))
+    with pytest.raises(ValueError, match="state: expected None"):
+        layer.forward(normal(4, 3, 2), normal(2))
+
+
 # Embedding
 
 
@@ -340,6 +368,7 @@ def test_every_layer_has_one_form_of_inference_and_vjp() -> None:
         (nn.Linear(3, 2, dtype="float64", seed=0), x),
         (nn.EveryStepHead(3, 2, dtype="float64", seed=0), x),
         (nn.LastStepHead(3, 2, dtype="float64", seed=0), x),
+        (nn.MeanOverTime(), x),
         (nn.Embedding(5, 2, seed=0), ids),
         (nn.Dropout(0.0), x),
         (nn.RNN(3, 2, seed=0), single),

@@ -22,7 +22,7 @@ from .torch_names import infer, under
 
 _RECURRENT = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "Recurrent": nn.Recurrent}
 _HEADS = {"Linear": nn.Linear, "EveryStepHead": nn.EveryStepHead, "LastStepHead": nn.LastStepHead}
-_KNOWN = (*_RECURRENT, *_HEADS, "Dropout", "Embedding", "Quantized", "Reversed", "Sequential")
+_KNOWN = (*_RECURRENT, *_HEADS, "Dropout", "Embedding", "MeanOverTime", "Quantized", "Reversed", "Sequential")
 _SHOWN = 12  # names in a message
 
 
@@ -125,6 +125,9 @@ def _restore(words: Any, own: Arrays, prefix: str, dtype: Any, device: str | Non
         dropout = nn.Dropout(words.get("p"))
         _nothing_in(own, prefix, words)
         return dropout
+    if kind == "MeanOverTime":
+        _nothing_in(own, prefix, words)
+        return nn.MeanOverTime()
     if kind == "Quantized":
         return _quantized(words, own, prefix, dtype, device)
     if strange := [name for name, value in own.items() if value.dtype.kind != "f"]:

@@ -38,8 +38,8 @@ def export_onnx(
     ``1.h0``.
 
     Args:
-        model: ``LSTM``, ``GRU``, ``RNN``, ``Reversed`` of one, Embedding, Linear, a head, or a ``Sequential`` of these
-            and Dropout.
+        model: ``LSTM``, ``GRU``, ``RNN``, ``Reversed`` of one, Embedding, Linear, a head, or a ``Sequential`` of these,
+            Dropout and MeanOverTime.
         path: the file, written whole or not at all.
         state, lengths: whether the model takes initial states, and lengths.
         opset: version of ONNX's operators, 14 or newer.
@@ -117,6 +117,8 @@ class _Graph:
         elif isinstance(layer, nn.LastStepHead):
             self._last_step(layer.batch_first)
             self._linear(layer.linear, prefix)
+        elif isinstance(layer, nn.MeanOverTime):
+            self._mean_over_time()
         elif isinstance(layer, nn.Linear):
             self._linear(layer, prefix)
         elif not isinstance(layer, nn.Dropout):
@@ -208,6 +210,21 @@ class _Graph:
             last = self.op("Unsqueeze", [last, self.numbers(1)])
             self.value = self.op("GatherND", [rows, last], batch_dims=1)
         self.shape = [self.shape[0 if batch_first else 1], self.shape[-1]]
+
+    def _mean_over_time(self) -> None:
+        """(T, B, F) to the mean of the valid steps of each sequence, (B, F)."""
+        first, one = (self.constant(f"number_{value}", np.array(value, np.int64)) for value in (0, 1))
+        count = self.op("Gather", [self.op("Shape", [self.value]), first])
+        if self.lengths:
+            steps = self.op("Unsqueeze", [self.op("Range", [first, count, one]), self.numbers(1)])
+            valid = self.op("Less", [steps, self.op("Cast", [self.lengths], to=self.types.INT64)])
+            valid = self.op("Unsqueeze", [valid, self.numbers(2)])
+            zero = self.constant("zero", np.zeros((), self.dtype))
+            self.value = self.op("Where", [valid, self.value, zero])
+            count = self.op("Unsqueeze", [self.lengths, self.numbers(1)])
+        total = self.op("ReduceSum", [self.value, self.numbers(0)], keepdims=0)
+        self.value = self.op("Div", [total, self.op("Cast", [count], to=self.float_type)])
+        self.shape = [self.shape[1], self.shape[-1]]
 
     def _recurrent(self, layer: nn.Recurrent, prefix: str, direction: str) -> None:
         """One node a layer: ONNX's operators have no stacks, and no batch-first that runtimes run."""

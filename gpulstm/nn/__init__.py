@@ -6,6 +6,7 @@ from .dropout import Dropout
 from .embedding import Embedding
 from .linear import EveryStepHead, LastStepHead, Linear
 from .losses import cross_entropy, huber, mse, quantile
+from .mean_over_time import MeanOverTime
 from .model import Layer, Params, RecurrentLayer, Sequential
 from .quantized import Quantized, quantize
 from .recurrent import GRU, LSTM, RNN, Recurrent
@@ -22,6 +23,7 @@ __all__ = [
     "LastStepHead",
     "Layer",
     "Linear",
+    "MeanOverTime",
     "Params",
     "Quantized",
     "Recurrent",

@@ -21,6 +21,7 @@ __all__ = ["TASKS", "USES", "CommandTask", "Data", "Use", "load", "named", "rest
 
 TASKS = {
     "text": "gpulstm.tasks.text:TextTask",
+    "classify": "gpulstm.tasks.classify:ClassifyTask",
     "recall": "gpulstm.tasks.recall:RecallTask",
 }
 """Where the class of each task is, a :class:`gpulstm.tasks.base.CommandTask`."""
@@ -40,6 +41,7 @@ class Use:
 
 USES = {
     "sample": Use("Let a trained character model go on from a prompt.", "sampled", "text"),
+    "classify": Use("Say the class of each series, and how probable it is.", "used to classify series", "classify"),
     "recall": Use("Ask a trained memory for one of the values that it is told.", "asked to recall", "recall"),
 }
 """The commands for trained models, by name."""

@@ -63,6 +63,18 @@ def test_last_step_head(runtime: Any, batch_first: bool) -> None:
     close(runtime, there(runtime.to_device(x[0])), here(x[0]), "unbatched")
 
 
+@pytest.mark.parametrize("lengths", [None, np.array([1, 4, 2, 3, 4, 1])])
+def test_mean_over_time(runtime: Any, lengths: Any) -> None:
+    layer, x = nn.MeanOverTime(), numbers((4, 6, 5))
+    if lengths is not None:
+        x[np.arange(4)[:, None] >= lengths] = np.nan
+    (y, _), vjp = layer.vjp(x, lengths=lengths)
+    (device_y, _), device_vjp = layer.vjp(runtime.to_device(x), lengths=lengths)
+    close(runtime, device_y, y, "y")
+    dy = numbers(y.shape, 1)
+    close(runtime, device_vjp(runtime.to_device(dy))[0], vjp(dy)[0], "dx")
+
+
 def test_embedding(runtime: Any) -> None:
     here, there = both(nn.Embedding(11, 300, seed=0))
     ids = RNG(0).integers(0, 11, (5, 7))

@@ -124,6 +124,23 @@ def test_classifier(batch_first: bool, ragged: bool, tmp_path: Any) -> None:
     assert_close(onnx_models.run(onnx.load(tmp_path / "m.onnx"), given)["y"], y, "onnx", "float32")
 
 
+@pytest.mark.parametrize("opset", [14, 17, 18, 22])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_mean_over_time(ragged: bool, opset: int, tmp_path: Any) -> None:
+    model = nn.Sequential(
+        nn.LSTM(3, 5, bidirectional=True, seed=2),
+        nn.Linear(10, 4, seed=1),  # which makes padding other than 0
+        nn.MeanOverTime(),
+        nn.Linear(4, 2, seed=3),
+    )
+    x = np.random.default_rng(0).standard_normal((4, 6, 3)).astype(np.float32)
+    lengths = np.array([4, 1, 3, 2, 4, 1]) if ragged else None
+    y, _ = model(x, lengths=lengths)
+    io.export_onnx(model, tmp_path / "m.onnx", lengths=ragged, opset=opset)
+    given = {"x": x} | ({} if lengths is None else {"lengths": lengths.astype(np.int32)})
+    assert_close(onnx_models.run(onnx.load(tmp_path / "m.onnx"), given)["y"], y, "onnx", "float32")
+
+
 def test_axes_are_named_by_the_first_layer_that_reads_sequences(tmp_path: Any) -> None:
     lstm = gpulstm.LSTM(4, 5, batch_first=True, seed=1)
     model = nn.Sequential(nn.Sequential(nn.Linear(3, 4, seed=0), nn.Dropout(0.1)), lstm)

@@ -77,6 +77,7 @@ RECURRENT = {f"{kind}, {name}": make for name, of in OPTIONS.items() for kind, m
 OTHERS: dict[str, Callable[[], Any]] = {
     "Embedding": lambda: nn.Embedding(5, 3, seed=0),
     "Dropout": lambda: nn.Dropout(0.3),
+    "MeanOverTime": lambda: nn.MeanOverTime(),
     "Linear": lambda: nn.Linear(3, 4, seed=0),
     "Linear, no bias": lambda: nn.Linear(3, 4, bias=False, dtype="float64", seed=0),
     "EveryStepHead": lambda: nn.EveryStepHead(3, 4, seed=0),
