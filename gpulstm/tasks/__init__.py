@@ -19,7 +19,10 @@ from .base import CommandTask, Data
 
 __all__ = ["TASKS", "USES", "CommandTask", "Data", "Use", "load", "named", "restored"]
 
-TASKS = {"text": "gpulstm.tasks.text:TextTask"}
+TASKS = {
+    "text": "gpulstm.tasks.text:TextTask",
+    "forecast": "gpulstm.tasks.forecast:ForecastTask",
+}
 """Where the class of each task is, a :class:`gpulstm.tasks.base.CommandTask`."""
 
 
@@ -35,7 +38,10 @@ class Use:
     task: str
 
 
-USES = {"sample": Use("Let a trained character model go on from a prompt.", "sampled", "text")}
+USES = {
+    "sample": Use("Let a trained character model go on from a prompt.", "sampled", "text"),
+    "forecast": Use("Forecast what comes after the end of a series.", "used for forecasts", "forecast"),
+}
 """The commands for trained models, by name."""
 
 
