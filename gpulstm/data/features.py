@@ -144,6 +144,12 @@ class Plan:
         """How many of the features are known at a step; those after them are known ``horizon`` steps before."""
         return len(self.numbers) + sum(map(len, self.words.values())) + len(self.gaps)
 
+    @property
+    def count(self) -> int:
+        """How many features there are, F."""
+        phases = 1 + (self.step <= DAY) + (self.step < DAY)  # each a sine and a cosine, now and later
+        return self.seen + 4 * phases + 7 * (self.step <= DAY) + (self.lag > 0)
+
     def features(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
         """The features (N, F) float64 of every step of ``series``, and its target (N,) scaled, gaps filled forward.
 

@@ -267,7 +267,8 @@ class ForecastTask(CommandTask):
         model, settings = cls.restored(saved, device), cls._data_settings(saved)
         try:
             record = parsing.Fields(saved.record, "record")
-            forecaster = Forecaster.parsed(record.fields("settings").fields("forecaster"), model)
+            features = record.fields("config").integer("features", 1)
+            forecaster = Forecaster.parsed(record.fields("settings").fields("forecaster"), model, features)
             measured = record.fields("validation")
             factor = measured.real("factor", "[0, inf)") if "factor" in measured.value else 1.0
         except (ValueError, TypeError) as error:

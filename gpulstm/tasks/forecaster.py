@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from ..config import Config
 from ..data.features import Plan, phase
 from ..data.series import Series
 from ..data.windows import histories
-from .ridge import Inputs, Ridge
+from .ridge import Inputs, Ridge, width
 from .sizes import Sizes
 
 Done = Callable[[int, int], None]  # is called with how many of how many windows are done
@@ -83,8 +84,8 @@ class Forecaster:
         return {"plan": self.plan.as_json(), "ridge": {"span": self.ridge.span, "weights": weights}}
 
     @classmethod
-    def parsed(cls, stored: parsing.Fields, model: Any) -> Forecaster:
-        """What :meth:`as_json` gave, with ``model``.
+    def parsed(cls, stored: parsing.Fields, model: Any, features: int) -> Forecaster:
+        """What :meth:`as_json` gave, with ``model``, which takes so many ``features``.
 
         Raises:
             ValueError, TypeError: it is none; the message names the field.
@@ -97,9 +98,12 @@ class Forecaster:
             raise ValueError(f"{ridge.path}.weights: expected float32 in base64, got {error}") from error
         if span > plan.history:
             raise ValueError(f"{ridge.path}.span: expected at most the history, {plan.history}, got {span}")
-        if not len(weights) or len(weights) % plan.horizon or not np.isfinite(weights).all():
-            raise ValueError(f"{ridge.path}.weights: expected finite numbers, {plan.horizon} a row")
-        return cls(plan, Ridge(span, weights.reshape(-1, plan.horizon).astype(np.float64)), model)
+        shape = width(plan, span), plan.horizon
+        if len(weights) != math.prod(shape) or not np.isfinite(weights).all():
+            raise ValueError(f"{ridge.path}.weights: expected finite numbers, {shape}, got {len(weights)}")
+        if plan.count != features:
+            raise ValueError(f"{stored.path}.plan: has {plan.count} features, but the model takes {features}")
+        return cls(plan, Ridge(span, weights.reshape(shape).astype(np.float64)), model)
 
     def values(self, quantiles: np.ndarray, factor: float) -> np.ndarray:
         """``quantiles`` in the target's unit, the interval ``factor`` times as wide to either side of the median."""

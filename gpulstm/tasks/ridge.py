@@ -7,11 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.features import Plan
+from ..data.features import Plan, phase
 from ..data.windows import futures, histories
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 _ROWS = 2048  # windows whose design is in memory at a time
+
+
+def width(plan: Plan, span: int) -> int:
+    """How many numbers a forecast is linear in, D; see :meth:`Inputs.design`."""
+    _, phases = phase(np.empty(0, "datetime64[s]"), plan.step)
+    return span * plan.seen + plan.count - plan.seen + (plan.horizon if plan.lag else 0) + phases + 1
 
 
 @dataclass(frozen=True)
