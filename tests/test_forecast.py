@@ -145,6 +145,24 @@ def test_figures_by_hand(data: Path) -> None:
     assert quality["mae_linear"] < quality["mae_seasonal"] < quality["mae_naive"]
 
 
+def test_a_part_without_values_is_refused(data: Path, tmp_path: Path) -> None:
+    lines = data.read_text().splitlines()
+    for at in range(310, len(lines)):
+        when, _, *others = lines[at].split(",")
+        lines[at] = ",".join([when, "", *others])
+    (tmp_path / "ends.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="data: the test part has no value of 'load' to forecast"):
+        learner(tmp_path / "ends.csv")
+
+
+def test_a_series_that_repeats_has_figures(tmp_path: Path) -> None:
+    days = np.datetime64("2020-01-01") + np.arange(200)
+    (tmp_path / "weeks.csv").write_text("when,load\n" + "".join(f"{day},{i % 7}\n" for i, day in enumerate(days)))
+    quality = learner(tmp_path / "weeks.csv").evaluate()
+    assert quality["mae_seasonal"] == 0
+    assert np.isfinite(quality["mase"])
+
+
 def test_the_seasonal_forecast_of_a_long_horizon(data: Path) -> None:
     task = learner(data, horizon=30)
     found = task.seasonal(np.array([200]))[0]

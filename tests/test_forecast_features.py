@@ -50,7 +50,10 @@ def test_features_by_hand() -> None:
     plan = Plan.of(series, TRAINING, 24, 12, delay=3, lag=48)
     features, target = plan.features(series)
     assert plan.gaps == ("y",)
-    assert plan.words == {"wind": ("N", "S", "W")}
+    wind = series.columns["wind"]
+    share = np.mean(wind[:TRAINING] == "N")
+    assert list(plan.words["wind"]) == ["N", "S", "W"]
+    assert plan.words["wind"]["N"] == share
     assert plan.seen == 2 + 3 + 1
     np.testing.assert_array_equal(features[:, 0], target)
     known = series.columns["y"][:TRAINING]
@@ -60,7 +63,8 @@ def test_features_by_hand() -> None:
     x = plan.numbers["x"].apply(series.columns["x"])
     np.testing.assert_allclose(features[3:, 1], x[:-3])  # as late as it is known
     np.testing.assert_array_equal(features[:3, 1], 0)
-    np.testing.assert_array_equal(features[3:, 2], series.columns["wind"][:-3] == "N")
+    north = (wind[:-3] == "N").astype(float)
+    np.testing.assert_allclose(features[3:, 2], (north - share) / np.sqrt(share * (1 - share)))
     assert features.shape[1] == plan.count == 6 + 6 + 6 + 7 + 1
     at = 6 + 4  # sine and cosine of the hour, after those of month and weekday
     np.testing.assert_allclose(features[:, at], np.sin(2 * np.pi * (np.arange(N) % 24) / 24), atol=1e-12)
@@ -78,7 +82,8 @@ def test_a_plan_is_json() -> None:
         ("history", 0, "plan.history: expected an integer >= 1, got 0"),
         ("history", 1 << 40, "plan.history: expected at most"),
         ("numbers", {}, "plan.numbers.y: missing"),
-        ("words", {"wind": 3}, "plan.words.wind: expected"),
+        ("words", {"wind": 3}, "plan.words.wind: expected an object"),
+        ("words", {"wind": {"N": 2}}, r"plan.words.wind.N: expected a number in \[0, 1\]"),
         ("target", "z", "plan.numbers.z: missing"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
@@ -117,8 +122,8 @@ def test_parts_do_not_overlap() -> None:
     assert max(targets[0]) == TRAINING - 1  # histories, too, since they end before
     assert (min(targets[1]), max(targets[1])) == (TRAINING, 319)
     assert (min(targets[2]), max(targets[2])) == (320, N - 1)
-    assert parts.train[0] == 47  # the first that has all that it looks back at
-    for validation, test, name in ((50, 320, "training"), (240, 245, "validation"), (240, 395, "test")):
+    assert parts.train[0] == 24 + 48 - 12 - 1  # the first that has all that it looks back at
+    for validation, test, name in ((60, 320, "training"), (240, 245, "validation"), (240, 395, "test")):
         with pytest.raises(ValueError, match=f"data: too short: .* steps for {name} hold no window of history 24"):
             Parts.of(N, validation, test, plan)
 

@@ -13,8 +13,12 @@ from .series import Series
 
 DAY, WEEK = 86400, 7 * 86400  # seconds
 _SKEWED = 1.0  # skewness of a column that is never below 0, from which on its logarithm is looked at
-_OFFSET = 0.3  # of such a column's mean, which is added before
+_OFFSETS = (
+    0.3,
+    0.03,
+)  # of the mean of such a column, added before: of the target, and of others, of which less is known
 _BEYOND = 1.0  # in standard deviations, how far above all training a forecast on the scale of logarithms may go
+_RARE = 0.01  # deviation of a feature at least, so that what is rare in training is not large elsewhere
 _GAPS = 0.001  # share of missing values in training from which on they have a feature of their own
 _LEAST = 1e-6  # standard deviation of a column that is not constant
 _PHASES = 168  # of a week of hours
@@ -33,15 +37,15 @@ class Scale:
     most: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Scale:
-        """That of the ``values`` of training; missing ones do not count."""
+    def of(cls, values: np.ndarray, share: float = _OFFSETS[0]) -> Scale:
+        """That of the ``values`` of training, of which missing ones do not count; ``share`` of the mean is offset."""
         known = values[~np.isnan(values)]
         if not len(known):
             return cls(None, 0.0, 1.0, 0.0)
         offset = None
         centred, spread = known - known.mean(), max(float(known.std()), _LEAST)
         if known.min() >= 0 and np.mean((centred / spread) ** 3) > _SKEWED:
-            offset = float(_OFFSET * known.mean())
+            offset = float(share * known.mean())
         if offset is not None:
             known = np.log(known + offset)
         deviation = float(known.std())
@@ -68,8 +72,8 @@ class Plan:
     """What is made of a series, all of it known from the training part; JSON holds it.
 
     ``delay`` is after how many steps the other columns are known, ``lag`` how many steps before those of the horizon
-    the target is looked at besides (0 for not at all). ``words`` are the values of columns of words, ``gaps`` the
-    columns with a feature that says where they are missing.
+    the target is looked at besides (0 for not at all). ``words`` are the values of columns of words with their shares,
+    ``gaps`` the columns with a feature that says where they are missing.
     """
 
     target: str
@@ -79,7 +83,7 @@ class Plan:
     delay: int
     lag: int
     numbers: dict[str, Scale]
-    words: dict[str, tuple[str, ...]]
+    words: dict[str, dict[str, float]]
     gaps: tuple[str, ...]
 
     @classmethod
@@ -94,8 +98,16 @@ class Plan:
         parts = {name: values[:training] for name, values in series.columns.items()}
         if np.isnan(parts[series.target]).all():
             raise ValueError(f"target: {series.target!r} has no value in the first {training} steps, for training")
-        numbers = {name: Scale.of(values) for name, values in parts.items() if values.dtype != object}
-        words = {name: tuple(sorted(set(values) - {""})) for name, values in parts.items() if values.dtype == object}
+        numbers = {
+            name: Scale.of(values, _OFFSETS[name != series.target])
+            for name, values in parts.items()
+            if values.dtype != object
+        }
+        words = {
+            name: {word: float(np.mean(values == word)) for word in sorted(set(values) - {""})}
+            for name, values in parts.items()
+            if values.dtype == object
+        }
         gaps = tuple(name for name in numbers if np.isnan(parts[name]).mean() > _GAPS)
         return cls(series.target, series.step, history, horizon, delay, lag, numbers, words, gaps)
 
@@ -121,7 +133,7 @@ class Plan:
             step=stored.integer("step", 1),
             horizon=stored.integer("horizon", 1),
             numbers=scales,
-            words={name: tuple(checks.texts(words.take(name), f"{words.path}.{name}")) for name in words.value},
+            words={name: _shares(words.fields(name)) for name in words.value},
             gaps=tuple(checks.texts(stored.take("gaps"), f"{stored.path}.gaps")),
             **sizes,
         )
@@ -137,7 +149,7 @@ class Plan:
     @property
     def needed(self) -> int:
         """How many steps a forecast looks back at."""
-        return max(self.history + self.delay, self.lag)
+        return max(self.history + max(self.delay, self.lag - self.horizon), self.lag)
 
     @property
     def seen(self) -> int:
@@ -175,7 +187,7 @@ class Plan:
             if name in self.numbers:
                 made.append(filled(self.numbers[name].apply(values)))
             else:
-                made += [(values == word).astype(np.float64) for word in self.words[name]]
+                made += [_standard(values == word, share) for word, share in self.words[name].items()]
         made += [np.isnan(self._delayed(name, series.columns[name])).astype(np.float64) for name in self.gaps]
         later = series.times + np.timedelta64(self.horizon * self.step, "s")
         made += [*calendar(series.times, self.step), *calendar(later, self.step), *weekdays(later, self.step)]
@@ -200,6 +212,15 @@ def phase(times: np.ndarray, step: int) -> tuple[np.ndarray, int]:
         if not rest and count <= _PHASES:
             return times.astype("datetime64[s]").astype(np.int64) // step % count, count
     return np.zeros(len(times), np.int64), 1
+
+
+def _standard(found: np.ndarray, share: float) -> np.ndarray:
+    """Whether something was found, (N,), scaled to mean 0 and deviation 1 for this ``share`` of all."""
+    return (found - share) / max(math.sqrt(share * (1 - share)), _RARE)
+
+
+def _shares(stored: parsing.Fields) -> dict[str, float]:
+    return {word: stored.real(word, "[0, 1]") for word in stored.value}
 
 
 def filled(values: np.ndarray) -> np.ndarray:

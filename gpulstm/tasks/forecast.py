@@ -26,6 +26,7 @@ from .ridge import Ridge
 
 EPOCHS = 4.0  # of a run without a limit
 _LOOKED_AT = 4096  # windows of a validation at most, evenly spread
+_LEAST = 1e-12  # error that an error is divided by
 _FORECASTS = 7  # that follow each other in the picture
 
 
@@ -110,6 +111,9 @@ class ForecastTask(CommandTask):
         sizes(self.config).check_memory(copies=2 + slots if device == "cpu" else 1)
         self._times, self._scaled, self._values = series.times, target, series.columns[plan.target]
         self._training = data.validation
+        for name, ends in vars(self.parts).items():
+            if np.isnan(futures(self._values, ends, plan.horizon)).all():
+                raise ValueError(f"data: the {name} part has no value of {plan.target!r} to forecast")
         self._scale = plan.numbers[plan.target]
         ridge = Ridge.fit(
             self._seen,
@@ -209,11 +213,13 @@ class ForecastTask(CommandTask):
         return filled(self._values)[np.maximum(before, 0)]
 
     def _seasonal_error(self) -> float:
-        """The MAE of :meth:`seasonal` one season ahead, in the training part."""
-        training, length = self._values[: self._training], season(self.forecaster.plan.step)
-        errors = np.abs(training[length:] - training[:-length])
-        error = float(np.nanmean(errors)) if not np.isnan(errors).all() else 0.0
-        return error or float("nan")
+        """The MAE of :meth:`seasonal` one season ahead, in the training part; of persistence, where that is shorter."""
+        training = self._values[: self._training]
+        for length in (season(self.forecaster.plan.step), 1):
+            errors = np.abs(training[length:] - training[:-length])
+            if not np.isnan(errors).all():
+                return max(float(np.nanmean(errors)), _LEAST)
+        return _LEAST
 
     def _targets(self, ends: np.ndarray) -> np.ndarray:
         return futures(self._scaled, ends, self.forecaster.plan.horizon)
