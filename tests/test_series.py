@@ -44,6 +44,18 @@ def test_forms_of_times(tmp_path: Path, first: str, second: str) -> None:
     assert [str(time) for time in found.times] == ["2020-03-04T05:00:00", "2020-03-04T06:00:00"]
 
 
+def test_one_form_of_time_suits_all_lines(tmp_path: Path) -> None:
+    found = read(tmp_path, "t,y\n" + "".join(f"{day:02}/03/2020,{day}\n" for day in range(11, 15)))
+    assert [str(time)[:10] for time in found.times[::3]] == ["2020-03-11", "2020-03-14"]
+    with pytest.raises(ValueError, match=r"line 3, column t: .* in the form of '01/02/2020', got '13/13/2020'"):
+        read(tmp_path, "t,y\n01/02/2020,1\n13/13/2020,2\n")
+
+
+def test_cells_may_hold_line_breaks(tmp_path: Path) -> None:
+    found = read(tmp_path, 't,y,z\n2020-01-01,1,"a\nb"\n2020-01-02,2,c\n')
+    assert list(found.columns["z"]) == ["a\nb", "c"]
+
+
 def test_a_time_in_several_columns(tmp_path: Path) -> None:
     rows = "".join(f"2020,2,{28 + hour // 24},{hour % 24},{hour}\n" for hour in range(30))
     found = read(tmp_path, "year,month,day,hour,y\n" + rows, "year, month,day,hour")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 
 from .. import checks
 
-Done = Callable[[int, int], None]  # is called with how many of how many bytes are read
+Done = Callable[[int, int], None]  # is called with how many of how many lines are read
 
 MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-"}  # cells without a value, in lower case
 FORMATS = tuple(
@@ -27,7 +28,7 @@ FORMATS = tuple(
     for day in ("%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%Y %m %d", "%Y%m%d")
     for clock in (" %H:%M:%S", " %H:%M", " %H", "")
 )
-"""Of times, tried in this order where they are not in ISO 8601; the first that suits the first line must suit all."""
+"""Of times, tried in this order where they are not in ISO 8601 or seconds since 1970; one must suit all lines."""
 _WORDS = 20  # different values that a column of words may have
 _SPREAD = 4  # times as many steps as lines may lie between the first time and the last
 _SECONDS = 1e8  # what a time that is one number must exceed to be seconds since 1970, and not a count
@@ -113,7 +114,8 @@ def _table(path: Path, content: bytes, progress: Done | None) -> tuple[list[str]
         raise ValueError(f"data: {str(path)!r}, line {line}: is no UTF-8; expected a CSV file in UTF-8") from error
     head = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=head.count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    total = content.count(b"\n") + 1
     lines: list[tuple[int, list[str]]] = []
     try:
         names = [name.strip() for name in next(reader, [])]
@@ -126,7 +128,7 @@ def _table(path: Path, content: bytes, progress: Done | None) -> tuple[list[str]
                     )
                 lines.append((reader.line_num, cells))
             if progress is not None and reader.line_num % 10000 == 0:
-                progress(len(content) // 2, len(content))
+                progress(reader.line_num, total)
     except csv.Error as error:
         raise ValueError(f"data: {str(path)!r}, line {reader.line_num}: {error}; expected a CSV file") from error
     if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -134,7 +136,7 @@ def _table(path: Path, content: bytes, progress: Done | None) -> tuple[list[str]
     if len(lines) < 2:
         raise ValueError(f"data: {str(path)!r}: expected a line of names and at least two of values, got {len(lines)}")
     if progress is not None:
-        progress(len(content), len(content))
+        progress(total, total)
     return names, lines
 
 
@@ -152,31 +154,38 @@ def _since_1970(text: str) -> datetime:
 
 def _times(path: Path, columns: Sequence[str], numbers: Sequence[int], texts: Sequence[str]) -> np.ndarray:
     """(N,) datetime64[s], each later than the one before."""
-    formats: list[Callable[[str], datetime]] = [_iso, _since_1970]
-    formats += [lambda text, form=form: datetime.strptime(text, form) for form in FORMATS]  # type: ignore[misc]
-    parse = next((parse for parse in formats if _parses(parse, texts[0])), _iso)
-    where = f"data: {str(path)!r}, line %s, column {','.join(columns)}: "
-    times = np.empty(len(texts), "datetime64[s]")
-    for i, text in enumerate(texts):
-        try:
-            times[i] = parse(text)
-        except (ValueError, OverflowError):
-            expected = "a time such as 2010-12-31 23:00" + (f", in the form of {texts[0]!r}" if i else "")
-            raise ValueError(where % numbers[i] + f"expected {expected}, got {checks.shown(text)}") from None
-    if len(wrong := np.flatnonzero(times[1:] <= times[:-1])):
-        i = int(wrong[0])
+    parsers: list[Callable[[str], datetime]] = [_iso, _since_1970]
+    parsers += [lambda text, form=form: datetime.strptime(text, form) for form in FORMATS]  # type: ignore[misc]
+    tried = (_parsed(parse, texts) for parse in parsers)
+    times: list[datetime] = []
+    for found in tried:
+        times = max(times, found, key=len)
+        if len(times) == len(texts):
+            break
+    at = len(times)
+
+    def where(i: int) -> str:
+        return f"data: {str(path)!r}, line {numbers[i]}, column {','.join(columns)}: "
+
+    if at < len(texts):
+        expected = "a time such as 2010-12-31 23:00" + (f", in the form of {texts[0]!r}" if at else "")
+        raise ValueError(where(at) + f"expected {expected}, got {checks.shown(texts[at])}")
+    seconds = np.array(times, "datetime64[s]")
+    if len(wrong := np.flatnonzero(seconds[1:] <= seconds[:-1])):
+        before, after = seconds[wrong[0] : wrong[0] + 2]
         raise ValueError(
-            where % numbers[i + 1] + f"expected a time after {times[i]}, that of the line before, got {times[i + 1]}"
+            where(int(wrong[0]) + 1) + f"expected a time after {before}, that of the line before, got {after}"
         )
+    return seconds
+
+
+def _parsed(parse: Callable[[str], datetime], texts: Sequence[str]) -> list[datetime]:
+    """The times of ``texts`` up to the first that is none in this form."""
+    times: list[datetime] = []
+    with suppress(ValueError, OverflowError):
+        for text in texts:
+            times.append(parse(text))
     return times
-
-
-def _parses(parse: Callable[[str], datetime], text: str) -> bool:
-    try:
-        parse(text)
-    except (ValueError, OverflowError):
-        return False
-    return True
 
 
 def _grid(path: Path, numbers: Sequence[int], times: np.ndarray) -> tuple[np.ndarray, int, int]:
