@@ -107,6 +107,14 @@ def test_ridge_is_the_closed_form() -> None:
     np.testing.assert_allclose(ridge.predict(inputs, train), design @ nearest, atol=1e-5)
 
 
+def test_a_linear_model_beyond_all_sense_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpulstm.tasks.ridge.MOST", 1000)
+    with pytest.raises(
+        ValueError, match=r"history, horizon and columns: expected at most 1000 weights .*, got 272 inp"
+    ):
+        learner(data)
+
+
 def test_the_conformal_factor_by_hand() -> None:
     quantiles = np.tile([-1.0, 0.0, 2.0], (5, 1))
     target = np.array([-0.5, -3.0, 1.0, 4.0, 0.0])  # 0.5, 3, 0.5, 2 and 0 times as far as the end on their side

@@ -24,7 +24,7 @@ from .base import CommandTask, Done, Shape
 from .forecaster import COVERAGE, LEVELS, Forecaster, build, conformal_factor, inputs_of, sizes
 from .ridge import Ridge
 
-EPOCHS = 4.0  # of a run without a limit
+EPOCHS = 6.0  # of a run without a limit
 _LOOKED_AT = 4096  # windows of a validation at most, evenly spread
 _LEAST = 1e-12  # error that an error is divided by
 _FORECASTS = 7  # that follow each other in the picture
@@ -51,12 +51,12 @@ class Settings(Options):
     layers: int = field(1, Integer(1), "LSTM layers.", fixed=True)
     dropout: float = field(0.5, Real("[0, 1)"), "Share of activations dropped before the head.", fixed=True)
     input_dropout: float = field(0.2, Real("[0, 1)"), "Share of features dropped.", fixed=True)
-    weight_dropout: float = field(0.3, Real("[0, 1)"), "Share of recurrent weights dropped.", fixed=True)
+    weight_dropout: float = field(0.4, Real("[0, 1)"), "Share of recurrent weights dropped.", fixed=True)
     batch: int = field(128, Integer(1), "Windows side by side.", fixed=True)
     epochs: float | None = field(None, Real(LONGEST), f"Train for so many passes. [default: {EPOCHS:g}]")
     minutes: float | None = field(None, Real(LONGEST), "Train for so long (not reproducible bit for bit).")
     validate_every: int = field(100, Integer(0), "In steps; 0 for never.")
-    patience: int | None = field(5, Integer(1), "Stop after so many validations without a better loss.")
+    patience: int | None = field(8, Integer(1), "Stop after so many validations without a better loss.")
 
     def __attrs_post_init__(self) -> None:
         Options.__attrs_post_init__(self)

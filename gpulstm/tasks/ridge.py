@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import checks
 from ..data.features import Plan, phase
 from ..data.windows import futures, histories
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+MOST = 1 << 21  # weights that a checkpoint's JSON holds in base64
 _ROWS = 2048  # windows whose design is in memory at a time
 
 
@@ -69,7 +71,18 @@ class Ridge:
         Args:
             target: (N,) float64, of the series.
             train, validation: (W,), where the histories of the windows end.
+
+        Raises:
+            ValueError: more weights than a checkpoint holds, or than memory.
         """
+        for span in spans:
+            size = width(inputs.plan, span)
+            if size * inputs.plan.horizon > MOST:
+                raise ValueError(
+                    f"history, horizon and columns: expected at most {MOST} weights of the linear model, got {size} "
+                    f"inputs for {inputs.plan.horizon} steps"
+                )
+            checks.fits(3 * 8 * size**2, "history and columns", (span, inputs.plan.seen))
         tried: list[tuple[float, int, Ridge]] = []
         horizon = inputs.plan.horizon
         for span in spans:
