@@ -19,7 +19,7 @@ from command_runs import error, invoke, last_json
 from gpulstm import parsing
 from gpulstm.data import forecast as reading
 from gpulstm.data import packages
-from gpulstm.data.features import Plan, phase
+from gpulstm.data.forecast_features import Plan, phase
 from gpulstm.data.series import Series
 from gpulstm.tasks.forecast import ForecastTask, Settings
 from gpulstm.tasks.forecaster import Forecaster, build, conformal_factor, sizes

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpulstm import parsing
-from gpulstm.data.features import Plan, Scale, filled, phase, season
+from gpulstm.data.forecast_features import Plan, Scale, filled, phase, season
 from gpulstm.data.series import Series
 from gpulstm.data.windows import Parts, Windows, futures, histories
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import checks
 from . import packages
-from .features import Plan
+from .forecast_features import Plan
 from .series import Series
 from .series import read as read_series
 

@@ -1,6 +1,6 @@
 """Series from CSV files: times a fixed step apart, a target, and other columns of numbers or of a few words.
 
-Gaps are left as NaN here; :mod:`gpulstm.data.forecasting` fills them forward.
+Gaps are left as NaN here; :mod:`gpulstm.data.forecast_features` fills them forward.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 from .. import checks, parsing
 from ..arrays.random import keyed
 from .batch import Batch
-from .features import Plan
+from .forecast_features import Plan
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 from .. import checks, dispatch, files, nn, parsing
 from ..data import forecast as reading
 from ..data.batch import Batch
-from ..data.features import Plan, filled, season
 from ..data.forecast import Data
+from ..data.forecast_features import Plan, filled, season
 from ..data.windows import Parts, Windows, futures
 from ..train.checkpoint import RECORD, Checkpoint, CheckpointError
 from ..train.ends import LONGEST

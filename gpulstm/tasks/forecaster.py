@@ -14,7 +14,7 @@ import numpy as np
 from .. import arrays, nn, parsing
 from ..cells import lstm
 from ..config import Config
-from ..data.features import Plan, phase
+from ..data.forecast_features import Plan, phase
 from ..data.series import Series
 from ..data.windows import histories
 from .ridge import Inputs, Ridge, width

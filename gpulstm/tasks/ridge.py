@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import checks
-from ..data.features import Plan, phase
+from ..data.forecast_features import Plan, phase
 from ..data.windows import futures, histories
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
