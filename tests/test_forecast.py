@@ -201,6 +201,17 @@ def test_the_command_ends_with_a_forecast(run: tuple[Path, str]) -> None:
     assert (out / "forecast.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_without_matplotlib_a_line_says_so(
+    data: Path, run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = train("--data", data, "--out", tmp_path / "out", *COLUMNS, *MODEL, "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert "no picture: " in result.output
+    assert result.output.splitlines()[-1].endswith('pip install "gpulstm[plot]"')
+    assert not (tmp_path / "out" / "forecast.png").exists()
+
+
 def test_where_simple_forecasts_win_the_text_says_so(data: Path) -> None:
     figures = {"mae": 3.0, "mae_naive": 4.0, "mae_seasonal": 3.5, "mae_linear": 2.0, "mase": 1.0, "coverage": 0.8}
     task = learner(data)
