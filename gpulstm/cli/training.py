@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -85,6 +86,7 @@ def _train(task: type[CommandTask], out: str | None, resume: bool, as_json: bool
             if settings.patience is not None and result.checkpoint is not None:
                 learner.model.load_state_dict(checkpoint.load(result.checkpoint).model)  # the best one
             quality = _measured(learner, result)
+            _draw(learner, lock.folder / f"{task.name}.png")
     if as_json:
         click.echo(json.dumps(_as_json(task, result, quality, parameters), allow_nan=False))
     if result.reason in _STOPPED:
@@ -110,6 +112,20 @@ def _measured(learner: CommandTask, result: Result) -> Mapping[str, float]:
     click.echo(f"checkpoint {result.checkpoint}")
     click.echo(learner.show())
     return quality
+
+
+def _draw(learner: CommandTask, path: Path) -> None:
+    """Draw the picture of a task that has one, where matplotlib is installed."""
+    if type(learner).picture is CommandTask.picture:
+        return
+    try:
+        import matplotlib
+    except ImportError as error:
+        click.echo(f'no picture: {error}; pip install "gpulstm[plot]"')
+        return
+    matplotlib.use("Agg")
+    learner.picture(path)
+    click.echo(f"picture {path}")
 
 
 def _as_json(task: type[CommandTask], result: Result, quality: Mapping[str, float], parameters: int) -> dict[str, Any]:

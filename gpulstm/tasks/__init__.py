@@ -23,6 +23,7 @@ TASKS = {
     "text": "gpulstm.tasks.text:TextTask",
     "classify": "gpulstm.tasks.classify:ClassifyTask",
     "recall": "gpulstm.tasks.recall:RecallTask",
+    "forecast": "gpulstm.tasks.forecast:ForecastTask",
 }
 """Where the class of each task is, a :class:`gpulstm.tasks.base.CommandTask`."""
 
@@ -43,6 +44,7 @@ USES = {
     "sample": Use("Let a trained character model go on from a prompt.", "sampled", "text"),
     "classify": Use("Say the class of each series, and how probable it is.", "used to classify series", "classify"),
     "recall": Use("Ask a trained memory for one of the values that it is told.", "asked to recall", "recall"),
+    "forecast": Use("Forecast what comes after the end of a series.", "used for forecasts", "forecast"),
 }
 """The commands for trained models, by name."""
 

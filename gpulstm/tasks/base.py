@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from .. import checks, parsing
@@ -153,6 +154,10 @@ class CommandTask(Task):
 
     def show(self) -> str:
         """What people see at the end of a run."""
+        raise NotImplementedError
+
+    def picture(self, path: Path) -> None:
+        """Draw what people see at the end of a run into ``path``, a PNG, with matplotlib; by default there is none."""
         raise NotImplementedError
 
     @classmethod
