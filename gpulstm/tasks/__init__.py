@@ -19,7 +19,7 @@ from .base import CommandTask, Data
 
 __all__ = ["TASKS", "USES", "CommandTask", "Data", "Use", "load", "named", "restored"]
 
-TASKS = {"text": "gpulstm.tasks.text:TextTask"}
+TASKS = {"text": "gpulstm.tasks.text:TextTask", "speech": "gpulstm.tasks.speech:SpeechTask"}
 """Where the class of each task is, a :class:`gpulstm.tasks.base.CommandTask`."""
 
 
@@ -35,7 +35,10 @@ class Use:
     task: str
 
 
-USES = {"sample": Use("Let a trained character model go on from a prompt.", "sampled", "text")}
+USES = {
+    "sample": Use("Let a trained character model go on from a prompt.", "sampled", "text"),
+    "transcribe": Use("Write down what a trained recogniser hears in recordings.", "let transcribe", "speech"),
+}
 """The commands for trained models, by name."""
 
 
