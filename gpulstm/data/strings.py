@@ -11,8 +11,8 @@ import numpy as np
 from .. import checks, parsing
 from ..arrays.random import keyed
 from .batch import Batch
-from .speech_features import scaled, with_deltas
 from .speech import Recordings, Spoken
+from .speech_features import scaled, with_deltas
 
 COUNTS = (1, 2, 3, 4, 5)  # digits in the strings that are trained
 _GAP = 10  # steps that a gap has at most: before, between and after digits

@@ -37,7 +37,7 @@ class Use:
 
 USES = {
     "sample": Use("Let a trained character model go on from a prompt.", "sampled", "text"),
-    "transcribe": Use("Write down what a trained recogniser hears in recordings.", "let transcribe", "speech"),
+    "transcribe": Use("Write down what a trained recogniser hears in recordings.", "used to transcribe", "speech"),
 }
 """The commands for trained models, by name."""
 

@@ -13,8 +13,8 @@ from .. import arrays, checks, dispatch, nn, parsing
 from ..cells import lstm
 from ..config import Config
 from ..data.batch import Batch
-from ..data.speech_features import scaled, with_deltas
 from ..data.speech import DIGITS, Spoken, read, recordings
+from ..data.speech_features import scaled, with_deltas
 from ..data.strings import COUNTS, String, Strings, fixed, padded
 from ..nn.recurrent import INITS
 from ..train.checkpoint import Checkpoint
