@@ -109,7 +109,7 @@ def test_bad_files_are_named(changed: dict[str, Any], message: str, tmp_path: Pa
 def test_files_that_are_no_archives(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     np.save(tmp_path / "single.npy", np.zeros(3))
-    for name in ("text.npz", "single.npy"):
+    for name in ("text.npz", "single.npy", ""):  # the last is a folder
         line = error(train("--data", tmp_path / name, "--out", tmp_path / "out"))
         assert f"data: {tmp_path / name}: expected an NPZ file of arrays X, y and lengths" in line
     assert "none.npz" in error(train("--data", tmp_path / "none.npz", "--out", tmp_path / "out"))

@@ -115,6 +115,8 @@ def recordings(file: str | Path, *, labelled: bool = True) -> Recordings:
         ValueError: no such file, or arrays that contradict each other; the message names the file and the array.
         OSError: it cannot be read.
     """
+    if Path(file).is_dir():
+        raise ValueError(f"data: {file}: expected an NPZ file of arrays X, y and lengths, got a folder")
     arrays = _arrays(Path(file))
     for name in ("X", "lengths", *(["y"] if labelled else [])):
         if name not in arrays:
