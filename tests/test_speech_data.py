@@ -109,7 +109,9 @@ def test_bad_files_are_named(changed: dict[str, Any], message: str, tmp_path: Pa
 def test_files_that_are_no_archives(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     np.save(tmp_path / "single.npy", np.zeros(3))
-    for name in ("text.npz", "single.npy", ""):  # the last is a folder
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    for name in ("text.npz", "single.npz", "folder.npz"):
         line = error(train("--data", tmp_path / name, "--out", tmp_path / "out"))
         assert f"data: {tmp_path / name}: expected an NPZ file of arrays X, y and lengths" in line
     assert "none.npz" in error(train("--data", tmp_path / "none.npz", "--out", tmp_path / "out"))
@@ -214,7 +216,7 @@ def test_batches_go_on_anywhere(spoken: Spoken) -> None:
         Strings(spoken, 5, seed=3).load_state_dict(states[0])
     with pytest.raises(ValueError, match=r"state.number: expected less than 7, got 7"):
         whole.load_state_dict(states[0] | {"number": 7})
-    with pytest.raises(ValueError, match="batch: expected at most 35, the strings of an epoch, got 36"):
+    with pytest.raises(ValueError, match="batch: expected at most 35, all that an epoch has, got 36"):
         Strings(spoken, 36)
 
 

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from .. import checks, parsing
 from ..arrays.random import keyed
-from .batch import Batch
 from .speech import Recordings, Spoken
 from .speech_features import scaled, with_deltas
+from .utterances import Bucketed, Utterance
 
 COUNTS = (1, 2, 3, 4, 5)  # digits in the strings that are trained
+LONG = 10  # digits in strings that are longer than any that is trained
+_ROUNDS = {"validation": 2, "test": 5}  # how often a recording is in the strings that are measured on
 _GAP = 10  # steps that a gap has at most: before, between and after digits
 
 
-@dataclass(frozen=True)
-class String:
-    """A string: its features (T, 3·F) float32, scaled, and its labels (S,), each a digit and 1, since 0 is no label."""
-
-    values: np.ndarray
-    labels: np.ndarray
-
-
-def joined(of: Recordings, which: Sequence[int], data: Spoken, rng: np.random.Generator) -> String:
+def joined(of: Recordings, which: Sequence[int], data: Spoken, rng: np.random.Generator) -> Utterance:
     """The recordings ``which``, one after another, with gaps that ``rng`` draws from the quiet steps of ``data``."""
     gaps = [
         data.quiet[rng.integers(len(data.quiet), size=size)] for size in rng.integers(_GAP + 1, size=len(which) + 1)
@@ -35,7 +26,8 @@ def joined(of: Recordings, which: Sequence[int], data: Spoken, rng: np.random.Ge
     for number, gap in zip(which, gaps[1:], strict=True):
         pieces += [of.values[number], gap]
     values = scaled(with_deltas(np.concatenate(pieces)), data.mean, data.deviation)
-    return String(values, of.digits[list(which)] + 1)
+    digits = of.digits[list(which)]
+    return Utterance(values, digits + 1, "".join(map(str, digits)))
 
 
 def plan(size: int, counts: Sequence[int], rng: np.random.Generator) -> list[list[int]]:
@@ -49,93 +41,49 @@ def plan(size: int, counts: Sequence[int], rng: np.random.Generator) -> list[lis
     return [order[end - count : end] for count, end in zip(sizes, ends, strict=True)]
 
 
-def fixed(of: Recordings, counts: Sequence[int], rounds: int, data: Spoken) -> list[String]:
+def fixed(of: Recordings, counts: Sequence[int], rounds: int, data: Spoken) -> list[Utterance]:
     """Strings to measure on, the same always: every recording once in each of ``rounds``, but for those left over."""
     rng = keyed(rounds, *counts)
     return [joined(of, which, data, rng) for _ in range(rounds) for which in plan(len(of), counts, rng)]
 
 
-def padded(strings: Sequence[String]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Features (T, B, F) float32 and labels (B, S) int64 with zeros behind what is shorter, and the lengths of both."""
-    steps = np.array([len(string.values) for string in strings])
-    counts = np.array([len(string.labels) for string in strings])
-    values = np.zeros((steps.max(), len(strings), strings[0].values.shape[1]), np.float32)
-    labels = np.zeros((len(strings), counts.max()), np.int64)
-    for b, string in enumerate(strings):
-        values[: steps[b], b] = string.values
-        labels[b, : counts[b]] = string.labels
-    return values, steps, labels, counts
-
-
-class Strings:
-    """Endless batches of strings, made of the training part of ``data``: others in every epoch.
-
-    Inputs are (T, B, F) float32 with ``lengths``; ``targets`` (B, S) with ``target_lengths`` (B,). Strings of like
-    length are side by side. All follows from ``seed``, the epoch's number and the batch's. ``noise`` is the deviation
-    of normal noise on the scaled features.
-
-    Raises:
-        ValueError: ``batch`` below 1, or above the number of strings of an epoch; ``seed`` below 0.
-        TypeError: one of these that is no integer.
-    """
+class Strings(Bucketed):
+    """Batches of strings of the training part of ``data``: others in every epoch."""
 
     def __init__(self, data: Spoken, batch: int, *, seed: int = 0, noise: float = 0.0) -> None:
-        self.batch, self.seed = checks.integer(batch, "batch"), checks.integer(seed, "seed", 0)
-        self._data, self._noise = data, noise
-        strings = len(COUNTS) * (len(data.train) // sum(COUNTS))
-        self.steps_per_epoch = strings // batch
-        if not self.steps_per_epoch:
-            raise ValueError(f"batch: expected at most {strings}, the strings of an epoch, got {batch}")
-        self.epoch = self._number = 0
-        self._shuffle()
+        self._data = data
+        size = len(data.train)
+        super().__init__(len(COUNTS) * (size // sum(COUNTS)), size, batch, seed, noise)
 
-    def next(self) -> Batch:
-        """The next batch; every one is ``fresh``."""
-        rng = keyed(self.seed, self.epoch, self._number)
+    def _planned(self, rng: np.random.Generator) -> list[tuple[int, list[int]]]:
         train = self._data.train
-        strings = [joined(train, which, self._data, rng) for which in self._plan[self._number]]
-        values, steps, labels, counts = padded(strings)
-        if self._noise:
-            counted = np.arange(len(values))[:, None, None] < steps[:, None]
-            values += np.where(counted, self._noise * rng.standard_normal(values.shape, np.float32), np.float32(0))
-        self._number += 1
-        if self._number == self.steps_per_epoch:
-            self.epoch, self._number = self.epoch + 1, 0
-            self._shuffle()
-        return Batch({"inputs": values, "targets": labels, "target_lengths": counts}, lengths=steps)
+        return [(sum(len(train.values[k]) for k in which), which) for which in plan(len(train), COUNTS, rng)]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position, with what it is a position in; JSON holds it."""
-        return {
-            "epoch": self.epoch,
-            "number": self._number,
-            "recordings": len(self._data.train),
-            "batch": self.batch,
-            "seed": self.seed,
-        }
+    def _made(self, of: list[int], rng: np.random.Generator) -> Utterance:
+        return joined(self._data.train, of, self._data, rng)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the position of ``state_dict()``.
 
-        Raises:
-            ValueError, TypeError: it is a position in other data, in batches of another size or order, beyond their
-                end, or none.
-        """
-        position = parsing.Fields(state, "state")
-        for name, value in self.state_dict().items():
-            if name not in ("epoch", "number") and position.take(name) != value:
-                raise ValueError(f"data position: made for {name} {checks.shown(state[name])}, expected {value}")
-        epoch, number = position.integer("epoch"), position.integer("number")
-        if number >= self.steps_per_epoch:
-            raise ValueError(f"state.number: expected less than {self.steps_per_epoch}, got {number}")
-        self.epoch, self._number = epoch, number
-        self._shuffle()
+class Digits:
+    """Strings of spoken digits as the speech task takes them."""
 
-    def _shuffle(self) -> None:
-        """Which recordings the strings of each batch of this epoch have."""
-        train, rng = self._data.train, keyed(self.seed, self.epoch)
-        strings = plan(len(train), COUNTS, rng)
-        strings.sort(key=lambda which: sum(len(train.values[number]) for number in which))
-        start = int(rng.integers(len(strings) - self.steps_per_epoch * self.batch + 1))  # others are left out each time
-        batches = [strings[start + k * self.batch :][: self.batch] for k in range(self.steps_per_epoch)]
-        self._plan = [batches[k] for k in rng.permutation(len(batches))]
+    symbols = tuple("0123456789")
+    rate = 0
+
+    def __init__(self, spoken: Spoken) -> None:
+        self.spoken = spoken
+        self.source, self.digest, self.notes = spoken.source, spoken.digest, spoken.notes
+        self.mean, self.deviation = spoken.mean, spoken.deviation
+
+    def describe(self) -> str:
+        return self.spoken.describe()
+
+    def batches(self, batch: int, seed: int, noise: float) -> Bucketed:
+        return Strings(self.spoken, batch, seed=seed, noise=noise)
+
+    def validation_utterances(self) -> list[Utterance]:
+        return fixed(self.spoken.validation, COUNTS, _ROUNDS["validation"], self.spoken)
+
+    def test_utterances(self) -> dict[str, list[Utterance]]:
+        """Strings like those trained, and longer ones."""
+        test, rounds = self.spoken.test, _ROUNDS["test"]
+        return {"": fixed(test, COUNTS, rounds, self.spoken), "_long": fixed(test, (LONG,), rounds, self.spoken)}

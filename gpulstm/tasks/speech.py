@@ -1,4 +1,4 @@
-"""Connected spoken digits: a bidirectional LSTM says a digit or nothing at every step; measured in digits wrong."""
+"""Speech: a bidirectional LSTM says a symbol or nothing at every step; measured in symbols wrong."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import numpy as np
 from .. import arrays, checks, dispatch, nn, parsing
 from ..cells import lstm
 from ..config import Config
+from ..data import audio, sentences
 from ..data.batch import Batch
-from ..data.speech import DIGITS, Spoken, read, recordings
-from ..data.speech_features import scaled, with_deltas
-from ..data.strings import COUNTS, String, Strings, fixed, padded
+from ..data.speech import read, recordings
+from ..data.speech_features import with_deltas
+from ..data.strings import LONG, Digits
+from ..data.utterances import Speech, Utterance, padded
 from ..nn.recurrent import INITS
 from ..train.checkpoint import Checkpoint
 from ..train.ends import LONGEST
@@ -26,20 +28,20 @@ from .base import CommandTask, Done, Shape
 from .sizes import Sizes
 
 EPOCHS = 50.0  # of a run without a limit
-LONG = 10  # digits in strings that are longer than any that is trained
-_CLASSES = 1 + DIGITS  # the first says nothing
-_ROUNDS = {"validation": 2, "test": 5, "long": 5}  # how often a recording is in the strings that are measured on
-_SIDE_BY_SIDE = 50  # strings that are looked at together
-_SHOWN = 6  # strings at the end of a run, of those that are right and of those that are not
+_SIDE_BY_SIDE = 50  # utterances that are looked at together
+_NOTHING = "(nothing)"
+_SHOWN = 6  # utterances at the end of a run, of those that are right and of those that are not
+_DATA = (
+    f"Sentences: {sentences.PROMPTS}, a folder with {sentences.TRANSCRIPTS}, or a TSV file of WAV files and texts. "
+    "Digits: an NPZ file of X, y and lengths. [default: spoken digits]"
+)
 
 
 @attrs.frozen
 class Settings(Options):
     """The settings of ``gpulstm train speech`` besides a run's options."""
 
-    data: str | None = field(
-        None, Path(), "NPZ file of recordings X, y and lengths. [default: spoken digits]", metavar="FILE", digested=True
-    )
+    data: str | None = field(None, Path(), _DATA, metavar="NAME|FILE|DIR", digested=True)
     hidden: int = field(96, Integer(1), "Units of every LSTM layer, in each direction.", fixed=True)
     layers: int = field(1, Integer(1), "LSTM layers.", fixed=True)
     init: str = field("recommended", Choice(INITS), "Initial parameters; uniform is torch's.", fixed=True)
@@ -47,7 +49,7 @@ class Settings(Options):
         0.3, Real("[0, 1)"), "Share of activations dropped between layers and before the head.", fixed=True
     )
     noise: float = field(0.3, Real("[0, inf)"), "Deviation of noise on the scaled features in training.", fixed=True)
-    batch: int = field(32, Integer(1), "Strings side by side.", fixed=True)
+    batch: int = field(32, Integer(1), "Utterances side by side.", fixed=True)
     lr: float = field(5e-3, Real("(0, inf)"), "Learning rate.")
     epochs: float | None = field(None, Real(LONGEST), f"Train for so many passes over the data. [default: {EPOCHS:g}]")
     minutes: float | None = field(None, Real(LONGEST), "Train for so long (not reproducible bit for bit).")
@@ -64,36 +66,36 @@ class Settings(Options):
 class TranscribeOptions:
     """The options of ``gpulstm transcribe``."""
 
-    data: str | None = field(None, Path(), "NPZ file of recordings X and lengths, maybe y.", metavar="FILE")
+    data: str | None = field(None, Path(), "A WAV file, or files as in training.", metavar="FILE|DIR")
 
 
 def build(config: Mapping[str, Any], device: str = "cpu") -> nn.Sequential:
-    """The model that ``config`` describes, on ``device``: features (T, B, F) to logits (T, B, 11)."""
+    """The model that ``config`` describes, on ``device``: features (T, B, F) to logits (T, B, 1 + symbols)."""
     rng = arrays.generator(config["seed"], "seed")
     hidden, layers, dropout = (config[name] for name in ("hidden", "layers", "dropout"))
     features, init = len(config["mean"]), config["init"]
     return nn.Sequential(
         nn.LSTM(features, hidden, layers, dropout=dropout, bidirectional=True, init=init, seed=rng),
         nn.Dropout(dropout),
-        nn.EveryStepHead(2 * hidden, _CLASSES, seed=rng),
+        nn.EveryStepHead(2 * hidden, 1 + len(config["symbols"]), seed=rng),
     ).to(device)
 
 
 def sizes(config: Mapping[str, Any]) -> Sizes:
     """The sizes of the model that :func:`build` makes of ``config``."""
-    hidden = config["hidden"]
+    hidden, classes = config["hidden"], 1 + len(config["symbols"])  # the first says nothing
     return Sizes(
         Config(lstm, len(config["mean"]), hidden, config["layers"], bidirectional=True),
         layer=0,
-        others={"2.weight": (_CLASSES, 2 * hidden), "2.bias": (_CLASSES,)},
-        fields={"hidden": "0.weight_hh_l0", "mean": "0.weight_ih_l0"},
+        others={"2.weight": (classes, 2 * hidden), "2.bias": (classes,)},
+        fields={"hidden": "0.weight_hh_l0", "mean": "0.weight_ih_l0", "symbols": "2.bias"},
     )
 
 
 class SpeechTask(CommandTask):
-    """A recogniser of connected spoken digits (CTC); it ends with the share of digits wrong, and transcripts.
+    """A recogniser of speech, connected digits or sentences (CTC); it ends with the share wrong, and transcripts.
 
-    ``settings`` say how it is trained, ``data`` on what. The strings are synthetic: recordings of one digit each,
+    ``settings`` say how it is trained, ``data`` on what. Strings of digits are synthetic: recordings of one digit each,
     joined with gaps.
     """
 
@@ -105,22 +107,26 @@ class SpeechTask(CommandTask):
     unit = "steps"
     reading_unit = "B"
 
-    def __init__(self, settings: Settings, data: Spoken) -> None:
+    def __init__(self, settings: Settings, data: Speech) -> None:
         scale = {"mean": data.mean.tolist(), "deviation": data.deviation.tolist()}
-        self.config = {**self.config_of(settings, data), **scale}
+        kept = {"symbols": list(data.symbols), "rate": data.rate, **scale}  # from the training part alone
+        self.config = {**self.config_of(settings, data), **kept}
         device = dispatch.choose_device(settings.device)
         slots = len(settings.make_optimizer().slots)
         # on the CPU two and the optimizer's: the parameter and its gradient
         sizes(self.config).check_memory(copies=2 + slots if device == "cpu" else 1)
-        self.batches = Strings(data, settings.batch, seed=settings.seed, noise=settings.noise)
+        self.batches = data.batches(settings.batch, settings.seed, settings.noise)
         self.model = build(self.config, device)
         self._data = data
-        self._validation = fixed(data.validation, COUNTS, _ROUNDS["validation"], data)
-        self._shown: list[tuple[String, np.ndarray]] = []  # strings of the test part, and what was heard
+        self._validation = data.validation_utterances()
+        self._shown: list[tuple[Utterance, str]] = []  # of the test part, and what was heard
 
     @classmethod
-    def read(cls, settings: Settings, progress: Done | None = None) -> Spoken:
-        return read(settings.data, progress)
+    def read(cls, settings: Settings, progress: Done | None = None) -> Speech:
+        data = settings.data
+        if data is None or str(data).endswith(".npz"):
+            return Digits(read(data, progress))
+        return sentences.read(data, progress)
 
     @classmethod
     def expected_shapes(cls, config: parsing.Fields, found: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -128,13 +134,21 @@ class SpeechTask(CommandTask):
             config.integer(name, 1)
         config.real("dropout", "[0, 1)")
         config.text("data")
+        rate = config.integer("rate")
+        symbols = checks.texts(config.take("symbols"), f"{config.path}.symbols")
+        if not symbols or len(set(symbols)) < len(symbols):
+            raise ValueError(f"{config.path}.symbols: expected different texts, got {checks.shown(symbols)}")
         for name, interval in (("mean", "(-inf, inf)"), ("deviation", "(0, inf)")):
             values = config.take(name)
-            if not isinstance(values, list) or not values or len(values) % 3 or len(values) != len(config.take("mean")):
-                shown = checks.shown(values)
-                raise ValueError(f"{config.path}.{name}: expected three numbers a coefficient, got {shown}")
+            if not isinstance(values, list) or not values or len(values) != len(config.take("mean")):
+                raise ValueError(f"{config.path}.{name}: expected a number a feature, got {checks.shown(values)}")
             for value in values:
                 checks.real(value, f"{config.path}.{name}", interval)
+        parts = audio.STACKED * audio.BANDS if rate else 3  # coefficients and two slopes
+        if len(config.take("mean")) % parts:
+            raise ValueError(
+                f"{config.path}.mean: expected a multiple of {parts} numbers, got {len(config.take('mean'))}"
+            )
         expected = sizes(config.value)
         expected.check_found(found, config.path)
         return expected.shapes()
@@ -149,55 +163,61 @@ class SpeechTask(CommandTask):
         return nn.ctc(output, targets, batch.lengths, counts)
 
     def validate(self) -> dict[str, float]:
-        """Loss, share of digits wrong, and share of strings that are exact, on strings of the validation part."""
+        """Loss, share of symbols wrong, and share of utterances that are exact, on the validation part."""
         return self._measured(self._validation)[0]
 
     def evaluate(self, progress: Done | None = None) -> dict[str, float]:
-        """The same on strings of the test part, and on longer ones than any that is trained."""
-        data = self._data
-        quality, self._shown = self._measured(fixed(data.test, COUNTS, _ROUNDS["test"], data))
-        long, heard = self._measured(fixed(data.test, (LONG,), _ROUNDS["long"], data))
-        self._shown += heard
-        return quality | {"error_rate_long": long["error_rate"], "exact_long": long["exact"]}
+        """The same on the test part, for digits on longer strings than any that is trained too."""
+        quality: dict[str, float] = {}
+        self._shown = []
+        for end, utterances in self._data.test_utterances().items():
+            measured, heard = self._measured(utterances)
+            quality |= {f"{name}{end}": value for name, value in measured.items()}
+            self._shown += heard
+        return quality
 
-    def _measured(self, strings: Sequence[String]) -> tuple[dict[str, float], list[tuple[String, np.ndarray]]]:
-        """The figures of ``strings``, and with each what was heard."""
-        heard, loss = transcribed(self.model, strings)
-        pairs = list(zip(strings, heard, strict=True))
-        return {"loss": loss, **edits.rates((said, string.labels) for string, said in pairs)}, pairs
+    def _measured(self, utterances: Sequence[Utterance]) -> tuple[dict[str, float], list[tuple[Utterance, str]]]:
+        """The figures of ``utterances``, and with each what was heard."""
+        heard, loss = transcribed(self.model, utterances, self.config["symbols"])
+        pairs = list(zip(utterances, heard, strict=True))
+        return {"loss": loss, **edits.rates((said, utterance.text) for utterance, said in pairs)}, pairs
 
     def summary(self, quality: Mapping[str, float]) -> str:
-        wrong, exact = (
-            [f"{100 * quality[name + end]:.2f} %" for end in ("", "_long")] for name in ("error_rate", "exact")
-        )
+        def found(end: str) -> tuple[str, str]:
+            return f"{100 * quality[f'error_rate{end}']:.2f} %", f"{100 * quality[f'exact{end}']:.2f} %"
+
+        wrong, exact = found("")
+        if "error_rate_long" not in quality:
+            return f"{wrong} of characters wrong (saying nothing: 100 %), {exact} of sentences exact"
+        long = " and ".join(found("_long"))
         return (
-            f"{wrong[0]} of digits wrong (saying nothing: 100 %), {exact[0]} of strings exact; of {LONG} digits, which "
-            f"are longer than any trained, {wrong[1]} and {exact[1]}; synthetic strings of recordings never trained"
+            f"{wrong} of digits wrong (saying nothing: 100 %), {exact} of strings exact; of {LONG} digits, which are "
+            f"longer than any trained, {long}; synthetic strings of recordings never trained"
         )
 
     def show(self) -> str:
-        right = [pair for pair in self._shown if np.array_equal(pair[1], pair[0].labels)]
-        wrong = [pair for pair in self._shown if not np.array_equal(pair[1], pair[0].labels)]
+        right = [(utterance.text, said) for utterance, said in self._shown if said == utterance.text]
+        wrong = [(utterance.text, said) for utterance, said in self._shown if said != utterance.text]
         lines = []
         for title, pairs in (("right", right), ("wrong", wrong)):
             picked = pairs[:: max(1, len(pairs) // _SHOWN)][:_SHOWN]
-            lines += [f"{title}  said {_digits(string.labels)}  heard {_digits(said)}" for string, said in picked]
+            lines += [f"{title}  said {text}\n       heard {said or _NOTHING}" for text, said in picked]
         return "\n".join(lines)
 
     def picture(self, path: FilePath) -> None:
-        """Draw the probability of each digit at each step of a string of the test part."""
+        """Draw the probability of each symbol at each step of an utterance of the test part."""
         from matplotlib.figure import Figure
 
-        string, said = max(self._shown, key=lambda pair: len(pair[0].labels))
-        logits = arrays.on_host(self.model(string.values[:, None])[0], "logits")[:, 0]
+        utterance, said = max(self._shown, key=lambda pair: len(pair[0].labels))
+        logits = arrays.on_host(self.model(utterance.values[:, None])[0], "logits")[:, 0]
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
-        figure = Figure(figsize=(9, 3), layout="constrained")
+        figure = Figure(figsize=(9, 1.5 + 0.15 * probabilities.shape[1]), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(probabilities.T, aspect="auto", origin="lower", interpolation="nearest", vmin=0, vmax=1)
-        axes.set_yticks(range(_CLASSES), ["nothing", *map(str, range(DIGITS))])
+        axes.set_yticks(range(probabilities.shape[1]), ["nothing", *self.config["symbols"]])
         axes.set_xlabel("step")
-        axes.set_title(f"said {_digits(string.labels)}, heard {_digits(said)}")
+        axes.set_title(f"said {utterance.text[:60]}\nheard {said[:60]}")
         figure.colorbar(image, label="probability")
         figure.savefig(path)
 
@@ -206,42 +226,52 @@ class SpeechTask(CommandTask):
         if options.data is None:
             raise ValueError("data: expected a file of recordings to transcribe, got none")
         model, config = cls.restored(saved, device), saved.record["config"]
-        mean, deviation = np.array(config["mean"]), np.array(config["deviation"])
-        given = recordings(options.data, labelled=False)
-        if (columns := given.values[0].shape[1]) != len(mean) // 3:
-            expected = f"{len(mean) // 3} columns, as the model was trained on"
-            raise ValueError(f"data: {options.data}: X: expected {expected}, got {columns}")
-        known = given.digits >= 0
-        strings = [
-            String(scaled(with_deltas(values), mean, deviation), np.array([digit + 1])[: int(digit >= 0)])
-            for values, digit in zip(given.values, given.digits.tolist(), strict=True)
-        ]
-        heard, _ = transcribed(model, strings)
-        lines = [f"{number}\t{_digits(said)}" for number, said in enumerate(heard)]
-        if known.all():
-            found = edits.rates((said, string.labels) for string, said in zip(strings, heard, strict=True))
-            lines.append(f"{100 * found['error_rate']:.2f} % of digits wrong, {100 * found['exact']:.2f} % exact")
+        names, utterances = given(checks.path(options.data, "data"), config)
+        heard, _ = transcribed(model, utterances, config["symbols"])
+        lines = [f"{own}\t{said}" for own, said in zip(names, heard, strict=True)]
+        if all(utterance.text for utterance in utterances):
+            found = edits.rates((said, utterance.text) for utterance, said in zip(utterances, heard, strict=True))
+            lines.append(f"{100 * found['error_rate']:.2f} % of symbols wrong, {100 * found['exact']:.2f} % exact")
         return "\n".join(lines)
 
 
-def transcribed(model: Any, strings: Sequence[String]) -> tuple[list[np.ndarray], float]:
-    """What ``model`` hears in each of ``strings``, labels on the best path; and the mean CTC loss of their own labels.
+def given(data: FilePath, config: Mapping[str, Any]) -> tuple[list[str], list[Utterance]]:
+    """What is there to transcribe in ``data`` for the model of ``config``: names, and utterances.
+
+    Raises:
+        ValueError: files that cannot be read, or of other features than the model was trained on.
+        OSError: a file cannot be read.
+    """
+    mean, deviation, symbols = np.array(config["mean"]), np.array(config["deviation"]), config["symbols"]
+    if config["rate"]:
+        found = sentences.sentences(data, config["rate"])
+        return [each.file for each in found], [
+            sentences.utterance(each.values, each.text, symbols, mean, deviation) for each in found
+        ]
+    digits = recordings(data, labelled=False)
+    if (columns := digits.values[0].shape[1]) != len(mean) // 3:
+        expected = f"{len(mean) // 3} columns, as the model was trained on"
+        raise ValueError(f"data: {data}: X: expected {expected}, got {columns}")
+    utterances = [
+        sentences.utterance(with_deltas(values), str(digit) if digit >= 0 else "", symbols, mean, deviation)
+        for values, digit in zip(digits.values, digits.digits.tolist(), strict=True)
+    ]
+    return [str(number) for number in range(len(utterances))], utterances
+
+
+def transcribed(model: Any, utterances: Sequence[Utterance], symbols: Sequence[str]) -> tuple[list[str], float]:
+    """What ``model`` hears in each of ``utterances``, on the best path; and the mean CTC loss of their own labels.
 
     Those of like length run side by side.
     """
-    order = np.argsort([len(string.values) for string in strings], kind="stable")
-    heard: list[np.ndarray] = [np.zeros(0, np.int64)] * len(strings)
+    order = np.argsort([len(utterance.values) for utterance in utterances], kind="stable")
+    heard = [""] * len(utterances)
     total = 0.0
     for begin in range(0, len(order), _SIDE_BY_SIDE):
         which = order[begin : begin + _SIDE_BY_SIDE]
-        values, steps, labels, counts = padded([strings[number] for number in which])
+        values, steps, labels, counts = padded([utterances[number] for number in which])
         logits, _ = model.forward(values, None, steps)
         total += float(nn.ctc(logits, labels, steps, counts)[0]) * len(which)
         for number, said in zip(which, nn.greedy(logits, steps)[0], strict=True):
-            heard[number] = said
-    return heard, total / len(strings)
-
-
-def _digits(labels: np.ndarray) -> str:
-    """Labels as people write the digits."""
-    return "".join(str(label - 1) for label in labels) or "(nothing)"
+            heard[number] = "".join(symbols[label - 1] for label in said)
+    return heard, total / len(utterances)
