@@ -237,6 +237,9 @@ def test_resumed_it_has_the_same_bits(folder: Path, tmp_path: Path) -> None:
     result = invoke("transcribe", "--checkpoint", tmp_path / "whole", "--data", folder / "1/2/1-2-0003.wav")
     assert result.output.startswith(f"{folder / '1/2/1-2-0003.wav'}\t")
     assert len(result.output.splitlines()) == 1  # no text to compare with
+    (tmp_path / "list.tsv").write_text(f"{folder}/1/2/1-2-0003.wav\t{'ab' * 100}\n")  # more text than sound
+    result = invoke("transcribe", "--checkpoint", tmp_path / "whole", "--data", tmp_path / "list.tsv")
+    assert result.output.splitlines()[-1].endswith(" % of symbols wrong, 0.00 % exact")
     bad = write(tmp_path / "other.wav", sung("ab"), rate=16000)
     message = error(invoke("transcribe", "--checkpoint", tmp_path / "whole", "--data", bad))
     assert f"data: {bad}: expected 8000 samples a second, as the model was trained on, got 16000" in message

@@ -143,7 +143,7 @@ def sentences(data: Path, rate: int) -> list[Sentence]:
         samples, own = read_wav(data)
         found = [Sentence(steps(samples, own), "", str(data))]
     else:
-        found, own, _ = _read(_listed(data))
+        found, own, _ = _read(_listed(data), fitting=False)
     if own != rate:
         raise ValueError(f"data: {data}: expected {rate} samples a second, as the model was trained on, got {own}")
     return found
@@ -152,9 +152,11 @@ def sentences(data: Path, rate: int) -> list[Sentence]:
 Listed = list[tuple[str, Path, str]]  # of each sentence where it is listed, its sound file, and its text
 
 
-def _read(listed: Listed, progress: Callable[[int, int], None] | None = None) -> tuple[list[Sentence], int, int]:
-    """The sentences, the samples a second of their files, and how many were left out: those whose text is longer than
-    their sound."""
+def _read(
+    listed: Listed, progress: Callable[[int, int], None] | None = None, *, fitting: bool = True
+) -> tuple[list[Sentence], int, int]:
+    """The sentences, the samples a second of their files, and how many were left out, if all must be ``fitting``: those
+    whose text is longer than their sound, which have no CTC loss."""
     found, left_out = [], 0
     rates: dict[int, Path] = {}
     for number, (where, file, text) in enumerate(listed):
@@ -170,7 +172,7 @@ def _read(listed: Listed, progress: Callable[[int, int], None] | None = None) ->
                              f"{other[1]}")  # fmt: skip
         values = steps(samples, rate)
         repeats = sum(a == b for a, b in pairwise(text))
-        if len(text) + repeats > len(values):
+        if fitting and len(text) + repeats > len(values):
             left_out += 1
         else:
             found.append(Sentence(values, text, str(file)))

@@ -15,7 +15,7 @@ from ..config import Config
 from ..data import audio, sentences
 from ..data.batch import Batch
 from ..data.speech import read, recordings
-from ..data.speech_features import with_deltas
+from ..data.speech_features import scaled, with_deltas
 from ..data.strings import LONG, Digits
 from ..data.utterances import Speech, Utterance, padded
 from ..nn.recurrent import INITS
@@ -39,7 +39,10 @@ _DATA = (
 
 @attrs.frozen
 class Settings(Options):
-    """The settings of ``gpulstm train speech`` besides a run's options."""
+    """The settings of ``gpulstm train speech`` besides a run's options.
+
+    Without ``patience`` a run goes to its limit: the CTC loss of what is held out rises while errors still get fewer.
+    """
 
     data: str | None = field(None, Path(), _DATA, metavar="NAME|FILE|DIR", digested=True)
     hidden: int = field(96, Integer(1), "Units of every LSTM layer, in each direction.", fixed=True)
@@ -54,7 +57,6 @@ class Settings(Options):
     epochs: float | None = field(None, Real(LONGEST), f"Train for so many passes over the data. [default: {EPOCHS:g}]")
     minutes: float | None = field(None, Real(LONGEST), "Train for so long (not reproducible bit for bit).")
     validate_every: int = field(100, Integer(0), "In steps; 0 for never.")
-    patience: int | None = field(5, Integer(1), "Stop after so many validations without a better loss.")
 
     def limits(self) -> dict[str, Any]:
         """The limits that are set; by default :data:`EPOCHS`."""
@@ -242,18 +244,19 @@ def given(data: FilePath, config: Mapping[str, Any]) -> tuple[list[str], list[Ut
         ValueError: files that cannot be read, or of other features than the model was trained on.
         OSError: a file cannot be read.
     """
-    mean, deviation, symbols = np.array(config["mean"]), np.array(config["deviation"]), config["symbols"]
+    mean, deviation = np.array(config["mean"]), np.array(config["deviation"])
+    nothing = np.zeros(0, np.int64)  # the loss is not asked for
     if config["rate"]:
         found = sentences.sentences(data, config["rate"])
         return [each.file for each in found], [
-            sentences.utterance(each.values, each.text, symbols, mean, deviation) for each in found
+            Utterance(scaled(each.values, mean, deviation), nothing, each.text) for each in found
         ]
     digits = recordings(data, labelled=False)
     if (columns := digits.values[0].shape[1]) != len(mean) // 3:
         expected = f"{len(mean) // 3} columns, as the model was trained on"
         raise ValueError(f"data: {data}: X: expected {expected}, got {columns}")
     utterances = [
-        sentences.utterance(with_deltas(values), str(digit) if digit >= 0 else "", symbols, mean, deviation)
+        Utterance(scaled(with_deltas(values), mean, deviation), nothing, str(digit) if digit >= 0 else "")
         for values, digit in zip(digits.values, digits.digits.tolist(), strict=True)
     ]
     return [str(number) for number in range(len(utterances))], utterances
