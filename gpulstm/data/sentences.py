@@ -11,7 +11,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,12 @@ _RULE = f"sentences 1 {_SHARES}"  # of the split, for the digest
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sound file as steps (T, F) float32, its text once it is :func:`spelt`, and the file's name."""
+    """A sound file as steps (T, F) float32, its text once it is :func:`spelt`, its name, and its samples' SHA-256."""
 
     values: np.ndarray
     text: str
     file: str
+    key: bytes
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def read(data: str | Path, progress: Callable[[int, int], None] | None = None) -
     ``data`` is a folder or a TSV file as above, or ``"prompts"``, those of the package of that name.
 
     Args:
-        progress: is told how many files of how many were read.
+        progress: is told how many bytes of how many were downloaded, then read.
 
     Raises:
         ValueError: no sentences, a line without a text, a sound file that is not there or is none, files of different
@@ -113,7 +114,7 @@ def read(data: str | Path, progress: Callable[[int, int], None] | None = None) -
         OSError: a file cannot be read.
     """
     if data == PROMPTS:
-        source, listed = packages.PACKAGES[PROMPTS].source, _prompts(packages.get(PROMPTS))
+        source, listed = packages.PACKAGES[PROMPTS].source, _prompts(packages.get(PROMPTS, progress))
     else:
         source, listed = str(data), _listed(checks.path(data, "data"))
     found, rate, left_out = _read(listed, progress)
@@ -121,7 +122,7 @@ def read(data: str | Path, progress: Callable[[int, int], None] | None = None) -
     digest = hashlib.sha256(_RULE.encode())
     for sentence in found:
         by_text[sentence.text].append(sentence)
-        digest.update(sentence.text.encode() + b"\0" + sentence.values.astype("<f4").tobytes())
+        digest.update(sentence.text.encode() + b"\0" + sentence.key)
     texts = sorted(by_text, key=lambda text: hashlib.sha256(text.encode()).digest())
     tested, validated = (round(_SHARES[part] * len(texts)) for part in ("test", "validation"))
     if not validated:
@@ -141,7 +142,7 @@ def sentences(data: Path, rate: int) -> list[Sentence]:
     """
     if data.suffix.lower() == ".wav":
         samples, own = read_wav(data)
-        found = [Sentence(steps(samples, own), "", str(data))]
+        found = [_sentence(samples, own, "", data)]
     else:
         found, own, _ = _read(_listed(data), fitting=False)
     if own != rate:
@@ -159,7 +160,9 @@ def _read(
     whose text is longer than their sound, which have no CTC loss."""
     found, left_out = [], 0
     rates: dict[int, Path] = {}
-    for number, (where, file, text) in enumerate(listed):
+    sizes = [file.stat().st_size if file.is_file() else 0 for _, file, _ in listed]
+    ends = list(accumulate(sizes))
+    for done, (where, file, text) in zip(ends, listed, strict=True):
         if not (text := spelt(text)):
             raise ValueError(f"{where}: expected a sound file and its text, got no text")
         if not file.is_file():
@@ -170,17 +173,22 @@ def _read(
             first, other = rates.items()
             raise ValueError(f"data: expected files of one rate, got {first[0]} Hz in {first[1]} and {other[0]} Hz in "
                              f"{other[1]}")  # fmt: skip
-        values = steps(samples, rate)
+        sentence = _sentence(samples, rate, text, file)
         repeats = sum(a == b for a, b in pairwise(text))
-        if fitting and len(text) + repeats > len(values):
+        if fitting and len(text) + repeats > len(sentence.values):
             left_out += 1
         else:
-            found.append(Sentence(values, text, str(file)))
+            found.append(sentence)
         if progress is not None:
-            progress(number + 1, len(listed))
+            progress(done, ends[-1])
     if not found:
         raise ValueError(f"data: expected a sentence at least, got {left_out}, all with more text than sound")
     return found, next(iter(rates)), left_out
+
+
+def _sentence(samples: np.ndarray, rate: int, text: str, file: Path) -> Sentence:
+    key = hashlib.sha256(f"{rate} ".encode() + samples.astype("<f4").tobytes()).digest()
+    return Sentence(steps(samples, rate), text, str(file), key)
 
 
 def spelt(text: str) -> str:
