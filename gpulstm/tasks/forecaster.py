@@ -17,8 +17,8 @@ from ..config import Config
 from ..data.forecast_features import Plan, phase
 from ..data.series import Series
 from ..data.windows import histories
-from .ridge import Inputs, Ridge, width
 from .model_sizes import Sizes
+from .ridge import Inputs, Ridge, width
 
 Done = Callable[[int, int], None]  # is called with how many of how many windows are done
 
