@@ -21,11 +21,11 @@ __all__ = ["TASKS", "USES", "CommandTask", "Data", "Use", "load", "named", "rest
 
 TASKS = {
     "text": "gpulstm.tasks.text:TextTask",
-    "classify": "gpulstm.tasks.classify:ClassifyTask",
-    "recall": "gpulstm.tasks.recall:RecallTask",
     "forecast": "gpulstm.tasks.forecast:ForecastTask",
+    "classify": "gpulstm.tasks.classify:ClassifyTask",
+    "speech": "gpulstm.tasks.speech:SpeechTask",
+    "recall": "gpulstm.tasks.recall:RecallTask",
 }
-TASKS = {"text": "gpulstm.tasks.text:TextTask", "speech": "gpulstm.tasks.speech:SpeechTask"}
 """Where the class of each task is, a :class:`gpulstm.tasks.base.CommandTask`."""
 
 
@@ -43,10 +43,10 @@ class Use:
 
 USES = {
     "sample": Use("Let a trained character model go on from a prompt.", "sampled", "text"),
-    "classify": Use("Say the class of each series, and how probable it is.", "used to classify series", "classify"),
-    "recall": Use("Ask a trained memory for one of the values that it is told.", "asked to recall", "recall"),
     "forecast": Use("Forecast what comes after the end of a series.", "used for forecasts", "forecast"),
+    "classify": Use("Say the class of each series, and how probable it is.", "used to classify series", "classify"),
     "transcribe": Use("Write down what a trained recogniser hears in recordings.", "used to transcribe", "speech"),
+    "recall": Use("Ask a trained memory for one of the values that it is told.", "asked to recall", "recall"),
 }
 """The commands for trained models, by name."""
 
