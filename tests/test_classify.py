@@ -73,6 +73,7 @@ def test_it_learns_and_says_so(run: tuple[Path, Any], data: Path) -> None:
     assert saved.record["settings"]["source"] == str(data)
 
 
+@pytest.mark.slow
 def test_resumed_is_the_same_bit_for_bit(data: Path, tmp_path: Path) -> None:
     constant = [*SMALL, "--schedule=constant"]  # a cosine of a shorter run is another
     one = train(data, tmp_path / "one", *constant)

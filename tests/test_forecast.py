@@ -219,6 +219,7 @@ def test_where_simple_forecasts_win_the_text_says_so(data: Path) -> None:
     assert "better" not in task.summary({**figures, "mae_linear": 3.2})
 
 
+@pytest.mark.slow
 def test_resumed_is_the_same_bit_for_bit(data: Path, run: tuple[Path, str], tmp_path: Path) -> None:
     options = ["--data", data, *COLUMNS, *MODEL, "--schedule=plateau"]
     whole = train(*options, "--out", tmp_path / "whole", "--steps", 20, "--json")

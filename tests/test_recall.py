@@ -168,6 +168,7 @@ def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- command
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_numpy")
 def test_the_command(tmp_path: Path) -> None:
     options = [*SMALL, "--schedule", "constant", "--json"]

@@ -224,6 +224,7 @@ def test_it_learns_to_spell(run: tuple[Path, str], folder: Path, tmp_path: Path)
     assert result.output.splitlines()[-1].endswith("% exact")
 
 
+@pytest.mark.slow
 def test_resumed_it_has_the_same_bits(folder: Path, tmp_path: Path) -> None:
     arguments: list[Any] = ["train", "speech", "--data", folder, *SMALL]
     assert invoke(*arguments, "--out", tmp_path / "whole", "--steps", 9).exit_code == 0

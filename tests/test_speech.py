@@ -98,6 +98,7 @@ def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str
     return out, result.output
 
 
+@pytest.mark.slow
 def test_it_learns_and_shows_what_it_heard(run: tuple[Path, str]) -> None:
     _, printed = run
     figures = last_json(printed)
@@ -112,6 +113,7 @@ def test_it_learns_and_shows_what_it_heard(run: tuple[Path, str]) -> None:
         assert part in printed
 
 
+@pytest.mark.slow
 def test_its_model_transcribes(run: tuple[Path, str], file: Path, tmp_path: Path) -> None:
     given = made(seed=1, count=20)
     np.savez(tmp_path / "other.npz", X=given["X"], lengths=given["lengths"])
@@ -138,6 +140,7 @@ def test_a_picture(spoken: Spoken, tmp_path: Path) -> None:
     assert (tmp_path / "speech.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_resumed_it_has_the_same_bits(file: Path, tmp_path: Path) -> None:
     whole = train("--data", file, "--out", tmp_path / "whole", *SMALL, "--steps", 11, "--json")
     assert whole.exit_code == 0, whole.output
@@ -175,6 +178,7 @@ def assert_same(a: Path, b: Path) -> None:
         assert first.record[part] == second.record[part]
 
 
+@pytest.mark.slow
 def test_wrong_checkpoints_are_named(run: tuple[Path, str], file: Path, tmp_path: Path) -> None:
     saved = checkpoint.load(run[0])
     for changed, message in (

@@ -459,6 +459,7 @@ def test_the_checkpoint_of_another_module(tmp_path: Path) -> None:
         trainer(ModuleTask(Attention(norm=True)), optim.SGD(0.1)).resume(checkpoint.load(tmp_path))
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported_before_it_is_asked_for() -> None:
     code = "import sys, gpulstm.train; assert 'torch' not in sys.modules; "
     code += "gpulstm.train.TorchModel; assert 'torch' in sys.modules"
