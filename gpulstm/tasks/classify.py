@@ -36,6 +36,8 @@ _TEST = "What to test on, as --data. [default: a share of the data]"
 class Settings(Options):
     """The settings of ``gpulstm train classify`` besides a run's options."""
 
+    default_limit: ClassVar = {"epochs": EPOCHS}
+
     data: str | None = field(None, Path(), _DATA, metavar="NAME|FILE|DIR", digested=True)
     test: str | None = field(None, Path(), _TEST, metavar="FILE|DIR")
     hidden: int = field(64, Integer(1), "Units of every LSTM layer, in each direction.", fixed=True)
@@ -51,12 +53,6 @@ class Settings(Options):
     minutes: float | None = field(None, Real(LONGEST), "Train for so long (not reproducible bit for bit).")
     validate_every: int = field(20, Integer(1), "In steps.")
     patience: int | None = field(100, Integer(1), "Stop after so many validations without a better loss.")
-
-    def limits(self) -> dict[str, Any]:
-        """The limits that are set; by default :data:`EPOCHS`."""
-        if self.steps is None and self.epochs is None and self.minutes is None:
-            return {"epochs": EPOCHS}
-        return super().limits()
 
 
 @attrs.frozen(kw_only=True)

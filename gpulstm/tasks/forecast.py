@@ -17,7 +17,7 @@ from ..data.forecast_features import Plan, filled, season
 from ..data.windows import Parts, Windows, futures
 from ..train.checkpoint import RECORD, Checkpoint, CheckpointError
 from ..train.ends import LONGEST
-from ..train.options import LIMITS, Options
+from ..train.options import Options
 from ..train.settings_fields import Integer, Path, Real, Text, field
 from . import forecast_shown as shown
 from .base import CommandTask, Done, Shape
@@ -33,6 +33,8 @@ _FORECASTS = 7  # that follow each other in the picture
 @attrs.frozen(kw_only=True)
 class Settings(Options):
     """The settings of ``gpulstm train forecast`` besides a run's options."""
+
+    default_limit: ClassVar = {"epochs": EPOCHS}
 
     data: str | None = field(
         None, Path(), "beijing, bikes or a CSV file. [default: beijing]", metavar="NAME|CSV", digested=True
@@ -61,10 +63,6 @@ class Settings(Options):
     def __attrs_post_init__(self) -> None:
         Options.__attrs_post_init__(self)
         self.layout()
-
-    def limits(self) -> dict[str, Any]:
-        given = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
-        return given or {"epochs": EPOCHS}
 
     @property
     def source(self) -> str:

@@ -22,7 +22,7 @@ from ..data.recall import KEYS, TOKENS, VALUES, Drawn, HeldOut, Sequences, held_
 from ..io.common import require
 from ..train.checkpoint import Checkpoint
 from ..train.ends import LONGEST
-from ..train.options import LIMITS, Options, Steps
+from ..train.options import Options, Steps
 from ..train.settings_fields import Integer, Real, Text, field
 from .base import CommandTask, Done, Shape
 
@@ -35,6 +35,8 @@ _WRITTEN = 16  # pairs of a sequence that are
 @attrs.frozen
 class Settings(Options):
     """The settings of ``gpulstm train recall`` besides a run's options."""
+
+    default_limit: ClassVar = {"steps": _STEPS}
 
     pairs: int = field(16, Integer(1), f"Pairs in a sequence, {len(KEYS)} at most.", fixed=True)
     embed: int = field(64, Integer(1), "Features a symbol is embedded in.", fixed=True)
@@ -50,10 +52,6 @@ class Settings(Options):
             raise ValueError(f"pairs: expected at most {len(KEYS)}, as there are keys, got {self.pairs}")
         if self.device == "cuda":
             raise ValueError("device: expected 'cpu' for recall, whose model is a torch module, got 'cuda'")
-
-    def limits(self) -> dict[str, Any]:
-        given = {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
-        return given or {"steps": _STEPS}
 
 
 @attrs.frozen(kw_only=True)

@@ -44,6 +44,8 @@ class Settings(Options):
     Without ``patience`` a run goes to its limit: the CTC loss of what is held out rises while errors still get fewer.
     """
 
+    default_limit: ClassVar = {"epochs": EPOCHS}
+
     data: str | None = field(None, Path(), _DATA, metavar="NAME|FILE|DIR", digested=True)
     hidden: int = field(96, Integer(1), "Units of every LSTM layer, in each direction.", fixed=True)
     layers: int = field(1, Integer(1), "LSTM layers.", fixed=True)
@@ -57,11 +59,6 @@ class Settings(Options):
     epochs: float | None = field(None, Real(LONGEST), f"Train for so many passes over the data. [default: {EPOCHS:g}]")
     minutes: float | None = field(None, Real(LONGEST), "Train for so long (not reproducible bit for bit).")
     validate_every: int = field(100, Integer(0), "In steps; 0 for never.")
-
-    def limits(self) -> dict[str, Any]:
-        """The limits that are set; by default :data:`EPOCHS`."""
-        given = (self.steps, self.epochs, self.minutes)
-        return {"epochs": EPOCHS} if given == (None, None, None) else super().limits()
 
 
 @attrs.frozen(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
@@ -46,6 +46,9 @@ class Options:
     Raises:
         ValueError, TypeError: a value out of its range or of another type.
     """
+
+    default_limit: ClassVar[Mapping[str, float]] = {"minutes": MINUTES}
+    """Of a run without a limit, by name; the help of that field says so."""
 
     steps: int | None = field(None, Steps(), "Train for so many updates.")
     epochs: float | None = field(None, Real(LONGEST), "Train for so many passes over the data.")
@@ -97,9 +100,9 @@ class Options:
         return stored | {"metrics": list(self.metrics), "clip": self.clip if self.clip < math.inf else None}
 
     def limits(self) -> dict[str, Any]:
-        """The limits that are set; by default :data:`MINUTES`."""
+        """The limits that are set; by default :attr:`default_limit`."""
         given = {"steps": self.steps, "epochs": self.epochs, "minutes": self.minutes}
-        return {name: value for name, value in given.items() if value is not None} or {"minutes": MINUTES}
+        return {name: value for name, value in given.items() if value is not None} or dict(self.default_limit)
 
     def changed(self, **given: Any) -> Self:
         """These settings with those ``given``; a limit takes the place of all others."""
