@@ -90,24 +90,14 @@ def multiply_rows(c, offset, n, add, a, a_offset, lda, packed, m, k, edges, rank
 
 
 @kernel
-def _multiply(c, n, a, lda, packed, m, k, edges, rank, size, barrier):
-    multiply_rows(c, 0, n, True, a, 0, lda, packed, m, k, edges, rank, size, barrier)
-
-
-def multiply_packed(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
-    """C (M, N) += A (M, K) · B, with B (K, N) as of :mod:`.packing.layouts`; C-contiguous, of one dtype."""
-    (m, n), k = c.shape, a.shape[1]
-    at_most = max(1, min(crew.size, m * n * k // tuning.current.gemm_per_thread))
-    flat = (c.reshape(-1), n, a.reshape(-1), k, b, m, k, edges(at_most, c.dtype))
-    crew.run(_multiply, c.dtype, flat, at_most)
+def _multiply(c, n, a, a_offset, lda, packed, m, k, edges, rank, size, barrier):
+    multiply_rows(c, 0, n, True, a, a_offset, lda, packed, m, k, edges, rank, size, barrier)
 
 
 def multiply(c: np.ndarray, a: np.ndarray, b: np.ndarray, transposed: bool = False) -> None:
     """C (M, N) += A (M, K) · B, with B (K, N), or (N, K) if ``transposed``; all C-contiguous, of one dtype."""
-    if transposed:
-        multiply_packed(c, a, layouts.rows(b, 1, WIDTH * lanes(b.dtype)))
-    else:
-        multiply_packed(c, a, layouts.columns(b))
+    packed = layouts.rows(b, 1, WIDTH * lanes(b.dtype)) if transposed else layouts.columns(b)
+    multiply_packed(c, Rows(a.reshape(-1), (0, a.shape[1]), a.shape[1]), packed)
 
 
 class Rows(NamedTuple):
@@ -116,6 +106,13 @@ class Rows(NamedTuple):
     flat: np.ndarray
     at: tuple[int, int]
     columns: int
+
+
+def multiply_packed(c: np.ndarray, a: Rows, b: np.ndarray) -> None:
+    """C (M, N) += A (M, K) · B, with B (K, N) as of :mod:`.packing.layouts`; C is C-contiguous."""
+    (m, n), k = c.shape, a.columns
+    at_most = max(1, min(crew.size, m * n * k // tuning.current.gemm_per_thread))
+    crew.run(_multiply, c.dtype, (c.reshape(-1), n, a.flat, *a.at, b, m, k, edges(at_most, c.dtype)), at_most)
 
 
 @inline

@@ -174,11 +174,11 @@ def layer_backward(
     grads = []
     for d, (walk, w, (ih, *_)) in enumerate(zip(walks, tape.weights, packed, strict=True)):
         grads.append(_weight_gradients(tape, walk, w))
-        of_x = walk.dgates.reshape(steps * batch, -1)[:, : shape.rows_of_x]
         if shape.gates_given:
+            of_x = walk.dgates.reshape(steps * batch, -1)[:, : shape.rows_of_x]
             dx[:, shape.given_columns(d)] = _turned(cell, of_x.T, hidden, back=True).T
         else:
-            gemm.multiply_packed(dx, np.ascontiguousarray(of_x), ih)
+            gemm.multiply_packed(dx, gemm.Rows(walk.dgates.reshape(-1), (0, shape.rows), shape.rows_of_x), ih)
     initial = [np.stack([walk.dh[0] for walk in walks])]
     initial += [np.stack([walk.dstates[k, 0, :, :hidden] for walk in walks]) for k in range(len(cell.states))]
     return dx.reshape(x.shape), tuple(initial), grads
