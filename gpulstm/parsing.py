@@ -99,6 +99,13 @@ class Fields:
         """A number in ``interval``, as :func:`gpulstm.checks.real` takes it."""
         return checks.real(self.take(name), f"{self.path}.{name}", interval)
 
+    def reals(self, name: str, interval: str = "(-inf, inf)") -> list[float]:
+        """A list of numbers in ``interval``, one at least."""
+        value = self.take(name)
+        if not isinstance(value, list) or not value:
+            raise TypeError(f"{self.path}.{name}: expected a list of numbers, got {checks.shown(value)}")
+        return [checks.real(number, f"{self.path}.{name}", interval) for number in value]
+
     def text(self, name: str) -> str:
         """A string."""
         return checks.text(self.take(name), f"{self.path}.{name}")

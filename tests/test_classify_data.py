@@ -304,7 +304,7 @@ def test_a_bad_position() -> None:
     batches = Padded(series, labels, 4)
     state = batches.state_dict()
     for changed, message in (
-        ({"next": 6}, "state.next: expected less than 6, got 6"),
+        ({"step": 6}, "state.step: expected less than 6, got 6"),
         ({"batch": 5}, "data position: made for batch 5, expected 4"),
         ({"series": 5}, "data position: made for series 5, expected 23"),
         ({"seed": 5}, "data position: made for seed 5, expected 0"),

@@ -214,8 +214,8 @@ def test_batches_go_on_anywhere(spoken: Spoken) -> None:
             np.testing.assert_array_equal(found[name], expected[at][name])
     with pytest.raises(ValueError, match="data position: made for seed 2, expected 3"):
         Strings(spoken, 5, seed=3).load_state_dict(states[0])
-    with pytest.raises(ValueError, match=r"state.number: expected less than 7, got 7"):
-        whole.load_state_dict(states[0] | {"number": 7})
+    with pytest.raises(ValueError, match=r"state.step: expected less than 7, got 7"):
+        whole.load_state_dict(states[0] | {"step": 7})
     with pytest.raises(ValueError, match="batch: expected at most 35, all that an epoch has, got 36"):
         Strings(spoken, 36)
 

@@ -96,7 +96,7 @@ class _Batches(Bucketed):
         order = rng.permutation(len(self._utterances)).tolist()
         return [(len(self._utterances[number].values), number) for number in order]
 
-    def _made(self, of: int, rng: np.random.Generator) -> Utterance:
+    def _utterance(self, of: int, rng: np.random.Generator) -> Utterance:
         return self._utterances[of]
 
 

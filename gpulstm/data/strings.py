@@ -59,7 +59,7 @@ class Strings(Bucketed):
         train = self._data.train
         return [(sum(len(train.values[k]) for k in which), which) for which in plan(len(train), COUNTS, rng)]
 
-    def _made(self, of: list[int], rng: np.random.Generator) -> Utterance:
+    def _utterance(self, of: list[int], rng: np.random.Generator) -> Utterance:
         return joined(self._data.train, of, self._data, rng)
 
 

@@ -6,15 +6,12 @@ validation and test lie in parts that follow each other in time; a window's targ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from .. import checks, parsing
-from ..arrays.random import keyed
 from .batch import Batch
+from .epochs import Epochs
 from .forecast_features import Plan
 
 
@@ -60,9 +57,9 @@ def futures(values: np.ndarray, ends: np.ndarray, horizon: int) -> np.ndarray:
     return values[ends[:, None] + np.arange(1, horizon + 1)]
 
 
-class Windows:
-    """Endless batches {"inputs": (T, B, F), "targets": (B, horizon)}, float32; each epoch takes every window once, in
-    an order that depends on ``seed`` and the epoch's number alone, but for those that fill no batch.
+class Windows(Epochs):
+    """Endless batches {"inputs": (T, B, F), "targets": (B, horizon)}, float32; each epoch takes every window once, but
+    for those that fill no batch.
 
     Args:
         features: (N, F) float32, of every step.
@@ -77,44 +74,15 @@ class Windows:
         self, features: np.ndarray, ends: np.ndarray, targets: np.ndarray, history: int, batch: int, seed: int
     ) -> None:
         self._features, self._ends, self._targets = features, ends, targets
-        self._sizes: Mapping[str, int] = {"windows": len(ends), "history": history, "batch": batch, "seed": seed}
-        self.steps_per_epoch = len(ends) // batch
-        if not self.steps_per_epoch:
+        self._history, self._batch = history, batch
+        if len(ends) < batch:
             raise ValueError(f"batch: expected at most {len(ends)}, the windows for training, got {batch}")
-        self.epoch = self._step = 0
-        self._shuffle()
+        super().__init__(len(ends) // batch, seed, windows=len(ends), history=history, batch=batch)
 
-    def next(self) -> Batch:
-        """The next windows."""
-        batch = self._sizes["batch"]
-        chosen = self._order[self._step * batch : (self._step + 1) * batch]
-        inputs = histories(self._features, self._ends[chosen], self._sizes["history"])
-        made = Batch({"inputs": inputs, "targets": self._targets[chosen]})
-        self._step += 1
-        if self._step == self.steps_per_epoch:
-            self.epoch, self._step = self.epoch + 1, 0
-            self._shuffle()
-        return made
+    def _made(self, order: np.ndarray, step: int, rng: np.random.Generator) -> Batch:
+        chosen = order[step * self._batch : (step + 1) * self._batch]
+        inputs = histories(self._features, self._ends[chosen], self._history)
+        return Batch({"inputs": inputs, "targets": self._targets[chosen]})
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position, with what it is a position in; JSON holds it."""
-        return {"epoch": self.epoch, "step": self._step, **self._sizes}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the position of ``state_dict()``.
-
-        Raises:
-            ValueError, TypeError: it is a position in other windows or beyond their end, or none.
-        """
-        position = parsing.Fields(state, "state")
-        for name, value in self._sizes.items():
-            if position.take(name) != value:
-                raise ValueError(f"data position: made for {name} {checks.shown(state[name])}, expected {value}")
-        epoch, step = position.integer("epoch"), position.integer("step")
-        if step >= self.steps_per_epoch:
-            raise ValueError(f"state.step: expected less than {self.steps_per_epoch}, got {step}")
-        self.epoch, self._step = epoch, step
-        self._shuffle()
-
-    def _shuffle(self) -> None:
-        self._order = keyed(self._sizes["seed"], self.epoch).permutation(len(self._ends))
+    def _shuffled(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.permutation(len(self._ends))

@@ -111,9 +111,7 @@ class ClassifyTask(CommandTask):
         self.config = {**self.config_of(settings, data), "classes": list(data.names), **scale}
         self.chance = math.log(len(data.names))
         device = dispatch.choose_device(settings.device)
-        slots = len(settings.make_optimizer().slots)
-        # on the CPU two and the optimizer's: the parameter and its gradient
-        sizes(self.config).check_memory(copies=2 + slots if device == "cpu" else 1)
+        sizes(self.config).check_memory(settings, device)
         self.batches = Padded(
             data.train.series, data.train.labels, settings.batch, seed=settings.seed, noise=settings.noise
         )
@@ -134,12 +132,9 @@ class ClassifyTask(CommandTask):
         classes = checks.texts(config.take("classes"), f"{config.path}.classes")
         if len(set(classes)) < max(2, len(classes)):
             raise ValueError(f"{config.path}.classes: expected two or more names, got {checks.shown(classes)}")
-        for name, interval in (("mean", "(-inf, inf)"), ("deviation", "(0, inf)")):
-            values = config.take(name)
-            if not isinstance(values, list) or not values or len(values) != len(config.take("mean")):
-                raise ValueError(f"{config.path}.{name}: expected a number a channel, got {checks.shown(values)}")
-            for value in values:
-                checks.real(value, f"{config.path}.{name}", interval)
+        mean, deviation = config.reals("mean"), config.reals("deviation", "(0, inf)")
+        if len(mean) != len(deviation):
+            raise ValueError(f"{config.path}.deviation: expected {len(mean)} numbers, as mean, got {len(deviation)}")
         expected = sizes(config.value)
         expected.check_found(found, config.path)
         return expected.shapes()

@@ -105,8 +105,7 @@ class ForecastTask(CommandTask):
         self._seen, target = inputs_of(plan, series)
         self.config = {**self.config_of(settings, data), "features": self._seen.features.shape[1]}
         device = dispatch.choose_device(settings.device)
-        slots = len(settings.make_optimizer().slots)
-        sizes(self.config).check_memory(copies=2 + slots if device == "cpu" else 1)
+        sizes(self.config).check_memory(settings, device)
         self._times, self._scaled, self._values = series.times, target, series.columns[plan.target]
         self._training = data.validation
         for name, ends in vars(self.parts).items():

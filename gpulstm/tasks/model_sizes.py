@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from .. import checks
 from ..config import Config
 from ..train.checkpoint import MODEL
+from ..train.options import Options
 from .base import Shape
 
 
@@ -30,15 +31,14 @@ class Sizes:
         """The shape of every parameter, by name."""
         return {**self.others, **{f"{self.layer}.{name}": shape for name, shape in self.recurrent.shapes().items()}}
 
-    def check_memory(self, copies: int) -> None:
-        """Refuse a model that this machine cannot hold; however many layers, none is listed.
-
-        Args:
-            copies: arrays of a parameter's size that each parameter takes, itself among them.
+    def check_memory(self, settings: Options, device: str) -> None:
+        """Refuse a model that this machine cannot hold for a run of ``settings``; however many layers, none is listed.
 
         Raises:
-            ValueError: its parameters alone take more than all memory.
+            ValueError: its parameters alone, on the CPU with their gradients and the optimizer's copies, take more than
+                all memory.
         """
+        copies = 2 + len(settings.make_optimizer().slots) if device == "cpu" else 1
         size = 4 * copies  # bytes of a float32 and its copies
         others = sum(math.prod(shape) for shape in self.others.values())
         config = self.recurrent

@@ -111,9 +111,7 @@ class SpeechTask(CommandTask):
         kept = {"symbols": list(data.symbols), "rate": data.rate, **scale}  # from the training part alone
         self.config = {**self.config_of(settings, data), **kept}
         device = dispatch.choose_device(settings.device)
-        slots = len(settings.make_optimizer().slots)
-        # on the CPU two and the optimizer's: the parameter and its gradient
-        sizes(self.config).check_memory(copies=2 + slots if device == "cpu" else 1)
+        sizes(self.config).check_memory(settings, device)
         self.batches = data.batches(settings.batch, settings.seed, settings.noise)
         self.model = build(self.config, device)
         self._data = data
@@ -137,17 +135,12 @@ class SpeechTask(CommandTask):
         symbols = checks.texts(config.take("symbols"), f"{config.path}.symbols")
         if not symbols or len(set(symbols)) < len(symbols):
             raise ValueError(f"{config.path}.symbols: expected different texts, got {checks.shown(symbols)}")
-        for name, interval in (("mean", "(-inf, inf)"), ("deviation", "(0, inf)")):
-            values = config.take(name)
-            if not isinstance(values, list) or not values or len(values) != len(config.take("mean")):
-                raise ValueError(f"{config.path}.{name}: expected a number a feature, got {checks.shown(values)}")
-            for value in values:
-                checks.real(value, f"{config.path}.{name}", interval)
+        mean, deviation = config.reals("mean"), config.reals("deviation", "(0, inf)")
+        if len(mean) != len(deviation):
+            raise ValueError(f"{config.path}.deviation: expected {len(mean)} numbers, as mean, got {len(deviation)}")
         parts = audio.STACKED * audio.BANDS if rate else 3  # coefficients and two slopes
-        if len(config.take("mean")) % parts:
-            raise ValueError(
-                f"{config.path}.mean: expected a multiple of {parts} numbers, got {len(config.take('mean'))}"
-            )
+        if len(mean) % parts:
+            raise ValueError(f"{config.path}.mean: expected a multiple of {parts} numbers, got {len(mean)}")
         expected = sizes(config.value)
         expected.check_found(found, config.path)
         return expected.shapes()

@@ -107,9 +107,7 @@ class TextTask(CommandTask):
     def __init__(self, settings: Settings, corpus: Corpus) -> None:
         self.config = self.config_of(settings, corpus)
         device = dispatch.choose_device(settings.device)
-        slots = len(settings.make_optimizer().slots)
-        # on the CPU two and the optimizer's: the parameter and its gradient
-        sizes(self.config).check_memory(copies=2 + slots if device == "cpu" else 1)
+        sizes(self.config).check_memory(settings, device)
         self.batches = Lanes(
             corpus.train,
             settings.batch,

@@ -58,7 +58,7 @@ def test_a_checkpoint_becomes_a_model(tmp_path: Path) -> None:
     assert trained.exit_code == 0, trained.output
     assert _run(tmp_path / "run", tmp_path / "m.safetensors").exit_code == 0
     result = _run(tmp_path / "m.safetensors", tmp_path / "m.onnx", "--state")
-    assert "Sequential(Embedding, LSTM(4, 8), Dropout, EveryStepHead)" in result.output
+    assert "Sequential(Embedding, Recurrent('lstm', 4, 8), Dropout, EveryStepHead)" in result.output
     again = _run(tmp_path / "run", tmp_path / "again.onnx", "--state")
     assert again.exit_code == 0
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
