@@ -103,6 +103,7 @@ def _outcome(use: Callable[[], Any], path: Path_) -> str:
     return "fine" if time.monotonic() - begun < 10 else "slow"
 
 
+@pytest.mark.slow
 def test_every_field(run: Path) -> None:
     (folder,) = (run / "out").iterdir()
     file = folder / checkpoint.RECORD

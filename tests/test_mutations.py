@@ -152,7 +152,7 @@ LAYERS = [("lstm", 2), ("gru", 0, True), ("time_gap", 0, True, 2), ("time_gap",)
 @pytest.mark.parametrize(
     ("function", "cases", "at_least"),
     [
-        ("lstm_backward", [("lstm", 0)], 40),
+        pytest.param("lstm_backward", [("lstm", 0)], 40, marks=pytest.mark.slow),
         ("rnn_backward", [("rnn", 0)], 5),
         pytest.param("layer_backward", LAYERS, 30, marks=pytest.mark.slow),
     ],
@@ -186,6 +186,7 @@ def test_every_term_of_the_cells(maths: ModuleType, cell: str, at_least: int, mo
 # --- the stack of layers ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_step_of_the_stack() -> None:
     net = gpulstm.nn.Recurrent("time_gap", 2, 3, 2, dropout=0.4, bidirectional=True, dtype="float64", seed=0)
     n = problems.network(net, steps=3, ragged=True)

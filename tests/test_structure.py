@@ -243,6 +243,7 @@ def distributions(found: Iterable[str]) -> dict[str, list[str]]:
     return {name: DISTRIBUTIONS.get(name, [name.replace("_", "-").lower()]) for name in names}
 
 
+@pytest.mark.slow
 def test_packages_in_use_are_declared_and_declared_ones_in_use() -> None:
     """By the library or one of its extras; by the extras for the benchmark and for tests."""
     project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

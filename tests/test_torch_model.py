@@ -88,6 +88,7 @@ def test_clipping_is_torchs() -> None:
         np.testing.assert_allclose(task.model.params[name], expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path: Path, rule: str) -> None:
     """With dropout, and with the buffers of a normalization by batch."""
