@@ -133,6 +133,7 @@ def test_killed_at_random_and_resumed_is_the_same_bit_for_bit(data, whole, tmp_p
     assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "step-00000059", "step-00000060"]
 
 
+@pytest.mark.slow
 def test_a_second_run_is_told_who_writes_there(data, tmp_path):
     out = tmp_path / "out"
     process = Process("--data", data, "--out", out, *MODEL, "--steps", 10**9)
@@ -149,6 +150,7 @@ def test_a_second_run_is_told_who_writes_there(data, tmp_path):
     assert not (out / ".lock").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a process on Windows cannot be sent a Ctrl-C of its own")
 @pytest.mark.parametrize(
     ("number", "word", "expected"), [("SIGINT", "interrupted", 130), ("SIGTERM", "terminated", 143)]
@@ -181,6 +183,7 @@ def quiet(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a process on Windows cannot be sent a Ctrl-C of its own")
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.4, 0.8])
 def test_ctrl_c_makes_no_traceback_at_any_moment(data, tmp_path, delay):
@@ -207,6 +210,7 @@ def test_ctrl_c_makes_no_traceback_while_numpy_is_imported(tmp_path, start):
     assert quiet(process) == -signal.SIGINT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a process on Windows cannot be sent a Ctrl-C of its own")
 @pytest.mark.parametrize(
     "swallow",

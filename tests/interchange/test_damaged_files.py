@@ -39,6 +39,7 @@ def _write(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOADS)
 def test_cut_short_at_any_byte(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
@@ -52,6 +53,7 @@ def test_cut_short_at_any_byte(name: str, tmp_path: Path) -> None:
             LOADS[name](path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOADS)
 def test_bytes_changed(name: str, tmp_path: Path) -> None:
     """Whatever a byte becomes, a file loads or is refused: no other error comes out."""
