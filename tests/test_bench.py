@@ -100,7 +100,9 @@ def test_a_case_that_is_none_is_named(text: str) -> None:
             marks=pytest.mark.slow,  # its kernels are compiled
         ),
         (gpulstm.nn.Recurrent("lstm", 4, 4, heads=2, seed=0), (2, 3, 4)),
-        (gpulstm.RNN(3, 5, bidirectional=True, batch_first=True, seed=0), (2, 4, 3)),
+        pytest.param(
+            gpulstm.RNN(3, 5, bidirectional=True, batch_first=True, seed=0), (2, 4, 3), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_explain_prints_is_a_case_of_such_a_call(layer: Any, shape: tuple[int, ...]) -> None:

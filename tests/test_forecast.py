@@ -126,6 +126,7 @@ def test_the_conformal_factor_by_hand() -> None:
     assert np.mean(np.abs(values) <= 9 * factor) == pytest.approx(0.8, abs=0.002)
 
 
+@pytest.mark.slow
 def test_figures_by_hand(data: Path) -> None:
     task = learner(data)
     quality = task.evaluate()
@@ -186,6 +187,7 @@ def test_sizes_are_those_of_the_model() -> None:
     sizes(config).check_found(built, "config")
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_a_forecast(run: tuple[Path, str]) -> None:
     out, output = run
     summary = last_json(output)
@@ -201,6 +203,7 @@ def test_the_command_ends_with_a_forecast(run: tuple[Path, str]) -> None:
     assert (out / "forecast.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_without_matplotlib_a_line_says_so(
     data: Path, run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +265,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(data: Path, tmp_path: Path) 
         assert value.tobytes() == {**b.model, **b.training}[name].tobytes(), name
 
 
+@pytest.mark.slow
 def test_a_forecast_of_what_comes_next(data: Path, run: tuple[Path, str], tmp_path: Path) -> None:
     """Without the data of training, from a file of its own: that of the parts by hand."""
     out = run[0]
@@ -289,12 +293,14 @@ def test_a_forecast_of_what_comes_next(data: Path, run: tuple[Path, str], tmp_pa
     assert f"load after {new}, with 80% intervals" in result.output
 
 
+@pytest.mark.slow
 def test_a_forecast_after_the_data_of_training(data: Path, run: tuple[Path, str]) -> None:
     result = invoke("forecast", "--checkpoint", run[0])
     assert result.exit_code == 0, result.output
     assert "2020-01-17 16:00" in result.output
 
 
+@pytest.mark.slow
 def test_bad_use(run: tuple[Path, str], tmp_path: Path) -> None:
     def told(file: Path) -> str:
         return error(invoke("forecast", "--checkpoint", run[0], "--data", file))
@@ -319,6 +325,7 @@ def test_bad_use(run: tuple[Path, str], tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_refused(run: tuple[Path, str], tmp_path: Path) -> None:
     saved = checkpoint.load(run[0])
     settings = saved.record["settings"]
@@ -356,6 +363,7 @@ def test_bad_settings(data: Path, tmp_path: Path, arguments: list[str], message:
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_its_own_data(data: Path, run: tuple[Path, str], tmp_path: Path) -> None:
     other = written(tmp_path / "other.csv", seed=9)
     assert "has SHA-256" in error(train("--out", run[0], "--resume", "--data", other))
@@ -396,5 +404,6 @@ def test_known_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_allclose(features[24:, 1], plan.numbers["tmin"].apply(days[:-24]))
 
 
+@pytest.mark.slow
 def test_json_is_the_last_line(run: tuple[Path, str]) -> None:
     assert json.loads(run[1].splitlines()[-1])["reason"] == "finished"

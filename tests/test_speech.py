@@ -73,6 +73,7 @@ def test_sizes_are_those_of_the_model() -> None:
         sizes(config).check_found(built, "config")
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_strings(spoken: Spoken) -> None:
     """That of a validation in parts, as torch counts it."""
     torch = pytest.importorskip("torch")

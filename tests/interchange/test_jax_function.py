@@ -96,7 +96,7 @@ def _loss(network: Any, config: Any, lengths: Any, seed: int) -> Any:
 
 
 # XLA compiles each anew, for a second
-@pytest.mark.parametrize("seed", [0, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, *range(3, 12)))])
+@pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 1, *range(3, 12)))])
 def test_values_and_gradients(seed: int, dtype: str) -> None:
     config, params, x, state, lengths = _problem(seed, dtype)
     gradients, outputs = [], []
