@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 COLUMNS = 3
@@ -17,3 +19,10 @@ def made(seed: int = 0, count: int = 160) -> dict[str, np.ndarray]:
     x += 0.05 * rng.standard_normal(x.shape)
     x[np.cumsum(lengths) - 1, 0] = -5  # each ends quietly
     return {"X": x.astype(np.float32), "y": digits, "lengths": lengths}
+
+
+def written(folder: Path) -> Path:
+    """A file of such recordings in ``folder``."""
+    path = folder / "digits.npz"
+    np.savez(path, **made())  # type: ignore[arg-type]
+    return path

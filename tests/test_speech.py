@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_runs import error, invoke, last_json
-from spoken_digits import made
+from spoken_digits import made, written
 
 from gpulstm.data.speech import Spoken, read
 from gpulstm.data.strings import COUNTS, Digits, fixed
@@ -27,9 +27,7 @@ SMALL = ["--hidden=7", "--batch=4", "--validate-every=4", "--save-every=1", "--s
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    np.savez(path, **made())  # type: ignore[arg-type]
-    return path
+    return written(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_runs import error, invoke
-from spoken_digits import COLUMNS, made
+from spoken_digits import COLUMNS, made, written
 
 from gpulstm.data import speech_features
 from gpulstm.data.speech import Recordings, Spoken, read, recordings
@@ -17,9 +17,7 @@ from gpulstm.data.strings import COUNTS, Strings, fixed, joined, plan
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    np.savez(path, **made())  # type: ignore[arg-type]
-    return path
+    return written(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

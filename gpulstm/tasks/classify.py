@@ -135,9 +135,7 @@ class ClassifyTask(CommandTask):
         mean, deviation = config.reals("mean"), config.reals("deviation", "(0, inf)")
         if len(mean) != len(deviation):
             raise ValueError(f"{config.path}.deviation: expected {len(mean)} numbers, as mean, got {len(deviation)}")
-        expected = sizes(config.value)
-        expected.check_found(found, config.path)
-        return expected.shapes()
+        return sizes(config.value).check_found(found, config.path)
 
     @classmethod
     def build(cls, config: Mapping[str, Any], device: str) -> nn.Sequential:

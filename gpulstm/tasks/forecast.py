@@ -143,9 +143,7 @@ class ForecastTask(CommandTask):
         for name in ("dropout", "input_dropout", "weight_dropout"):
             config.real(name, "[0, 1)")
         config.text("data")
-        expected = sizes(config.value)
-        expected.check_found(found, config.path)
-        return expected.shapes()
+        return sizes(config.value).check_found(found, config.path)
 
     @classmethod
     def build(cls, config: Mapping[str, Any], device: str) -> nn.Sequential:

@@ -45,8 +45,8 @@ class Sizes:
         sizes = (config.hidden_size, config.num_layers, config.input_size)
         checks.fits(config.memory(size) + size * others, "hidden, layers and features of the input", sizes)
 
-    def check_found(self, found: Mapping[str, Shape], path: str) -> None:
-        """Compare each size with the shapes ``found`` in a checkpoint; however many layers, none is listed.
+    def check_found(self, found: Mapping[str, Shape], path: str) -> dict[str, Shape]:
+        """:meth:`shapes`, once each size is that of the shapes ``found`` in a checkpoint; till then no layer is listed.
 
         Raises:
             ValueError: a size is another; the message names it, as a field of the object at ``path``.
@@ -60,3 +60,4 @@ class Sizes:
         count = sum(name.startswith(beginning) and not name.endswith(end) for name in found)
         if layers != count:
             raise ValueError(f"{path}.layers: is {layers}, but {MODEL} has {count}")
+        return self.shapes()

@@ -141,9 +141,7 @@ class SpeechTask(CommandTask):
         parts = audio.STACKED * audio.BANDS if rate else 3  # coefficients and two slopes
         if len(mean) % parts:
             raise ValueError(f"{config.path}.mean: expected a multiple of {parts} numbers, got {len(mean)}")
-        expected = sizes(config.value)
-        expected.check_found(found, config.path)
-        return expected.shapes()
+        return sizes(config.value).check_found(found, config.path)
 
     @classmethod
     def build(cls, config: Mapping[str, Any], device: str) -> nn.Sequential:

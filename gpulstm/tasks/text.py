@@ -131,9 +131,7 @@ class TextTask(CommandTask):
         config.real("dropout", "[0, 1)")
         config.text("data")
         CellName().check(config.text("cell"), f"{config.path}.cell")
-        expected = sizes(config.value)
-        expected.check_found(found, config.path)
-        return expected.shapes()
+        return sizes(config.value).check_found(found, config.path)
 
     @classmethod
     def build(cls, config: Mapping[str, Any], device: str) -> nn.Sequential:
